@@ -1,0 +1,1 @@
+"""Checkpoints: their bytes, the store they are committed to, what is kept."""

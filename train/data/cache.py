@@ -1,0 +1,125 @@
+"""The prepared data as two files: `processed_data.npz`, the arrays, and `processed_data.json`.
+
+The JSON is the commit record: it is written last and holds the SHA-256 of the arrays' file.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.dataset import Dataset, Rows
+from train.data.prepare import Features, Preprocessing
+from train.errors import DataError
+from train.files import atomic_write
+
+NPZ_NAME: Final = "processed_data.npz"
+JSON_NAME: Final = "processed_data.json"
+_FORMAT_VERSION: Final = 1
+
+
+def save(dataset: Dataset, folder: Path) -> tuple[Path, Path]:
+    """Write a dataset; the same dataset gives the same bytes.
+
+    Args:
+        dataset: The dataset.
+        folder: Where to write; made if need be.
+
+    Returns:
+        The paths of the arrays and of the JSON.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+
+    Guarantees:
+        What a writer leaves that was killed at any moment is the old dataset, or `load` refuses
+        it.
+    """
+    npz, record = folder / NPZ_NAME, folder / JSON_NAME
+    arrays = _arrays_of(dataset)
+
+    def write_arrays(file: BinaryIO) -> None:
+        np.savez(file, allow_pickle=False, **arrays)
+
+    atomic_write(npz, write_arrays)
+    document = {
+        "format_version": _FORMAT_VERSION,
+        "fingerprint": dataset.fingerprint,
+        "sha256": _sha256(npz),
+        "bytes": npz.stat().st_size,
+        "name": dataset.name,
+        "source": dataset.source,
+        "train_rows": len(dataset.train),
+        "val_rows": len(dataset.val),
+        "report": list(dataset.report),
+        "preprocessing": dataset.preprocessing.to_dict(),
+    }
+    content = json.dumps(document, indent=1).encode()
+    # IMPORTANT: the record is written after the arrays; a crash between the two leaves a record
+    # whose hash does not match, never arrays taken for something else.
+    atomic_write(record, lambda file: file.write(content))
+    return npz, record
+
+
+def load(folder: Path) -> Dataset:
+    """Read what `save` wrote.
+
+    Raises:
+        DataError: There is none, or its bytes are not those that were saved; prepare it again.
+    """
+    npz, record = folder / NPZ_NAME, folder / JSON_NAME
+    try:
+        document: dict[str, Any] = json.loads(record.read_bytes())
+        version, expected = document["format_version"], document["sha256"]
+        if version != _FORMAT_VERSION:
+            raise DataError(
+                f"'{record}' has format version {version}, this program reads {_FORMAT_VERSION}"
+            )
+        found = _sha256(npz)
+        if found != expected:
+            raise DataError(f"'{npz}' is damaged: its sha256 is {found}, not {expected}")
+        with np.load(npz, allow_pickle=False) as arrays:
+            train, val = _rows_of(arrays, "train"), _rows_of(arrays, "val")
+        return Dataset(
+            name=document["name"],
+            source=document["source"],
+            fingerprint=document["fingerprint"],
+            preprocessing=Preprocessing.from_dict(document["preprocessing"]),
+            train=train,
+            val=val,
+            report=tuple(document["report"]),
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"there is no prepared data: '{error.filename}' is missing") from error
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"the prepared data in '{folder}' cannot be read: {error!r}") from error
+
+
+def _arrays_of(dataset: Dataset) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for part, rows in (("train", dataset.train), ("val", dataset.val)):
+        codes = rows.features.categorical
+        smallest = np.min_scalar_type(codes.max(initial=0))  # codes fit a byte or two, not eight
+        arrays[f"{part}_numeric"] = rows.features.numeric
+        arrays[f"{part}_categorical"] = codes.astype(smallest)
+        arrays[f"{part}_target"] = rows.target
+    return arrays
+
+
+def _rows_of(arrays: Any, part: str) -> Rows:
+    codes = arrays[f"{part}_categorical"].astype(np.int64)
+    return Rows(Features(arrays[f"{part}_numeric"], codes), arrays[f"{part}_target"])
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,108 @@
+"""Columns of a raw table as numbers or as text, whatever type they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from train.errors import DataError
+
+Kind = Literal["numeric", "calendar", "text"]
+
+# The parts of a date or time that become numbers; time zones are brought to UTC.
+_CALENDAR: Final[dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]]] = {
+    "year": pc.year,
+    "month": pc.month,
+    "day": pc.day,
+    "weekday": pc.day_of_week,
+    "hour": pc.hour,
+    "minute": pc.minute,
+}
+CALENDAR_PARTS: Final = tuple(_CALENDAR)
+
+
+def kind_of(column: pa.ChunkedArray) -> Kind | None:
+    """Return how a column is used; None where its type (bytes, lists, …) cannot be."""
+    kind = _value_type(column)
+    is_type = pa.types
+    if is_type.is_date(kind) or is_type.is_timestamp(kind):
+        return "calendar"
+    if is_type.is_string(kind) or is_type.is_large_string(kind) or is_type.is_string_view(kind):
+        return "text"
+    if (
+        is_type.is_integer(kind)
+        or is_type.is_floating(kind)
+        or is_type.is_decimal(kind)
+        or is_type.is_boolean(kind)
+        or is_type.is_time(kind)
+        or is_type.is_duration(kind)
+        or is_type.is_null(kind)
+    ):
+        return "numeric"
+    return None
+
+
+def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return a column as float64, with NaN for whatever is missing or not finite.
+
+    Shape:
+        [N]
+
+    Raises:
+        DataError: There are values that are not numbers.
+    """
+    try:
+        plain = column.cast(_value_type(column))
+        if kind_of(column) == "calendar":
+            plain = plain.cast(pa.timestamp("us"), safe=False)
+        if pa.types.is_temporal(plain.type):
+            plain = plain.cast(pa.int64())
+        values = plain.cast(pa.float64(), safe=False).to_numpy()
+    except pa.ArrowException as error:
+        raise DataError(f"not a number: {str(error).splitlines()[0]}") from error
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as strings, nulls included.
+
+    Raises:
+        DataError: The values have no text form.
+    """
+    try:
+        return column.cast(_value_type(column)).cast(pa.large_string())
+    except pa.ArrowException as error:
+        raise DataError(f"not text: {str(error).splitlines()[0]}") from error
+
+
+def read_part(column: pa.ChunkedArray, part: str) -> NDArray[np.float64]:
+    """Return one numeric view of a column, with NaN for missing values.
+
+    Args:
+        column: Numeric, or dates and times.
+        part: "value", "missing" (1 where there is no value, else 0), or one of `CALENDAR_PARTS`.
+
+    Shape:
+        [N]
+
+    Raises:
+        DataError: The column does not hold what `part` needs.
+    """
+    if part == "value":
+        return numbers(column)
+    if part == "missing":
+        return np.isnan(numbers(column)).astype(np.float64)
+    try:
+        moments = column.cast(_value_type(column)).cast(pa.timestamp("us"), safe=False)
+    except pa.ArrowException as error:
+        raise DataError(f"not a date: {str(error).splitlines()[0]}") from error
+    return numbers(_CALENDAR[part](moments))
+
+
+def _value_type(column: pa.ChunkedArray) -> pa.DataType:
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type

@@ -1,0 +1,186 @@
+"""A table made ready: read, split, preprocessed.
+
+Shapes: N rows, D numeric features, C categorical features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from train.config import Config
+from train.data import prepare as preparation
+from train.data.prepare import Features, Preprocessing, listed, target_values
+from train.data.table import locate, raw_sha256, read_table
+from train.errors import DataError, UsageError
+
+_DEFAULT_TARGETS = {"diamonds": "price"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows, ready to train on or to be judged by.
+
+    Shape:
+        features.numeric: float32 [N, D]
+        features.categorical: int64 [N, C]
+        target: float64 [N], on its own scale
+    """
+
+    features: Features
+    target: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Everything about the data that a run needs; it can be saved and loaded whole.
+
+    Args:
+        name: The table's short name.
+        source: Where the raw table was read, absolute.
+        fingerprint: Hash of all that decides the arrays; see `source_fingerprint`.
+        preprocessing: What was fitted on the training rows, or taken from a run that was forked.
+        train: The training rows.
+        val: The validation rows.
+        report: Plain sentences for the log: rows, columns left out and why, target scale.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    train: Rows
+    val: Rows
+    report: tuple[str, ...]
+
+
+def source_fingerprint(config: Config, preprocessing: Preprocessing | None = None) -> str:
+    """Return the hash of all that decides the arrays: bytes, options, and code.
+
+    The table's name and place are no part of it.
+
+    Args:
+        config: The options; those of the group Data count.
+        preprocessing: A fitted one that is to be used in place of a new one.
+
+    Raises:
+        DataNotFound: The table is not there.
+        DataError: It cannot be read.
+    """
+    parts = {
+        "version": preparation.VERSION,
+        "raw": raw_sha256(config.data),
+        "target": _target_of(config),
+        "drop": sorted(set(config.drop)),
+        "val_fraction": config.val_fraction,
+        "split_seed": config.split_seed,
+        "target_scale": config.target_scale,
+        "preprocessing": preprocessing and preprocessing.to_dict(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Dataset:
+    """Read the table, split it, and preprocess it.
+
+    Args:
+        config: The options; those of the group Data count.
+        preprocessing: Use this fitted one, such as a forked run's; default: fit a new one to the
+            training rows.
+
+    Raises:
+        DataNotFound: The table is not there.
+        DataError: It cannot be read, or cannot be trained on.
+        UsageError: The options contradict `preprocessing`.
+    """
+    table = read_table(config.data)
+    target = _target_of(config)
+    if target is None:
+        raise DataError(
+            f"data '{config.data}' needs a target: pass target=<column>, "
+            f"one of {listed(table.column_names)}"
+        )
+    if target in config.drop:
+        raise UsageError(f"target '{target}' is also in drop={','.join(config.drop)}")
+    targets = target_values(table, target)
+    has_target = np.isfinite(targets)
+    num_dropped = int(len(targets) - has_target.sum())
+    table, targets = table.filter(pa.array(has_target)), targets[has_target]
+    if len(targets) < 2:
+        raise DataError(
+            f"data '{config.data}' has {len(targets)} rows with a value in target '{target}': "
+            "at least 2 are needed, to train on and to validate"
+        )
+    train, val = split(len(targets), config.val_fraction, config.split_seed)
+    fitted = preprocessing or Preprocessing.fit(
+        table.take(pa.array(train)),
+        target=target,
+        drop=config.drop,
+        target_scale=config.target_scale,
+    )
+    _check_agrees(config, target, fitted)
+    features = fitted.transform(table)
+    path = locate(config.data)
+    return Dataset(
+        name=path.name.split(".")[0],
+        source=str(path),
+        fingerprint=source_fingerprint(config, preprocessing),
+        preprocessing=fitted,
+        train=_take(features, targets, train),
+        val=_take(features, targets, val),
+        report=(
+            f"{len(targets):,} rows: {len(train):,} to train on, {len(val):,} to validate on.",
+            *([f"{num_dropped:,} rows without a value in '{target}' dropped."] * (num_dropped > 0)),
+            *fitted.report(),
+        ),
+    )
+
+
+def split(
+    num_rows: int, val_fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the row numbers to train on and those to validate on, at least one of each.
+
+    Args:
+        num_rows: Number of rows, at least 2.
+        val_fraction: Part of the rows to validate on, in (0, 1).
+        seed: Seed of the permutation; the same seed gives the same rows, whatever the version
+            of NumPy (the raw stream of a bit generator is fixed, `permutation` is not).
+
+    Shape:
+        int64 [N_train], int64 [N_val]
+    """
+    order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
+    num_val = min(max(round(num_rows * val_fraction), 1), num_rows - 1)
+    return order[num_val:], order[:num_val]
+
+
+def _take(features: Features, targets: NDArray[np.float64], rows: NDArray[np.int64]) -> Rows:
+    return Rows(Features(features.numeric[rows], features.categorical[rows]), target=targets[rows])
+
+
+def _target_of(config: Config) -> str | None:
+    return config.target or _DEFAULT_TARGETS.get(config.data)
+
+
+def _check_agrees(config: Config, target: str, preprocessing: Preprocessing) -> None:
+    scale = preprocessing.scale.kind
+    used = {f.column for f in (*preprocessing.numeric, *preprocessing.categorical)}
+    if target != preprocessing.target:
+        wrong = f"target={target} was given, it predicts '{preprocessing.target}'"
+    elif config.target_scale not in ("auto", scale):
+        wrong = f"target_scale={config.target_scale} was given, its scale is {scale}"
+    elif used & set(config.drop):
+        wrong = f"drop={','.join(config.drop)} was given, it uses {listed(sorted(used & set(config.drop)))}"
+    else:
+        return
+    raise UsageError(f"the model's preprocessing is fixed: {wrong}. Leave the option out")

@@ -1,0 +1,302 @@
+"""Preprocessing: fitted on training rows, kept as plain JSON, applied to any raw rows.
+
+Shapes: N rows, D numeric features, C categorical features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from train.data.columns import CALENDAR_PARTS, kind_of, numbers, read_part, texts
+from train.data.scale import TargetScale, mean_and_std
+from train.errors import DataError
+
+VERSION: Final = 1  # raised whenever the same table would give other arrays
+
+_MAX_STD: Final = 10.0  # standardised values are clipped to ±10: an outlier must not rule a batch
+_MAX_VOCABULARY: Final = 1000  # the most frequent values of a column; the rest share code 0
+_MIN_COUNT: Final = 2  # a value seen once cannot be learned, and trains code 0 in its place
+_IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken for an identifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the model sees of some rows.
+
+    Shape:
+        numeric: float32 [N, D]
+        categorical: int64 [N, C]
+    """
+
+    numeric: NDArray[np.float32]
+    categorical: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class NumericFeature:
+    """One column of numbers, standardised.
+
+    Args:
+        column: The raw column's name.
+        part: What of it is taken; see `train.data.columns.read_part`.
+        fill: Value in place of missing ones: the training rows' median.
+        mean: Mean over the training rows.
+        std: Standard deviation over them, above 0.
+    """
+
+    column: str
+    part: str
+    fill: float
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, name: str, part: str, values: NDArray[np.float64]) -> NumericFeature | None:
+        """Fit to the training rows' values, NaN for missing; None where they do not vary."""
+        known = values[~np.isnan(values)]
+        if not known.size:
+            return None
+        fill = float(np.median(known))
+        mean, std = mean_and_std(np.where(np.isnan(values), fill, values))
+        if not std:
+            return None
+        if part == "missing":  # stays 0 or 1: standardised, a rare one would be far out
+            mean, std = 0.0, 1.0
+        return cls(name, part, fill, mean, std)
+
+    def transform(self, column: pa.ChunkedArray) -> NDArray[np.float32]:
+        """Return the feature's values. Shape [N]."""
+        values = read_part(column, self.part)
+        values = np.where(np.isnan(values), self.fill, values)
+        with np.errstate(over="ignore"):  # ±1e308 becomes infinite, and is clipped
+            standard = (values - self.mean) / self.std
+        return np.clip(standard, -_MAX_STD, _MAX_STD).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalFeature:
+    """One column of categories, as integer codes.
+
+    Args:
+        column: The raw column's name.
+        vocabulary: The values that have a code of their own, value i the code i + 1; None among
+            them stands for a missing value. Everything else has code 0.
+    """
+
+    column: str
+    vocabulary: tuple[str | None, ...]
+
+    @property
+    def num_codes(self) -> int:
+        """Number of codes, code 0 included."""
+        return len(self.vocabulary) + 1
+
+    @classmethod
+    def fit(cls, name: str, column: pa.ChunkedArray) -> CategoricalFeature:
+        """Take the most frequent values of the training rows, ties in the order of the text."""
+        counted = pc.value_counts(texts(column))
+        table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
+        table = table.filter(pc.field("count") >= _MIN_COUNT)
+        table = table.sort_by([("count", "descending"), ("value", "ascending")])
+        return cls(name, tuple(table["value"].slice(0, _MAX_VOCABULARY).to_pylist()))
+
+    def transform(self, column: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Return the codes. Shape [N], each in [0, num_codes)."""
+        known = pa.array(self.vocabulary, type=pa.large_string())
+        found = pc.fill_null(pc.index_in(texts(column), value_set=known), -1)
+        return found.to_numpy().astype(np.int64) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From raw tables to arrays, with everything that was learned from the training rows.
+
+    Args:
+        target: Name of the column to predict.
+        scale: The scale the target is trained on.
+        numeric: The numeric features, in the order of the arrays' columns.
+        categorical: The categorical features, likewise.
+        left_out: Name of each column that is not used, to the reason.
+    """
+
+    target: str
+    scale: TargetScale
+    numeric: tuple[NumericFeature, ...]
+    categorical: tuple[CategoricalFeature, ...]
+    left_out: Mapping[str, str]
+
+    @classmethod
+    def fit(
+        cls, table: pa.Table, *, target: str, drop: Iterable[str] = (), target_scale: str = "auto"
+    ) -> Preprocessing:
+        """Fit to the training rows.
+
+        Args:
+            table: The training rows and only them; each has a target.
+            target: Column to predict.
+            drop: Columns to leave out.
+            target_scale: "auto", "linear" or "log"; see `TargetScale.fit`.
+
+        Raises:
+            DataError: `target` or a column of `drop` does not exist, the target is not a number,
+                or no column is left to learn from.
+        """
+        scale = TargetScale.fit(target_values(table, target), target_scale)
+        dropped = set(drop)
+        for name in sorted(dropped):
+            require_column(table.column_names, name, "drop")
+        numeric: list[NumericFeature] = []
+        categorical: list[CategoricalFeature] = []
+        left_out: dict[str, str] = {}
+        for name in table.column_names:
+            if name == target:
+                continue
+            fitted = "dropped as asked" if name in dropped else _fit_column(name, table[name])
+            if isinstance(fitted, str):
+                left_out[name] = fitted
+            elif isinstance(fitted, CategoricalFeature):
+                categorical.append(fitted)
+            else:
+                numeric += fitted
+        if not numeric and not categorical:
+            reasons = "; ".join(_grouped(left_out)) or "it is the only column"
+            raise DataError(f"nothing is left to predict '{target}' from: {reasons}")
+        return cls(target, scale, tuple(numeric), tuple(categorical), left_out)
+
+    def transform(self, table: pa.Table) -> Features:
+        """Turn raw rows into the arrays the model takes.
+
+        Args:
+            table: Any rows with the columns that were fitted; others are not looked at.
+
+        Raises:
+            DataError: Columns are missing, or hold something else than when they were fitted.
+        """
+        used = {f.column for f in (*self.numeric, *self.categorical)}
+        missing = sorted(used - set(table.column_names))
+        if missing:
+            raise DataError(
+                f"the table lacks {listed(missing)}, which the preprocessing was fitted on; "
+                f"it has {listed(table.column_names)}"
+            )
+        numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
+        categorical = np.empty((table.num_rows, len(self.categorical)), dtype=np.int64)
+        features: Sequence[tuple[NDArray[Any], Sequence[NumericFeature | CategoricalFeature]]] = (
+            (numeric, self.numeric),
+            (categorical, self.categorical),
+        )
+        for array, group in features:
+            for i, feature in enumerate(group):
+                try:
+                    array[:, i] = feature.transform(table[feature.column])
+                except DataError as error:
+                    raise DataError(
+                        f"column '{feature.column}' is not what it was when fitted: {error}"
+                    ) from error
+        return Features(numeric, categorical)
+
+    def report(self) -> list[str]:
+        """Return, in plain sentences, what is used of a table and what is not."""
+        columns = {f.column for f in self.numeric}
+        sentences = [
+            f"{len(columns)} numeric columns give {len(self.numeric)} features; "
+            f"{len(self.categorical)} columns are categorical."
+        ]
+        sentences += [f"Left out: {group}." for group in _grouped(self.left_out)]
+        kind = "logarithmic" if self.scale.kind == "log" else "linear"
+        return [*sentences, f"Target '{self.target}' is trained on a {kind} scale, standardised."]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain builtins, fit for JSON, from which `from_dict` makes an equal one."""
+        return {**dataclasses.asdict(self), "left_out": dict(self.left_out)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Make it from what `to_dict` returned."""
+        return cls(
+            target=values["target"],
+            scale=TargetScale(**values["scale"]),
+            numeric=tuple(NumericFeature(**f) for f in values["numeric"]),
+            categorical=tuple(
+                CategoricalFeature(f["column"], tuple(f["vocabulary"]))
+                for f in values["categorical"]
+            ),
+            left_out=dict(values["left_out"]),
+        )
+
+
+def target_values(table: pa.Table, target: str) -> NDArray[np.float64]:
+    """Return the target on its own scale, NaN where there is none. Shape [N].
+
+    Raises:
+        DataError: There is no such column, or it does not hold numbers.
+    """
+    require_column(table.column_names, target, "target")
+    column = table[target]
+    if kind_of(column) != "numeric":
+        example = next((value for value in column.to_pylist() if value is not None), None)
+        others = [n for n in table.column_names if kind_of(table[n]) == "numeric"]
+        raise DataError(
+            f"target '{target}' is not a number: it holds {column.type}, such as {example!r}. "
+            f"Numeric columns are {listed(others)}"
+        )
+    return numbers(column)
+
+
+def require_column(columns: Sequence[str], name: str, option: str) -> None:
+    """Refuse the name of a column that is not there.
+
+    Raises:
+        DataError: It is not; the message names the closest one and those that exist.
+    """
+    if name in columns:
+        return
+    close = difflib.get_close_matches(name, columns, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    raise DataError(f"{option}: there is no column '{name}'; {hint}There are {listed(columns)}")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Return names in quotes, cut after `most`: "'a', 'b' and 7 more"."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"
+
+
+def _grouped(left_out: Mapping[str, str]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        groups.setdefault(reason, []).append(name)
+    return [f"{listed(names, most=5)} ({reason})" for reason, names in groups.items()]
+
+
+def _fit_column(
+    name: str, column: pa.ChunkedArray
+) -> list[NumericFeature] | CategoricalFeature | str:
+    """Return the features of a column, or the reason why it has none."""
+    kind = kind_of(column)
+    if kind is None:
+        return f"of type {column.type}"
+    if kind == "text":
+        return _fit_text(name, column)
+    parts = ["value"] if kind == "numeric" else list(CALENDAR_PARTS)
+    fitted = [NumericFeature.fit(name, p, read_part(column, p)) for p in [*parts, "missing"]]
+    features = [feature for feature in fitted if feature is not None]
+    return features or "the same in all training rows"
+
+
+def _fit_text(name: str, column: pa.ChunkedArray) -> CategoricalFeature | str:
+    num_known = len(column) - column.null_count
+    num_distinct = pc.count_distinct(column).as_py()
+    if num_distinct + (column.null_count > 0) <= 1:
+        return "the same in all training rows"
+    if num_distinct > _IDENTIFIER * num_known:
+        return "nearly every value different, like an identifier"
+    return CategoricalFeature.fit(name, column)

@@ -1,0 +1,139 @@
+"""Where a run's data comes from: the cache, the run's artifacts, or the raw table."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from train.config import Config
+from train.data import cache
+from train.data.dataset import Dataset, prepare, source_fingerprint
+from train.data.prepare import Preprocessing
+from train.errors import DataError, DataNotFound
+
+log = logging.getLogger(__name__)
+
+Download = Callable[[str, Path], None]  # (name of the file, where to put it)
+
+
+def cache_folder(root: Path, fingerprint: str) -> Path:
+    """Return where the prepared data of that fingerprint is cached."""
+    return root / "data" / fingerprint[:32]
+
+
+def prepare_cached(config: Config, root: Path, preprocessing: Preprocessing | None) -> Dataset:
+    """Return the data that the options name, preprocessed now or taken from the cache.
+
+    Args:
+        config: The options; those of the group Data count.
+        root: The folder under which the cache lies.
+        preprocessing: Use this fitted one; default: fit a new one.
+
+    Raises:
+        DataError: The table is missing, cannot be read, or cannot be trained on.
+    """
+    folder = cache_folder(root, source_fingerprint(config, preprocessing))
+    found = _find_cached(folder)
+    if found is not None:
+        log.info("Data '%s' is prepared already: %s", found.name, folder)
+        return found
+    log.info("Preparing data '%s' …", config.data)
+    dataset = prepare(config, preprocessing)
+    cache.save(dataset, folder)
+    return dataset
+
+
+def recover(config: Config, root: Path, fingerprint: str, download: Download) -> Dataset:
+    """Return the data of a run that is resumed: cached here, in its artifacts, or made anew.
+
+    Args:
+        config: The run's options.
+        root: The folder under which the cache lies.
+        fingerprint: What the data must be.
+        download: Fetches a file of the run's `data/`; raises FileNotFoundError if there is none.
+
+    Raises:
+        DataError: It is in none of the places, or the raw table has changed.
+    """
+    folder = cache_folder(root, fingerprint)
+    found = _find_cached(folder)
+    if found is None:
+        try:
+            for name in (cache.JSON_NAME, cache.NPZ_NAME):
+                download(name, folder / name)
+            found = cache.load(folder)
+            log.info("Data '%s' was fetched from the run's artifacts", found.name)
+        except FileNotFoundError:
+            return _remake(config, folder, fingerprint)
+    if found.fingerprint != fingerprint:
+        raise DataError(
+            f"the prepared data in '{folder}' is of another table: its fingerprint is "
+            f"{found.fingerprint[:12]}…, the run's is {fingerprint[:12]}…. Delete that folder"
+        )
+    return found
+
+
+def _find_cached(folder: Path) -> Dataset | None:
+    try:
+        return cache.load(folder)
+    except DataError as error:
+        if (folder / cache.NPZ_NAME).exists():
+            log.warning("The cached data is not used: %s", error)
+        return None
+
+
+def _saved_preprocessing(path: Path) -> Preprocessing | None:
+    """Return what was fitted when the data was prepared first, if the run's JSON is here."""
+    try:
+        return Preprocessing.from_dict(json.loads(path.read_bytes())["preprocessing"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
+    """Prepare the raw table again, and make sure that it is still the same."""
+    try:
+        fitted = _saved_preprocessing(folder / cache.JSON_NAME)
+        for preprocessing in (None, fitted):  # a fork may have used another run's
+            if source_fingerprint(config, preprocessing) == fingerprint:
+                dataset = prepare(config, preprocessing)
+                cache.save(dataset, folder)
+                return dataset
+    except DataNotFound as error:
+        raise DataError(
+            f"the prepared data of this run was not uploaded, and the raw table is not here "
+            f"either: searched '{error.searched}'. Pass data=<path of the same file>"
+        ) from error
+    raise DataError(
+        f"data '{config.data}' is not what the run was trained on (fingerprint "
+        f"{fingerprint[:12]}…): pass data=<path of the same file>, or fork to train on another"
+    )
+
+
+MAX_AUTO_UPLOAD_BYTES = 1 << 30
+
+
+def upload(folder: Path, upload_data: str, put: Callable[[Path], None]) -> None:
+    """Store the prepared data with the run, so that a resume elsewhere needs nothing else.
+
+    The small JSON always goes, the arrays as `upload_data` says.
+
+    Args:
+        folder: The cache folder of the data.
+        upload_data: "yes", "no", or "auto": up to 1 GiB.
+        put: Stores a local file in the run's `data/`.
+    """
+    arrays = folder / cache.NPZ_NAME
+    num_bytes = arrays.stat().st_size
+    if upload_data == "yes" or (upload_data == "auto" and num_bytes <= MAX_AUTO_UPLOAD_BYTES):
+        put(arrays)
+    else:
+        log.info(
+            "The prepared data (%.1f MB) is not uploaded (upload_data=%s): a resume on another "
+            "machine will need the raw table",
+            num_bytes / 1e6,
+            upload_data,
+        )
+    put(folder / cache.JSON_NAME)

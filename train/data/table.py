@@ -1,0 +1,161 @@
+"""Raw tables: from a file's name to a `pyarrow.Table`, and the hash of a file's bytes.
+
+The table shipped with the package, 'diamonds' (53,940 rows, 10 columns), is the data set
+``diamonds`` of plotnine 0.15.9 (MIT licence); see the README beside this file.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from train.errors import DataError, DataNotFound
+
+SHIPPED: Final = {"diamonds": Path(__file__).with_name("diamonds.csv.gz")}
+_KINDS: Final = "CSV (.csv, .csv.gz), Parquet (.parquet, or a folder of them), .npz"
+_MAX_BLOCK_BYTES: Final = 2**31 - 1  # pyarrow's own limit
+
+
+def locate(data: str) -> Path:
+    """Return the absolute path of a table: of the shipped one by its name, else of the file.
+
+    Raises:
+        DataNotFound: There is nothing at that path.
+    """
+    path = SHIPPED.get(data) or Path(data).expanduser().absolute()
+    if not path.exists():
+        raise DataNotFound(data, str(path))
+    return path
+
+
+def read_table(data: str) -> pa.Table:
+    """Read a table whole.
+
+    Args:
+        data: Path to CSV or CSV.gz (types are inferred from all rows; ISO dates become dates),
+            to a Parquet file or folder, to ``.npz`` (each 1-D array is a column, each 2-D array
+            ``x`` gives the columns ``x_0``, ``x_1``, …), or the name of a shipped table.
+
+    Returns:
+        A table with at least one row and with distinct column names.
+
+    Raises:
+        DataNotFound: There is nothing at that path.
+        DataError: The file cannot be read, is empty, is of another kind, or has two columns of
+            one name.
+    """
+    path = locate(data)
+    read = _reader_of(path)
+    try:
+        table = read(path)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data '{path}' cannot be read as {read.__name__.removeprefix('_read_')}: "
+            f"{first_line}. Check that the file is complete and of the kind its name says"
+        ) from error
+    twice = [name for name, n in collections.Counter(table.column_names).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"data '{path}' has more than one column named {', '.join(map(repr, twice[:5]))}: "
+            "rename them"
+        )
+    if not table.num_rows:
+        raise DataError(
+            f"data '{path}' is empty: {table.num_columns} columns and no rows. Nothing to train on"
+        )
+    return table
+
+
+def raw_sha256(data: str) -> str:
+    """Return the SHA-256 of a table's bytes, in hex.
+
+    For a folder: of the relative names and the bytes of its files, sorted by name.
+
+    Raises:
+        DataNotFound: There is nothing at that path.
+        DataError: A file cannot be read.
+    """
+    path = locate(data)
+    try:
+        if not path.is_dir():
+            return _file_sha256(path)
+        listing = [(f.relative_to(path).as_posix(), f) for f in path.rglob("*") if f.is_file()]
+        lines = [f"{name}\0{_file_sha256(file)}\n" for name, file in sorted(listing)]
+    except OSError as error:
+        raise DataError(f"data '{path}' cannot be read: {error.strerror}") from error
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reader_of(path: Path):  # type: ignore[no-untyped-def]
+    name = path.name.lower()
+    if path.is_dir() or name.endswith((".parquet", ".pq")):
+        return _read_parquet
+    if name.endswith((".csv", ".csv.gz")):
+        return _read_csv
+    if name.endswith(".npz"):
+        return _read_npz
+    raise DataError(f"data '{path}' is of an unknown kind ('{path.suffix}'): give {_KINDS}")
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    if path.is_dir() and not any(f.suffix in (".parquet", ".pq") for f in path.rglob("*")):
+        raise DataError(f"data '{path}' is a folder without a .parquet file in it: give {_KINDS}")
+    return pyarrow.parquet.read_table(path)
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with pa.input_stream(str(path), compression="detect") as stream:
+        content = stream.read()
+    # One block, because pyarrow infers the types from the first block alone: a column that is
+    # whole numbers for a megabyte and 1.5 after it would be an error.
+    block_bytes = min(max(len(content), 1), _MAX_BLOCK_BYTES)
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(content),
+        read_options=pyarrow.csv.ReadOptions(block_size=block_bytes),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
+    )
+
+
+def _read_npz(path: Path) -> pa.Table:
+    names: list[str] = []
+    columns: list[pa.Array] = []
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = np.asarray(arrays[name])
+            if array.ndim not in (1, 2):
+                raise DataError(
+                    f"data '{path}': array '{name}' has shape {list(array.shape)}; "
+                    "columns are arrays of 1 or 2 dimensions"
+                )
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+            single = array.ndim == 1
+            names += [name] if single else [f"{name}_{i}" for i in range(array.shape[1])]
+            columns += [pa.array(column) for column in ([array] if single else array.T)]
+    lengths = {name: len(column) for name, column in zip(names, columns, strict=True)}
+    if len(set(lengths.values())) > 1:
+        shortest, longest = (
+            min(lengths, key=lengths.__getitem__),
+            max(lengths, key=lengths.__getitem__),
+        )
+        raise DataError(
+            f"data '{path}': '{shortest}' has {lengths[shortest]} rows and '{longest}' has "
+            f"{lengths[longest]}; all arrays need the same number of rows"
+        )
+    return pa.Table.from_arrays(columns, names=names)

@@ -1,0 +1,175 @@
+"""Every error this program raises on purpose, and the exit code that goes with it.
+
+    TrainError                                  1   anything below, caught at once
+    ├── UsageError (ValueError)                 2   an option or a value that cannot be used
+    │   └── ForkNeeded                          2   the option would make it another training
+    ├── DataError (ValueError)                  3   the table cannot be trained on
+    │   └── DataNotFound (FileNotFoundError)    3
+    ├── CheckpointError                         4   no checkpoint to go on from
+    │   ├── CheckpointNotFound (LookupError)    4
+    │   └── CheckpointDamaged (ValueError)      4
+    ├── NonFinite (ArithmeticError)             5   loss or gradients are NaN or infinite
+    ├── RunNotUsable (LookupError)              6   the run is unknown, deleted, finished, taken
+    ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
+    └── Interrupted                            75   stopped by a signal; can be resumed
+
+Each message is one line: what failed, what was found against what was expected, what to do.
+The command line prints that line and exits with the class's ``exit_code``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+class TrainError(Exception):
+    """Base of every error that this program raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(TrainError, ValueError):
+    """An option, or a combination of options, that cannot be used."""
+
+    exit_code = 2
+
+
+class ForkNeeded(UsageError):
+    """Options given on a resume that would make it another training.
+
+    Args:
+        run_id: The run that was to be resumed.
+        changes: Option name to (value of the run, value given).
+        command: The full command that forks with the given values.
+    """
+
+    def __init__(self, run_id: str, changes: Mapping[str, tuple[object, object]], command: str):
+        self.run_id, self.changes, self.command = run_id, dict(changes), command
+        listed = ", ".join(
+            f"{name} is {old} in the run and {new} was given"
+            for name, (old, new) in changes.items()
+        )
+        super().__init__(
+            f"run '{run_id}' cannot be resumed with other values: {listed}. "
+            f"Leave them out to go on, or fork: {command}"
+        )
+
+
+class DataError(TrainError, ValueError):
+    """A table that cannot be read, or cannot be trained on."""
+
+    exit_code = 3
+
+
+class DataNotFound(DataError, FileNotFoundError):
+    """The table is not where it was said to be.
+
+    Args:
+        path: The path as it was given.
+        searched: The absolute path that was looked at.
+    """
+
+    def __init__(self, path: str, searched: str):
+        self.path, self.searched = path, searched
+        super().__init__(
+            f"data '{path}' was not found: searched '{searched}'. A relative path starts in the "
+            "folder the program runs in, which under `mlflow run` is the project's; "
+            "pass an absolute path"
+        )
+
+    def __str__(self) -> str:  # OSError would print its arguments its own way
+        return str(self.args[0])
+
+
+class CheckpointError(TrainError):
+    """A checkpoint that cannot be used."""
+
+    exit_code = 4
+
+
+class CheckpointNotFound(CheckpointError, LookupError):
+    """The run has no such checkpoint.
+
+    Args:
+        run_id: The run that was searched.
+        wanted: What was asked for, as a reader would say it: "epoch 7".
+        existing: The epochs (or steps) whose checkpoints do exist, in order.
+    """
+
+    def __init__(self, run_id: str, wanted: str, existing: Iterable[str]):
+        self.run_id, self.wanted, self.existing = run_id, wanted, list(existing)
+        has = f"it has {', '.join(self.existing)}" if self.existing else "it has none"
+        super().__init__(
+            f"run '{run_id}' has no checkpoint of {wanted}: {has}. "
+            f"`python -m train list {run_id}` shows them"
+        )
+
+
+class CheckpointDamaged(CheckpointError, ValueError):
+    """A checkpoint whose bytes are not what its manifest says.
+
+    Args:
+        name: The checkpoint: "epoch_12 of run 'a1b2'", or a file's path.
+        found: What was found, against what was expected.
+    """
+
+    def __init__(self, name: str, found: str):
+        self.name, self.found = name, found
+        super().__init__(f"checkpoint {name} is damaged: {found}")
+
+
+class NonFinite(TrainError, ArithmeticError):
+    """The loss or a gradient is NaN or infinite; the update was not made.
+
+    Args:
+        what: "loss" or "gradient norm".
+        value: What it was.
+        epoch: The epoch under way.
+        step: The optimizer step that would have been made, counted from 1.
+        lr: The learning rate in force.
+    """
+
+    exit_code = 5
+
+    def __init__(self, what: str, value: float, epoch: int, step: int, lr: float):
+        self.what, self.value, self.epoch, self.step, self.lr = what, value, epoch, step, lr
+        super().__init__(
+            f"{what} is {value} at step {step} (epoch {epoch}, lr {lr:g}): the update was not "
+            "made and the last checkpoint is untouched. Try a lower lr, or look at the data"
+        )
+
+
+class RunNotUsable(TrainError, LookupError):
+    """The run cannot be used as asked.
+
+    Args:
+        run_id: The run, or "latest".
+        why: What is wrong with it, and what to do.
+    """
+
+    exit_code = 6
+
+    def __init__(self, run_id: str, why: str):
+        self.run_id, self.why = run_id, why
+        super().__init__(f"run '{run_id}' {why}")
+
+
+class StoreUnavailable(TrainError, ConnectionError):
+    """The tracking server, or the place of the artifacts, cannot be used."""
+
+    exit_code = 7
+
+
+class Interrupted(TrainError):
+    """A signal asked the run to stop; what was committed is safe.
+
+    Args:
+        signal_name: "SIGTERM", "SIGINT", …
+        epoch: Epochs completed and committed.
+    """
+
+    exit_code = 75
+
+    def __init__(self, signal_name: str, epoch: int):
+        self.signal_name, self.epoch = signal_name, epoch
+        super().__init__(f"stopped by {signal_name} after {epoch} epochs")

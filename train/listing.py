@@ -1,0 +1,135 @@
+"""`train list`: the runs that can be resumed, and the checkpoints of one run."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from train.checkpoint.format import CHECKPOINT_FILE
+from train.checkpoint.policy import find_best
+from train.checkpoint.store import ROOT, CheckpointStore
+from train.commands import train_command
+from train.metrics import MONITOR
+from train.source import find_run, require_local_artifacts
+from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, Tracking
+
+Row = dict[str, Any]
+
+
+def run_rows(tracking: Tracking) -> list[Row]:
+    """Return one row for each run of the experiment that has a checkpoint, newest first."""
+    return [_run_row(record) for record in tracking.search_runs(tracking.experiment_id())]
+
+
+def _run_row(record: RunRecord) -> Row:
+    try:
+        epochs = json.loads(record.tags[OPTIONS_TAG])["epochs"]
+    except (KeyError, ValueError, TypeError):
+        epochs = None
+    return {
+        "run_id": record.run_id,
+        "name": record.name,
+        "status": record.status,
+        "epoch": int(record.tags[EPOCH_TAG]) if EPOCH_TAG in record.tags else None,
+        "epochs": epochs,
+        f"best_{MONITOR}": record.metrics.get(f"best_{MONITOR}"),
+        "attempts": record.attempts,
+        "started": record.start_time_ms / 1000,
+    }
+
+
+def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
+    """Return one row for each checkpoint of the run, oldest first.
+
+    Costs three calls to the server, and one for each checkpoint not yet in the index.
+    """
+    record = find_run(tracking, run_id)
+    require_local_artifacts(record)
+    manifests = CheckpointStore(tracking.artifacts(record), record.run_id).list()
+    best = find_best(manifests)
+    return [
+        {
+            "epoch": manifest.epoch,
+            "step": manifest.step,
+            "val_loss": manifest.metrics.get("val_loss"),
+            MONITOR: manifest.score,
+            "best": manifest == best,
+            "latest": manifest == manifests[-1],
+            "kept": manifest.kept,
+            "attempt": manifest.attempt,
+            "bytes": manifest.bytes,
+            "created": datetime.fromisoformat(manifest.created).timestamp(),
+            "path": f"{ROOT}/{manifest.name}/{CHECKPOINT_FILE}",
+        }
+        for manifest in manifests
+    ]
+
+
+def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
+    """Print the rows as a table, or as JSON with times in seconds since 1970."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    console = Console()
+    if not rows:
+        what = f"run '{run_id}' has no checkpoint" if run_id else "no run here has a checkpoint"
+        console.print(what, markup=False, highlight=False)
+        return
+    console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
+    example = run_id or rows[0]["run_id"]
+    hint = f"resume: {train_command({'resume_run': example})}"
+    console.print(hint, markup=False, highlight=False, soft_wrap=True)
+
+
+def _run_table(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("run", "name", "status", "epoch", "best corr", "attempts", "started"):
+        table.add_column(heading, no_wrap=heading == "run", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["run_id"],
+            row["name"],
+            row["status"],
+            f"{row['epoch']}/{row['epochs']}",
+            _number(row[f"best_{MONITOR}"]),
+            str(row["attempts"]),
+            _age(row["started"]),
+        )
+    return table
+
+
+def _checkpoint_table(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("epoch", "step", "val loss", "corr", "", "size", "age", "path"):
+        table.add_column(heading, no_wrap=heading != "path", overflow="fold")
+    for row in rows:
+        marks = [mark for mark in ("best", "latest", "kept") if row[mark]]
+        table.add_row(
+            str(row["epoch"]),
+            str(row["step"]),
+            _number(row["val_loss"]),
+            _number(row[MONITOR]),
+            " ".join(marks),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            _age(row["created"]),
+            row["path"],
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5f}"
+
+
+def _age(timestamp: float) -> str:
+    """Return how long ago that was, in the largest unit that makes sense."""
+    seconds = max(0.0, time.time() - timestamp)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

@@ -1,0 +1,103 @@
+"""The training story."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from train import environment, rng
+from train.data.batches import batches, num_batches
+from train.errors import NonFinite
+from train.run import Run
+from train.schedule import Schedule
+from train.state import TrainState
+from train.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run, task: Task) -> None:
+    """Train `task` until the run has all its epochs.
+
+    ::
+
+        build the model, the optimizer and the schedule; go back to where the run was
+        for each epoch that is left:
+            set the learning rate
+            train on every batch, in the epoch's own order
+            evaluate
+            log the epoch's metrics
+            save
+
+    Raises:
+        NonFinite: Loss or gradients are not finite; the update was not made.
+        Interrupted: A signal asked to stop; the last epoch is saved.
+    """
+    config = run.config
+    environment.set_threads(config.threads)
+    rng.seed_all(rng.derive_seed("weights", config.seed))
+
+    model = task.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
+    schedule = Schedule(config)
+    run.restore(TrainState(model, optimizer, schedule))
+    if schedule.is_past_horizon(config.epochs):
+        log.warning(
+            "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
+            "floor, %.3g. A fork may stretch it: fork=true schedule_epochs=%d",
+            config.epochs,
+            schedule.horizon_epochs,
+            schedule.lr(config.epochs),
+            config.epochs,
+        )
+
+    for epoch in run.epochs():
+        lr = schedule.lr(epoch)
+        for group in optimizer.param_groups:
+            group["lr"], group["weight_decay"] = lr, config.weight_decay
+        train_loss = train_epoch(run, task, model, optimizer, epoch)
+        metrics = task.evaluate(model)
+        schedule.observe(metrics["val_loss"])
+        run.log({"train_loss": train_loss, **metrics, "lr": lr}, task.num_samples)
+        run.save()
+
+
+def train_epoch(
+    run: Run, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
+) -> float:
+    """Make one pass over the training samples; return their mean loss."""
+    config = run.config
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total_loss = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+    order = batches(task.num_samples, config.batch_size, config.seed, epoch)
+    for indices in run.steps(order, num_batches(task.num_samples, config.batch_size)):
+        optimizer.zero_grad(set_to_none=True)
+        loss = task.loss(model, indices)
+        loss.backward()
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # IMPORTANT: refused before the step, so that the weights are never touched by NaN.
+        _refuse_non_finite(loss, norm, run, optimizer, epoch)
+        if config.max_grad_norm:
+            clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
+        optimizer.step()
+        total_loss += loss.detach() * len(indices)
+    return (total_loss / task.num_samples).item()
+
+
+def _refuse_non_finite(
+    loss: torch.Tensor,
+    norm: torch.Tensor,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+) -> None:
+    if math.isfinite((loss.detach() + norm).item()):  # one transfer for both
+        return
+    lr = optimizer.param_groups[0]["lr"]
+    for what, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+        if not math.isfinite(value):
+            raise NonFinite(what, value, epoch, run.step + 1, lr)

@@ -1,0 +1,106 @@
+"""What is measured: points, their history, and which of them may differ between equal runs."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+MONITOR = "val_pearson"  # the metric that decides which epoch is best; higher is better
+WALL_CLOCK_KEYS = frozenset({"epoch_seconds", "samples_per_second"})
+WALL_CLOCK_PREFIXES = ("checkpoint_", "system/")
+
+
+def is_wall_clock(key: str) -> bool:
+    """Tell whether two equal runs may differ in the metric `key`."""
+    return key in WALL_CLOCK_KEYS or key.startswith(WALL_CLOCK_PREFIXES)
+
+
+class Point(NamedTuple):
+    """One value of one metric, as MLflow stores it."""
+
+    key: str
+    step: int
+    timestamp_ms: int
+    value: float
+
+
+class History:
+    """Every value of every metric of a run, each with the time when it was measured.
+
+    A (key, step) is recorded once: the first value stays. Thousands of epochs stay small and
+    quick, since each key is one flat array of doubles: step, timestamp, value, step, …
+    """
+
+    def __init__(self, points: Iterable[Point] = ()) -> None:
+        self._rows: dict[str, array[float]] = {}
+        self._row_of: dict[tuple[str, int], int] = {}
+        for point in points:
+            self.add(point)
+
+    def add(self, point: Point) -> bool:
+        """Record `point` and return True, or return False if its (key, step) is there."""
+        where = (point.key, point.step)
+        if where in self._row_of:
+            return False
+        rows = self._rows.setdefault(point.key, array("d"))
+        self._row_of[where] = len(rows) // 3
+        rows.extend(point[1:])
+        return True
+
+    def get(self, key: str, step: int) -> Point | None:
+        """Return the point of (key, step), or None."""
+        row = self._row_of.get((key, step))
+        if row is None:
+            return None
+        step_, timestamp_ms, value = self._rows[key][3 * row : 3 * row + 3]
+        return Point(key, int(step_), int(timestamp_ms), value)
+
+    def __iter__(self) -> Iterator[Point]:
+        """Yield every point, oldest step first."""
+        for key, step in sorted(self._row_of, key=lambda where: where[1]):
+            point = self.get(key, step)
+            assert point is not None
+            yield point
+
+    def keys(self) -> list[str]:
+        """Return the metrics' names, in the order of their first value."""
+        return list(self._rows)
+
+    def values(self, key: str) -> list[float]:
+        """Return the values of `key`, oldest first; [] if there is none."""
+        return self._rows.get(key, array("d"))[2::3].tolist()
+
+    def at(self, step: int) -> dict[str, float]:
+        """Return key to value of every metric that has one at `step`."""
+        return {
+            key: point.value for key in self._rows if (point := self.get(key, step)) is not None
+        }
+
+    def last_timestamp_ms(self) -> int:
+        """Return the newest timestamp, 0 if there is none."""
+        return int(max((max(rows[1::3]) for rows in self._rows.values()), default=0))
+
+    def missing_from(self, other: History) -> list[Point]:
+        """Return the points whose (key, step) is not in `other`, oldest step first."""
+        return [point for point in self if (point.key, point.step) not in other._row_of]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return one float64 tensor [N, 3] per key: step, timestamp (ms), value."""
+        import torch
+
+        return {
+            key: torch.frombuffer(rows, dtype=torch.float64).view(-1, 3).clone()
+            for key, rows in self._rows.items()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Replace the contents by what `state_dict` returned."""
+        self.__init__(  # type: ignore[misc]
+            Point(key, int(step), int(timestamp_ms), value)
+            for key, rows in state_dict.items()
+            for step, timestamp_ms, value in rows.tolist()
+        )

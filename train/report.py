@@ -1,0 +1,124 @@
+"""What the user sees while it runs: log lines, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from train.checkpoint.format import Manifest
+from train.config import Config
+from train.metrics import MONITOR
+
+log = logging.getLogger(__name__)
+epoch_log = logging.getLogger("train.epochs")  # a line an epoch: not where a bar shows it
+
+_REFRESH_SECONDS = 0.1
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints messages above the progress bar, if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == epoch_log.name and self._console.is_terminal:
+            return
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self._console.print(
+            prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class Reporter:
+    """Log lines and the progress bar of one process.
+
+    Args:
+        console: Where to write; a bar is shown only where it is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar: Progress | None = None
+        self._next_refresh = 0.0
+        self._early: logging.handlers.MemoryHandler | None = None
+
+    def open_log(self) -> None:
+        """Send the log to the terminal, and keep it for the file that `log_to` names."""
+        logger = logging.getLogger("train")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        self._early = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+        logger.handlers = [_ConsoleHandler(self._console), self._early]
+
+    def log_to(self, path: Path) -> None:
+        """Write the log, from its first line, to the file `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        if self._early is not None:
+            self._early.setTarget(file)
+            self._early.flush()
+            logging.getLogger("train").removeHandler(self._early)
+        logging.getLogger("train").addHandler(file)
+
+    def begin(self, config: Config, epochs_done: int) -> None:
+        """Show the bar, with `epochs_done` epochs behind it."""
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        first = f"epoch {epochs_done + 1}/{config.epochs}"
+        self._bar.add_task(first, total=config.epochs, completed=epochs_done)
+        self._bar.start()
+        self._epochs = config.epochs
+
+    def advance(self, epochs_done: float) -> None:
+        """Move the bar; cheap enough to be called at every step."""
+        if self._bar is not None and time.monotonic() >= self._next_refresh:
+            self._next_refresh = time.monotonic() + _REFRESH_SECONDS
+            self._bar.update(self._bar.task_ids[0], completed=epochs_done)
+
+    def epoch(
+        self,
+        epoch: int,
+        metrics: Mapping[str, float],
+        best_epoch: int | None,
+        manifest: Manifest,
+    ) -> None:
+        """Tell how an epoch went, after its checkpoint is committed."""
+        shown = [
+            f"{k} {metrics[k]:.5f}" for k in ("train_loss", "val_loss", MONITOR) if k in metrics
+        ]
+        best = " (best)" if epoch == best_epoch else f" (best: epoch {best_epoch})"
+        line = f"epoch {epoch}  {'  '.join(shown)}{best if best_epoch else ''}"
+        kept = f"  {manifest.name} kept" if manifest.kept else ""
+        epoch_log.info("%s  %.1f s%s", line, metrics["epoch_seconds"], kept)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=epoch, description=line)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,267 @@
+"""One attempt at a run, open for training: what a training loop talks to.
+
+::
+
+    with open_run(options, Launch()) as run:
+        run.restore(TrainState(model, optimizer, schedule))
+        for epoch in run.epochs():
+            for batch in run.steps(batches):
+                ...
+            run.log({"train_loss": ..., "val_loss": ..., "val_pearson": ...})
+            run.save()
+
+The order of the words is the order of the work. Nothing here knows what is trained.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from train import environment, rng
+from train.attempt import Attempt
+from train.checkpoint.pipeline import Pipeline
+from train.checkpoint.policy import SavePolicy
+from train.commands import train_command
+from train.config import Config
+from train.errors import CheckpointError, Interrupted, TrainError
+from train.metrics import MONITOR, History, Point, is_wall_clock
+from train.report import Reporter
+from train.signals import StopRequest
+from train.state import TrainState
+from train.tracking import now_ms
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins.
+
+    Args:
+        checkpoint: The content of the checkpoint to go on from; None: from the beginning.
+        published: The metric values that MLflow has of the run already.
+    """
+
+    checkpoint: Mapping[str, Any] | None
+    published: History
+
+
+class Run:
+    """One attempt at a run; a context manager that closes it with a truthful status.
+
+    Args:
+        config: The options in force.
+        attempt: The claimed attempt.
+        pipeline: Commits its checkpoints.
+        start: Where it begins.
+        data: What checkpoints say of the data.
+        reporter: What the terminal shows.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        attempt: Attempt,
+        pipeline: Pipeline,
+        start: Start,
+        data: Mapping[str, Any],
+        reporter: Reporter,
+    ) -> None:
+        self.config = config
+        self.attempt = attempt
+        self._pipeline = pipeline
+        self._start = start
+        self._constants = {
+            "config": config.to_dict(),
+            "data": dict(data),
+            "environment": environment.describe(),
+        }
+        self._reporter = reporter
+        self._policy = SavePolicy(every_epochs=config.checkpoint_freq)
+        self._state: TrainState | None = None
+        self._stop = StopRequest()
+        self._differs_reported = False
+        self._epoch_started = 0.0
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run that is worked on."""
+        return self.attempt.run_id
+
+    @property
+    def state(self) -> TrainState:
+        """The state that `restore` was given."""
+        assert self._state is not None, "restore() comes first"
+        return self._state
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+        return self.state.step
+
+    def restore(self, state: TrainState) -> None:
+        """Take charge of `state`, and put it to where the run was.
+
+        Raises:
+            CheckpointError: The checkpoint does not fit the model or the optimizer.
+        """
+        self._state = state
+        checkpoint = self._start.checkpoint
+        if checkpoint is None:
+            return
+        try:
+            state.restore(checkpoint)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of epoch {checkpoint.get('epoch')} does not fit this program's "
+                f"model: {' '.join(str(error).split())[:300]}"
+            ) from error
+        if checkpoint["rng"] is None:
+            rng.seed_all(rng.derive_seed("rng", self.config.seed, state.epoch))
+        self._pipeline.unpublished = state.history.missing_from(self._start.published)
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the number of each epoch that is left, from 1; `save` must end each.
+
+        Raises:
+            Interrupted: A signal asked to stop.
+        """
+        self._reporter.begin(self.config, self.state.epoch)
+        self._pipeline.publish()
+        while self.state.epoch < self.config.epochs and not self._stops_early():
+            self._stop.check(self.state.epoch)
+            epoch = self.state.epoch + 1
+            self._epoch_started = time.monotonic()
+            yield epoch
+            assert self.state.epoch == epoch, "save() ends an epoch"
+
+    def steps(self, batches: Iterable[T], num_batches: int) -> Iterator[T]:
+        """Yield each batch, and count an optimizer step after it.
+
+        Raises:
+            Interrupted: A signal asked to stop; between two steps nothing is half done.
+        """
+        for done, batch in enumerate(batches, start=1):
+            self._stop.check(self.state.epoch)
+            yield batch
+            self.state.step += 1
+            self._reporter.advance(self.state.epoch + done / num_batches)
+
+    def log(self, metrics: Mapping[str, float], num_samples: int) -> None:
+        """Record the metrics of the epoch under way; they are published when it is committed.
+
+        Args:
+            metrics: Name to value.
+            num_samples: Training samples of the epoch, for `samples_per_second`.
+
+        A value that is published already stays: where the new one differs (other hardware, after
+        a fallback to an older checkpoint), that is reported once.
+        """
+        state, epoch = self.state, self.state.epoch + 1
+        seconds = time.monotonic() - self._epoch_started
+        speed = num_samples / max(seconds, 1e-9)
+        measured = {**metrics, "epoch_seconds": seconds, "samples_per_second": speed}
+        now = max(now_ms(), state.history.last_timestamp_ms() + 1)
+        for key, value in measured.items():
+            self._record(Point(key, epoch, now, float(value)))
+        monitored = state.history.get(MONITOR, epoch)
+        if monitored is not None:
+            state.note_best(monitored.value, epoch)
+        if state.best_corr is not None and state.best_epoch is not None:
+            self._record(Point(f"best_{MONITOR}", epoch, now, state.best_corr))
+            self._record(Point("best_epoch", epoch, now, float(state.best_epoch)))
+
+    def _record(self, point: Point) -> None:
+        published = self._start.published.get(point.key, point.step)
+        if published is None:
+            self._pipeline.unpublished.append(point)
+        elif not is_wall_clock(point.key) and not _same(published.value, point.value):
+            self._report_difference(published, point)
+        self.state.history.add(published or point)
+
+    def _report_difference(self, published: Point, point: Point) -> None:
+        if not self._differs_reported:
+            self._differs_reported = True
+            log.warning(
+                "Epoch %d, trained again, gave %s=%.9g; %.9g was published before and stays. "
+                "Other hardware or other versions compute differently",
+                point.step,
+                point.key,
+                point.value,
+                published.value,
+            )
+
+    def save(self) -> None:
+        """Complete the epoch: commit a checkpoint, then publish its metrics.
+
+        Raises:
+            StoreUnavailable: The store does not answer; earlier checkpoints are safe.
+        """
+        state = self.state
+        state.epoch += 1
+        metrics = state.history.at(state.epoch)
+        checkpoint = {**state.capture(), **self._constants, "timestamp": now_ms() / 1000}
+        is_last = state.epoch == self.config.epochs or self._stops_early()
+        kept = self._policy.keeps(state.epoch, is_last)
+        manifest = self._pipeline.commit(checkpoint, metrics, kept)
+        if kept:
+            self._pipeline.upload_log()
+        self._reporter.epoch(state.epoch, metrics, state.best_epoch, manifest)
+
+    def _stops_early(self) -> bool:
+        patience, state = self.config.early_stopping, self.state
+        return bool(patience) and state.epoch - (state.best_epoch or 0) >= patience
+
+    def __enter__(self) -> Run:
+        """Take over the signals: from here they stop training between two steps."""
+        self._stop.install()
+        log.info("Run %s, attempt %d: %s", self.run_id, self.attempt.number, self.attempt.link)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the run: FINISHED, KILLED by a signal, or FAILED."""
+        self._reporter.end()
+        self._stop.uninstall()
+        status = "FINISHED"
+        if error is not None:
+            status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
+        last_epoch = self._state.epoch if self._state else self.attempt.first_epoch - 1
+        self._tell_end(status, last_epoch)
+        try:
+            self._pipeline.upload_log()
+            self.attempt.end(status, last_epoch)
+        except TrainError as closing_error:
+            if error is None:
+                raise
+            log.warning("The run could not be closed as %s: %s", status, closing_error)
+
+    def _tell_end(self, status: str, last_epoch: int) -> None:
+        best = ""
+        if self._state is not None and self._state.best_corr is not None:
+            best = (
+                f", best correlation {self._state.best_corr:.5f} (epoch {self._state.best_epoch})"
+            )
+        log.info("%s after epoch %d%s", status, last_epoch, best)
+        options: dict[str, Any] = {"resume_run": self.run_id}
+        if status == "FINISHED":
+            options["epochs"] = 2 * last_epoch
+        log.info("Go on with: %s", train_command(options))
+
+
+def _same(a: float, b: float) -> bool:
+    """Tell whether two values are equal, as MLflow stores them: NaN is itself, ∞ is ±1.8e308."""
+    largest = 1.7976931348623157e308
+    clamped = (max(-largest, min(largest, value)) for value in (a, b))
+    return a == b or (math.isnan(a) and math.isnan(b)) or len(set(clamped)) == 1

@@ -1,0 +1,124 @@
+"""Plain checkpoint files: those of the script version, and our own, downloaded or exported.
+
+The script's files hold NumPy scalars; the three names those need are allowed, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.checkpoint.format import FORMAT_VERSION
+from train.config import Config
+from train.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
+from train.metrics import MONITOR, History, Point
+from train.schedule import Schedule
+from train.tasks import Task
+
+log = logging.getLogger(__name__)
+
+_HISTORIES = {"train_losses": "train_loss", "val_losses": "val_loss", "aucs": MONITOR}
+
+
+def read_script_checkpoint(path: Path, config: Config) -> dict[str, Any]:
+    """Read a plain checkpoint file as a checkpoint of this format.
+
+    Args:
+        path: The file.
+        config: The options of the run that starts from it.
+
+    Raises:
+        CheckpointNotFound: There is no such file.
+        CheckpointDamaged: It cannot be read, or holds code.
+        CheckpointError: It lacks what training needs.
+    """
+    if not path.is_file():
+        raise CheckpointNotFound(str(path.absolute()), "that path", [])
+    saved = _load(path)
+    missing = sorted({"epoch", "model_state_dict", "optimizer_state_dict"} - set(saved))
+    if missing:
+        raise CheckpointError(
+            f"checkpoint file '{path}' lacks {', '.join(missing)}; it holds "
+            f"{', '.join(map(str, sorted(saved, key=str))) or 'nothing'}"
+        )
+    if saved.get("format_version") == FORMAT_VERSION:
+        return saved
+    log.warning(
+        "'%s' holds no random state and no data order: training goes on from its weights, but "
+        "not exactly as it would have without the stop",
+        path,
+    )
+    return _converted(saved, path, config)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    allowed = [
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+        np.dtype,
+        np.dtypes.Float64DType,
+    ]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
+        found = " ".join(str(error).split())[:200]
+        raise CheckpointDamaged(f"file '{path}'", f"it cannot be read safely ({found})") from error
+    if not isinstance(saved, dict):
+        raise CheckpointError(f"checkpoint file '{path}' holds a {type(saved).__name__}, no dict")
+    return saved
+
+
+def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, Any]:
+    series = {k: [float(v) for v in saved.get(name) or []] for name, k in _HISTORIES.items()}
+    # The script counted from 0 or from 1; its lists tell how many epochs were done.
+    epoch = len(series["train_loss"]) or int(saved["epoch"])
+    end_ms = int(path.stat().st_mtime * 1000)
+    history = History(
+        Point(key, step, end_ms - epoch + step, value)
+        for key, values in series.items()
+        for step, value in enumerate(values, start=1)
+    )
+    scores = series[MONITOR]
+    best_corr = max((s for s in scores if s == s), default=None)
+    steps = [s["step"] for s in saved["optimizer_state_dict"]["state"].values() if "step" in s]
+    schedule = Schedule(config)
+    if set(saved.get("scheduler_state_dict") or {}) == set(schedule.state_dict()):
+        schedule.load_state_dict(saved["scheduler_state_dict"])
+    elif saved.get("scheduler_state_dict"):
+        log.warning("Its schedule is of another kind: schedule=%s starts afresh", config.schedule)
+    return {
+        "format_version": FORMAT_VERSION,
+        "epoch": epoch,
+        "step": int(max(steps, default=0)),
+        "model_state_dict": saved["model_state_dict"],
+        "optimizer_state_dict": saved["optimizer_state_dict"],
+        "scheduler_state_dict": schedule.state_dict(),
+        "best_corr": best_corr,
+        "best_epoch": scores.index(best_corr) + 1 if best_corr is not None else None,
+        "history": history.state_dict(),
+        "rng": None,
+    }
+
+
+def check_fits(checkpoint: dict[str, Any], task: Task, path: Path) -> None:
+    """Refuse a checkpoint file whose model is not of the shape that the options make.
+
+    Raises:
+        CheckpointError: Names the first difference.
+    """
+    expected = {k: tuple(v.shape) for k, v in task.build_model().state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in checkpoint["model_state_dict"].items()}
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"the model of '{path}' is not the one that the options make: '{name}' has shape "
+                f"{found.get(name, 'none')} in the file, {expected.get(name, 'none')} here. "
+                "Give the data and the model options that it was trained with"
+            )

@@ -1,0 +1,194 @@
+"""Finding what to go on from: a run, and a verified checkpoint of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from train.checkpoint.format import Manifest
+from train.checkpoint.policy import find_best
+from train.checkpoint.store import CheckpointStore
+from train.config import Config
+from train.errors import (
+    CheckpointDamaged,
+    CheckpointNotFound,
+    RunNotUsable,
+    StoreUnavailable,
+    TrainError,
+)
+from train.tracking import LATEST_CHECKPOINT_TAG, OPTIONS_TAG, RunRecord, Tracking
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run, and the checkpoint of it to go on from.
+
+    Args:
+        record: The run.
+        store: Its checkpoints.
+        manifests: Those that are not known to be damaged, oldest first.
+        manifest: The chosen one; None if the run died before its first commit.
+        checkpoint: Its content, verified; None likewise.
+        config: The run's options.
+    """
+
+    record: RunRecord
+    store: CheckpointStore
+    manifests: list[Manifest]
+    manifest: Manifest | None
+    checkpoint: Mapping[str, Any] | None
+    config: Config
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.manifest.epoch if self.manifest else 0
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether nothing newer can be gone on from."""
+        return not self.manifests or self.manifest == self.manifests[-1]
+
+
+def find_run(tracking: Tracking, wanted: str) -> RunRecord:
+    """Return the run of that ID, or the newest unfinished one for "latest".
+
+    Raises:
+        RunNotUsable: There is none.
+    """
+    if wanted != "latest":
+        return tracking.get_run(wanted)
+    experiment_id = tracking.experiment_id()
+    for record in tracking.search_runs(experiment_id):
+        if record.status != "FINISHED":
+            return record
+    raise RunNotUsable(
+        wanted,
+        f"was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "
+        "`python -m train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment",
+    )
+
+
+def find_source(tracking: Tracking, wanted: str, resume_epoch: str | None) -> Source:
+    """Choose a checkpoint, download it, verify it, load it.
+
+    Args:
+        tracking: The server.
+        wanted: A run ID, or "latest".
+        resume_epoch: An epoch, "best", or None or "latest" for the newest: then a damaged one
+            is passed over with a warning, and the next older is taken.
+
+    Raises:
+        RunNotUsable: There is no such run, or it is not of this program.
+        CheckpointNotFound: The run has no checkpoint of that epoch.
+        CheckpointDamaged: The one that was asked for is damaged, or all are.
+        StoreUnavailable: The store does not answer, or has been moved away.
+    """
+    record = find_run(tracking, wanted)
+    require_local_artifacts(record)
+    store = CheckpointStore(tracking.artifacts(record), record.run_id)
+    manifests = store.list()
+    if not manifests:
+        return _never_committed(record, store, resume_epoch)
+    newest_wanted = resume_epoch in (None, "latest")
+    with tempfile.TemporaryDirectory(prefix="train-") as folder:
+        if newest_wanted:
+            manifest, checkpoint = _newest_good(store, manifests, Path(folder))
+        else:
+            manifest = _pick(record.run_id, manifests, str(resume_epoch))
+            checkpoint = store.get(manifest, Path(folder))
+    good = [m for m in manifests if not newest_wanted or m.step <= manifest.step]
+    config = _options(record) or Config.from_dict(checkpoint["config"])
+    return Source(record, store, good, manifest, checkpoint, config)
+
+
+def require_local_artifacts(record: RunRecord) -> None:
+    """Refuse a run whose files are kept in a local folder that is gone.
+
+    MLflow records full paths, so a project that was moved leaves them behind. Nothing is made at
+    the old place, and "gone" is never taken for "has no checkpoints".
+
+    Raises:
+        StoreUnavailable: The message names the folder, and where the files lie now.
+    """
+    root = local_path(record.artifact_uri)  # …/mlruns/<experiment>/<run>/artifacts
+    if root is None or len(root.parents) < 4:
+        return
+    store, project = root.parents[2], root.parents[3]
+    if root.exists() or (project.exists() and LATEST_CHECKPOINT_TAG not in record.tags):
+        return
+    moved = Path.cwd() / store.name
+    if (moved / root.relative_to(store)).exists():
+        found = f"they lie in '{moved}'. Move the project back, or leave a link: "
+        found += f"mkdir -p '{project}' && ln -s '{moved}' '{store}'"
+    else:
+        found = f"and not in '{moved}' either. Bring that folder back, or a link to it"
+    raise StoreUnavailable(
+        f"the files of run '{record.run_id}' are recorded at '{root}', which does not exist: "
+        f"{found}"
+    )
+
+
+def local_path(artifact_uri: str) -> Path | None:
+    """Return the folder that an artifact URI names on this machine, None for a server's."""
+    parsed = urlparse(artifact_uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(artifact_uri) if not parsed.scheme else None
+
+
+def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
+    config = _options(record) if record.is_ours else None
+    if LATEST_CHECKPOINT_TAG in record.tags:
+        raise CheckpointNotFound(record.run_id, "any epoch, though it had some", [])
+    if config is None:
+        raise RunNotUsable(
+            record.run_id,
+            "has no checkpoint of this program: `python -m train list` shows the runs that can "
+            "be resumed",
+        )
+    if resume_epoch not in (None, "latest"):
+        raise CheckpointNotFound(record.run_id, f"epoch {resume_epoch}", [])
+    return Source(record, store, [], None, None, config)
+
+
+def _pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
+    if wanted == "best":
+        best = find_best(manifests)
+        if best is not None:
+            return best
+        raise CheckpointNotFound(run_id, "a best epoch", [str(m.epoch) for m in manifests])
+    for manifest in manifests:
+        if manifest.epoch == int(wanted):
+            return manifest
+    raise CheckpointNotFound(run_id, f"epoch {wanted}", [str(m.epoch) for m in manifests])
+
+
+def _newest_good(
+    store: CheckpointStore, manifests: list[Manifest], folder: Path
+) -> tuple[Manifest, Mapping[str, Any]]:
+    first_error: CheckpointDamaged | None = None
+    for manifest in reversed(manifests):
+        try:
+            return manifest, store.get(manifest, folder / manifest.name)
+        except CheckpointDamaged as error:
+            first_error = first_error or error
+            log.warning("%s. Falling back to the one before it", error)
+    assert first_error is not None
+    raise first_error
+
+
+def _options(record: RunRecord) -> Config | None:
+    """Return the options that the newest attempt ran with, None if the tag does not tell."""
+    try:
+        return Config.from_dict(json.loads(record.tags[OPTIONS_TAG]))
+    except (KeyError, ValueError, TypeError, TrainError):
+        return None

@@ -1,0 +1,77 @@
+"""All state that a resume needs, in one place: `TrainState`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from train import rng
+from train.metrics import MONITOR, History
+
+
+class Stateful(Protocol):
+    """Whatever a checkpoint can hold: a model, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as tensors and builtins."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Go back to a state that `state_dict` returned; raise if it does not fit."""
+
+
+@dataclass
+class TrainState:
+    """What training changes as it goes: with the options and the data, all that a resume needs.
+
+    `epoch` and `step` count what is completed. The order of batches is a function of the seed
+    and the epoch, and early stopping a function of `epoch` and `best_epoch`: neither has a
+    state of its own.
+    """
+
+    model: Stateful
+    optimizer: Stateful
+    scheduler: Stateful
+    epoch: int = 0
+    step: int = 0
+    best_corr: float | None = None  # highest finite value of MONITOR so far
+    best_epoch: int | None = None
+    history: History = field(default_factory=History)
+
+    def note_best(self, value: float, epoch: int) -> None:
+        """Take `value` of MONITOR if it is the best so far: never NaN; a tie keeps the older."""
+        if math.isfinite(value) and (self.best_corr is None or value > self.best_corr):
+            self.best_corr, self.best_epoch = value, epoch
+
+    def capture(self) -> dict[str, Any]:
+        """Return everything, under the keys of `checkpoint.pth`; tensors are not copied."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model_state_dict": self.model.state_dict(),
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "scheduler_state_dict": self.scheduler.state_dict(),
+            "train_losses": self.history.values("train_loss"),
+            "val_losses": self.history.values("val_loss"),
+            "aucs": self.history.values(MONITOR),  # a historical name
+            "best_corr": self.best_corr,
+            "best_epoch": self.best_epoch,
+            "history": self.history.state_dict(),
+            "rng": rng.capture(),
+        }
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go back to what `capture` returned.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: A part is missing or does not fit.
+        """
+        self.model.load_state_dict(checkpoint["model_state_dict"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+        self.history.load_state_dict(checkpoint["history"])
+        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
+        self.best_corr, self.best_epoch = checkpoint["best_corr"], checkpoint["best_epoch"]
+        # IMPORTANT: random state comes last, since loading the rest may draw from it.
+        rng.restore(checkpoint["rng"])
