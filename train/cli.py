@@ -31,6 +31,11 @@ class _Group(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "train"
+            message = error.format_message().rstrip(".")
+            click.echo(f"error: {message}. `{command} --help` lists what there is", err=True)
+            ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("error: stopped by SIGINT", err=True)
             ctx.exit(75)
@@ -105,9 +110,12 @@ def _run_command(**values: Any) -> None:
 
     reporter = Reporter()
     reporter.open_log()
-    run, task = open_run(given, launch, reporter)
-    with run:
-        train(run, task)
+    try:
+        run, task = open_run(given, launch, reporter)
+        with run:
+            train(run, task)
+    finally:
+        reporter.close_log()
 
 
 @main.command("list")

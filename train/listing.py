@@ -76,6 +76,8 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
         print(json.dumps(rows, indent=1))
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no edge to wrap at
     if not rows:
         what = f"run '{run_id}' has no checkpoint" if run_id else "no run here has a checkpoint"
         console.print(what, markup=False, highlight=False)
@@ -88,17 +90,16 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
 
 def _run_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "name", "status", "epoch", "best corr", "attempts", "started"):
-        table.add_column(heading, no_wrap=heading == "run", overflow="fold")
+    for heading in ("run", "status", "epoch", "best corr", "started", "name"):
+        table.add_column(heading, no_wrap=True, overflow="fold" if heading == "run" else "ellipsis")
     for row in rows:
         table.add_row(
             row["run_id"],
-            row["name"],
             row["status"],
             f"{row['epoch']}/{row['epochs']}",
             _number(row[f"best_{MONITOR}"]),
-            str(row["attempts"]),
             _age(row["started"]),
+            row["name"],
         )
     return table
 

@@ -75,6 +75,13 @@ class Reporter:
             logging.getLogger("train").removeHandler(self._early)
         logging.getLogger("train").addHandler(file)
 
+    def close_log(self) -> None:
+        """Stop logging, and close the file."""
+        logger = logging.getLogger("train")
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers = []
+
     def begin(self, config: Config, epochs_done: int) -> None:
         """Show the bar, with `epochs_done` epochs behind it."""
         if not self._console.is_terminal:

@@ -1,0 +1,199 @@
+"""What the contract tests share: a small table, launches, servers, and comparing runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import torch
+
+from train.metrics import is_wall_clock
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+SMALL = ("--batch_size", "64", "--hidden_size", "16", "--num_layers", "1")
+# What may differ between two equal runs: when, where and in which attempt they were made.
+NOT_COMPARED = {"timestamp", "environment"}
+
+
+def write_table(path: Path, num_rows: int = 400, seed: int = 0) -> Path:
+    """Write a table with numbers, categories and missing values, and a target to learn."""
+    draw = random.Random(seed)
+    lines = ["size,weight,color,price"]
+    for _ in range(num_rows):
+        size, weight = draw.gauss(0, 1), draw.gauss(5, 2)
+        color = draw.choice(["red", "green", "blue"])
+        price = 3 * size + weight + len(color) + draw.gauss(0, 0.3)
+        shown = "" if draw.random() < 0.05 else f"{weight:.4f}"
+        lines.append(f"{size:.4f},{shown},{color},{price:.4f}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> dict[str, str]:
+    """Return the environment of a process as on a machine of its own."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "TRAIN_"))}
+    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
+    env["TRAIN_HOME"] = str(home)
+    env["PYTHONPATH"] = str(ROOT)
+    if tracking_uri is not None:
+        env["MLFLOW_TRACKING_URI"] = tracking_uri
+    return env | extra
+
+
+def launch(*options: str, cwd: Path, env: dict[str, str], timeout: float = 240, **popen):
+    """Run `python -m train run` with `options` to its end."""
+    command = [sys.executable, "-m", "train", "run", *options]
+    return subprocess.run(
+        command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, **popen
+    )
+
+
+def launch_killed(where: str, *options: str, cwd: Path, env: dict[str, str]):
+    """Run `train run` so that it kills itself with SIGKILL at `where`; see `killer.py`."""
+    killer = Path(__file__).parent / "contract" / "killer.py"
+    done = subprocess.run(
+        [sys.executable, str(killer), where, "run", *options],
+        cwd=cwd,
+        env=env,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, f"not killed at {where}:\n{done.stdout}{done.stderr}"
+    return done
+
+
+def wait_for(condition, seconds: float = 120):
+    """Return what `condition` returns as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"did not happen within {seconds} s")
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path):
+    """Run a real `mlflow server` on 127.0.0.1; yield its address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = environment(folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+            + ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+            + ["--artifacts-destination", str(folder / "artifacts")],
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: server.poll() is not None or _answers(f"{address}/health"))
+        assert server.poll() is None, (folder / "server.log").read_text()
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def client(tracking_uri: str):
+    """Return MLflow's client of a store."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+def only_run(tracking_uri: str):
+    """Return the one run of the store that is no attempt of another."""
+    runs = client(tracking_uri).search_runs(["0"])
+    [run] = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    return run
+
+
+def children(tracking_uri: str, run_id: str):
+    """Return the runs of a run's later attempts, oldest first."""
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    return client(tracking_uri).search_runs(["0"], query, order_by=["attributes.start_time"])
+
+
+def checkpoint(tracking_uri: str, run_id: str, folder: Path) -> dict:
+    """Download and load the checkpoint that MLflow's own pointer names."""
+    run = client(tracking_uri).get_run(run_id)
+    path = run.data.tags["mlflow.latest_checkpoint_artifact"]
+    folder.mkdir(parents=True, exist_ok=True)
+    local = client(tracking_uri).download_artifacts(run_id, path, str(folder))
+    return torch.load(local, weights_only=True)
+
+
+def index(tracking_uri: str, run_id: str, folder: Path) -> list[dict]:
+    """Return the manifests of the run's checkpoints, without what may differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    local = client(tracking_uri).download_artifacts(run_id, "checkpoints/index.json", str(folder))
+    entries = json.loads(Path(local).read_text())["checkpoints"]
+    return [{k: entry[k] for k in ("epoch", "step", "kept")} for entry in entries]
+
+
+def curves(tracking_uri: str, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Return metric to its (step, value) rows in the order of the store, wall clock left out."""
+    api = client(tracking_uri)
+    keys = [k for k in api.get_run(run_id).data.metrics if not is_wall_clock(k)]
+    return {
+        key: [(m.step, m.value) for m in api.get_metric_history(run_id, key)]
+        for key in sorted(keys)
+    }
+
+
+def differences(a, b, where: str = "") -> list[str]:
+    """Return the leaves in which two checkpoints differ, at zero tolerance."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return [] if same else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        if set(a) != set(b):
+            return [f"{where}: keys {set(a) ^ set(b)}"]
+        return [d for k in a for d in differences(a[k], b[k], f"{where}/{k}")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [
+            d
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in differences(x, y, f"{where}[{i}]")
+        ]
+    both_nan = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
+    return [] if a == b or both_nan else [f"{where}: {a!r} != {b!r}"]
+
+
+def comparable(saved: dict) -> dict:
+    """Return a checkpoint without what two equal runs may differ in."""
+    kept = {k: v for k, v in saved.items() if k not in NOT_COMPARED}
+    kept["history"] = {
+        key: rows[:, [0, 2]]  # the step and the value, not the time
+        for key, rows in saved["history"].items()
+        if not is_wall_clock(key)
+    }
+    kept["config"] = {k: v for k, v in saved["config"].items() if k != "data"}  # a path
+    return kept
