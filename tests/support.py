@@ -74,6 +74,15 @@ def launch_killed(where: str, *options: str, cwd: Path, env: dict[str, str]):
     return done
 
 
+def cli(*words: str):
+    """Run the command line in this process; return click's result."""
+    from click.testing import CliRunner
+
+    from train.cli import main
+
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
 def wait_for(condition, seconds: float = 120):
     """Return what `condition` returns as soon as it is true."""
     end = time.monotonic() + seconds
@@ -95,9 +104,11 @@ def mlflow_server(folder: Path):
     env = environment(folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     with open(folder / "server.log", "wb") as log:
         server = subprocess.Popen(
-            [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-            + ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-            + ["--artifacts-destination", str(folder / "artifacts")],
+            [
+                *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+                *("--artifacts-destination", str(folder / "artifacts")),
+            ],
             cwd=folder,
             env=env,
             stdout=log,

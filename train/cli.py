@@ -61,15 +61,16 @@ class _ConfigOption(click.Option):
 
     def __init__(self, config_class: type, field: dataclasses.Field[Any]) -> None:
         opt = field.metadata["option"]
+        # A flag may stand alone; through MLflow it always has a value.
         is_bool = str(field.type) == "bool"
+        flag: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool else {}
         default = "" if field.default in (None, (), False) else f"  [{to_text(field.default)}]"
         super().__init__(
             [f"--{field.name}"],
             help=opt.help + default,
             metavar=opt.metavar or ("|".join(opt.choices) or _metavar(str(field.type))),
-            is_flag=False,
-            flag_value="true" if is_bool else None,
             callback=_parser(config_class, field.name),
+            **flag,
         )
         self.heading = opt.group
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train import environment
+from train import environment, rng
 from train.attempt import Attempt
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.store import CheckpointStore
@@ -145,7 +145,7 @@ def _fork(launcher: _Launcher, source: Source) -> Opened:
     log.info("Forking run '%s' at epoch %d", source.record.run_id, source.epoch)
     checkpoint = dict(source.checkpoint)
     if config.seed != source.config.seed:
-        checkpoint["rng"] = None  # drawn anew from the new seed
+        checkpoint["rng"] = rng.fresh("fork", config.seed, source.epoch)
     return _from_checkpoint(
         launcher, _task(config, dataset), checkpoint, tags, source.record.experiment_id
     )

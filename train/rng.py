@@ -27,6 +27,12 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)  # seeds all CUDA devices as well
 
 
+def fresh(*parts: object) -> dict[str, Any]:
+    """Seed every global generator by a hash of `parts`, and return what `capture` then sees."""
+    seed_all(derive_seed(*parts))
+    return capture()
+
+
 def capture() -> dict[str, Any]:
     """Return the state of every global generator, in tensors and builtins only."""
     version, words, gauss = random.getstate()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from train import environment, rng
+from train import environment
 from train.attempt import Attempt
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import SavePolicy
@@ -123,8 +123,6 @@ class Run:
                 f"the checkpoint of epoch {checkpoint.get('epoch')} does not fit this program's "
                 f"model: {' '.join(str(error).split())[:300]}"
             ) from error
-        if checkpoint["rng"] is None:
-            rng.seed_all(rng.derive_seed("rng", self.config.seed, state.epoch))
         self._pipeline.unpublished = state.history.missing_from(self._start.published)
 
     def epochs(self) -> Iterator[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from train import rng
 from train.checkpoint.format import FORMAT_VERSION
 from train.config import Config
 from train.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
@@ -103,7 +104,7 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
         "best_corr": best_corr,
         "best_epoch": scores.index(best_corr) + 1 if best_corr is not None else None,
         "history": history.state_dict(),
-        "rng": None,
+        "rng": rng.fresh("file", config.seed, epoch),
     }
 
 

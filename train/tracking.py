@@ -44,9 +44,27 @@ def _translated(doing: str, run_id: str = "") -> Iterator[None]:
     except MlflowException as error:
         if run_id and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RunNotUsable(run_id, _not_found(error)) from error
-        raise StoreUnavailable(f"{doing} failed: {_one_line(error)}") from error
+        raise _unavailable(doing, error) from error
     except (RequestException, OSError) as error:
-        raise StoreUnavailable(f"{doing} failed: {_one_line(error)}") from error
+        raise _unavailable(doing, error) from error
+
+
+def _unavailable(doing: str, error: Exception) -> StoreUnavailable:
+    import mlflow
+
+    uri = environment.redact(mlflow.get_tracking_uri())
+    if "://" not in uri or uri.startswith("file:"):
+        return StoreUnavailable(
+            f"'{uri}' is an MLflow file store, which MLflow no longer opens: migrate it with "
+            "`mlflow migrate-filestore`, or name another store, as in "
+            "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+        )
+    if "Max retries exceeded" in str(error):
+        return StoreUnavailable(
+            f"the tracking server at {uri} does not answer ({doing}): start it, or check "
+            "MLFLOW_TRACKING_URI"
+        )
+    return StoreUnavailable(f"{doing} failed: {_one_line(error)}")
 
 
 def _one_line(error: BaseException) -> str:
@@ -163,10 +181,8 @@ class Tracking:
         for noisy in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = mlflow.get_tracking_uri()
-        try:
+        with _translated("connecting"):
             self._client = MlflowClient(self.uri)
-        except Exception as error:  # every kind of store has errors of its own
-            raise self._unavailable(error) from error
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
@@ -174,23 +190,8 @@ class Tracking:
         Raises:
             StoreUnavailable: It does not answer.
         """
-        try:
+        with _translated("connecting"):
             self._client.search_experiments(max_results=1)
-        except Exception as error:  # every kind of store has errors of its own
-            raise self._unavailable(error) from error
-
-    def _unavailable(self, error: Exception) -> StoreUnavailable:
-        uri = environment.redact(self.uri)
-        if "://" not in uri or uri.startswith("file:"):
-            return StoreUnavailable(
-                f"'{uri}' is an MLflow file store, which MLflow no longer opens: migrate it with "
-                "`mlflow migrate-filestore`, or name another store, as in "
-                "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
-            )
-        return StoreUnavailable(
-            f"the tracking server at {uri} does not answer: start it, or check "
-            f"MLFLOW_TRACKING_URI ({_one_line(error)})"
-        )
 
     def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data

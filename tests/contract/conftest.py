@@ -1,6 +1,14 @@
-"""Puts `support.py` on the path of the contract tests."""
+"""What all contract tests need."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for support.py
+
+
+@pytest.fixture
+def tracking_uri(tracking):
+    """A fresh SQLite store, chosen by MLflow's variable."""
+    return tracking.uri

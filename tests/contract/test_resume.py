@@ -1,6 +1,5 @@
 """Interrupted and resumed equals uninterrupted, bit for bit, wherever it died."""
 
-
 import pytest
 from support import (
     SMALL,

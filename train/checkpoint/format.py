@@ -294,7 +294,8 @@ def load_checkpoint(path: Path, name: str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
-        raise CheckpointDamaged(name, f"it cannot be read ({' '.join(str(error).split())[:160]})")
+        found = " ".join(str(error).split())[:160]
+        raise CheckpointDamaged(name, f"it cannot be read ({found})") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format_version") != FORMAT_VERSION:
         raise CheckpointDamaged(name, "it holds no checkpoint of this format")
     return checkpoint

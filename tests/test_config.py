@@ -1,0 +1,238 @@
+"""Options: text and back, limits, what a resume may change, and what a fingerprint covers."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.config import Config, Launch, OnResume, options_of, parse, to_text
+from train.errors import UsageError
+
+CONFIG_OPTIONS = """
+    epochs batch_size lr weight_decay schedule schedule_epochs max_grad_norm early_stopping
+    precision seed threads device
+    hidden_size num_layers dropout
+    data target drop val_fraction split_seed target_scale upload_data
+    checkpoint_freq
+""".split()
+LAUNCH_OPTIONS = "resume_run resume_epoch resume_from fork".split()
+RESUME_MAY_CHANGE = {"epochs", "early_stopping", "device", "upload_data", "checkpoint_freq"}
+NOT_EVEN_A_FORK_MAY_CHANGE = {"hidden_size", "num_layers"}
+# Another value than the default for every option.
+OTHER = {
+    "epochs": 7, "batch_size": 64, "lr": 0.5, "weight_decay": 0.0, "schedule": "none",
+    "schedule_epochs": 9, "max_grad_norm": 0.0, "early_stopping": 3, "precision": "bf16",
+    "seed": 1, "threads": 2, "device": "cpu", "hidden_size": 8, "num_layers": 1, "dropout": 0.5,
+    "data": "other.csv", "target": "y", "drop": ("a", "b"), "val_fraction": 0.5, "split_seed": 1,
+    "target_scale": "log", "upload_data": "no", "checkpoint_freq": 2,
+}  # fmt: skip
+OF_THE_DATA = {"data", "target", "drop", "val_fraction", "split_seed", "target_scale"}
+
+plain_text = st.text(
+    st.characters(blacklist_categories=["C", "Z"], blacklist_characters=","), min_size=1
+).filter(lambda text: text.lower() != "none")
+
+
+@st.composite
+def options(draw, config_class):
+    """Draw (name, value) of any option, within its limits."""
+    name = draw(st.sampled_from(sorted(options_of(config_class))))
+    field, opt = options_of(config_class)[name]
+    kind = str(field.type)
+    if opt.choices:
+        value = st.sampled_from(opt.choices)
+    elif kind.startswith("int"):
+        value = st.integers(int(opt.minimum), int(opt.maximum or 2**63))
+    elif kind.startswith("float"):
+        value = st.floats(opt.minimum, opt.maximum, allow_infinity=False)
+    elif kind.startswith("bool"):
+        value = st.booleans()
+    elif kind.startswith("tuple"):
+        value = st.lists(plain_text).map(tuple)
+    else:
+        value = plain_text
+    return name, draw(st.none() | value if "None" in kind else value)
+
+
+def test_no_option_appears_by_accident():
+    """The options are these, in this order: adding one means adding it here."""
+    assert list(options_of(Config)) == CONFIG_OPTIONS
+    assert list(options_of(Launch)) == LAUNCH_OPTIONS
+
+
+@given(st.sampled_from([Config, Launch]).flatmap(lambda c: st.tuples(st.just(c), options(c))))
+def test_text_and_back_gives_the_same_value(drawn):
+    """`parse` undoes `to_text` for every value that an option can have."""
+    config_class, (name, value) = drawn
+    assert parse(config_class, name, to_text(value)) == value
+
+
+@given(st.lists(options(Config)))
+def test_dict_and_back_gives_an_equal_config(drawn):
+    """`from_dict` undoes `to_dict`, also by way of JSON, and tuples stay tuples."""
+    config = Config(**dict(drawn))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert hash(Config.from_dict(config.to_dict())) == hash(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("epochs", " 12 ", 12),
+        ("lr", "1e-3", 1e-3),
+        ("drop", "a, b ,,c", ("a", "b", "c")),
+        ("drop", "", ()),
+        ("target", "None", None),
+        ("target", "", None),
+        ("schedule_epochs", "none", None),
+        ("fork", "YES", True),
+        ("fork", "0", False),
+    ],
+)
+def test_parse_takes_what_people_type(name, text, value):
+    """Blanks, upper case, empty lists and "none" mean what they look like."""
+    config_class = Launch if name in LAUNCH_OPTIONS else Config
+    assert parse(config_class, name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("epochs", "ten", "a whole number"),
+        ("epochs", "1.5", "a whole number"),
+        ("epochs", "", "a whole number"),
+        ("schedule_epochs", "x", "a whole number"),
+        ("lr", "fast", "a number"),
+        ("fork", "maybe", "true or false"),
+    ],
+)
+def test_parse_names_the_text_it_cannot_use(name, text, wanted):
+    """Text of the wrong type is refused with the option, the text and what is wanted."""
+    config_class = Launch if name in LAUNCH_OPTIONS else Config
+    with pytest.raises(UsageError, match=f"^{name}={text!r} is not {wanted}"):
+        parse(config_class, name, text)
+
+
+def beyond_limits():
+    """Return (name, value just outside its limits) for every limit."""
+    found = []
+    for name, (field, opt) in options_of(Config).items():
+        is_int = str(field.type).startswith("int")
+        for limit, direction in ((opt.minimum, -1), (opt.maximum, 1)):
+            if limit is not None:
+                beyond = int(limit) + direction
+                if not is_int:
+                    beyond = math.nextafter(limit, direction * math.inf)
+                found.append((name, beyond))
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), beyond_limits())
+def test_a_value_outside_its_limits_is_refused_by_name(name, value):
+    """One more or one less than allowed is refused, with the option and the value."""
+    with pytest.raises(UsageError) as caught:
+        Config(**{name: value})
+    assert str(caught.value).startswith(f"{name}={value} is too ")
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "max_grad_norm", "dropout"])
+def test_nan_is_outside_every_limit(name):
+    """NaN, for which no comparison holds, is refused."""
+    with pytest.raises(UsageError, match=f"{name}=nan"):
+        Config(**{name: math.nan})
+
+
+@pytest.mark.parametrize("name", [n for n, (_, o) in options_of(Config).items() if o.choices])
+def test_an_unknown_choice_is_refused_with_the_known_ones(name):
+    """A word that is no choice is refused, and the choices are listed."""
+    with pytest.raises(UsageError, match=f"{name}='x' is not one of ") as caught:
+        Config(**{name: "x"})
+    assert all(choice in str(caught.value) for choice in options_of(Config)[name][1].choices)
+
+
+def test_replace_validates():
+    """A copy with a change is checked like a new config."""
+    assert Config().replace(epochs=3) == Config(epochs=3)
+    with pytest.raises(UsageError, match="epochs=0"):
+        Config().replace(epochs=0)
+
+
+def test_options_of_a_newer_version_are_refused_by_name():
+    """An option that this version does not know is not dropped without a word."""
+    with pytest.raises(UsageError, match="does not know: sharpness, zeal"):
+        Config.from_dict({**Config().to_dict(), "zeal": 1, "sharpness": 2})
+
+
+def test_options_of_an_older_version_get_their_defaults():
+    """A config from before an option existed is still read."""
+    assert Config.from_dict({"epochs": 3}) == Config(epochs=3)
+
+
+def test_what_a_resume_may_change():
+    """Only options that leave the training the same are free on a resume."""
+    kinds = {name: opt.on_resume for name, (_, opt) in options_of(Config).items()}
+    assert {n for n, kind in kinds.items() if kind is OnResume.CHANGE} == RESUME_MAY_CHANGE
+    assert {n for n, k in kinds.items() if k is OnResume.NEVER} == NOT_EVEN_A_FORK_MAY_CHANGE
+
+
+@pytest.mark.parametrize("name", CONFIG_OPTIONS)
+def test_the_fingerprint_changes_with_what_may_not_change(name):
+    """An option changes the fingerprint if and only if it makes another training.
+
+    Options of the data are left out: the data's own fingerprint covers them.
+    """
+    changed = Config(**{name: OTHER[name]})
+    assert changed != Config()
+    differs = changed.fingerprint("tabular", "d1") != Config().fingerprint("tabular", "d1")
+    assert differs == (name not in RESUME_MAY_CHANGE | OF_THE_DATA)
+
+
+def test_the_fingerprint_covers_task_and_data():
+    """The same options on another table, or for another task, are another training."""
+    prints = {Config().fingerprint(task, data) for task in ("a", "b") for data in ("c", "d")}
+    assert len(prints) == 4
+    assert Config().fingerprint("a", "c") in prints
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resume_epoch": "5"}, "resume_epoch needs resume_run"),
+        ({"fork": True}, "fork needs resume_run"),
+        ({"resume_from": "a.pth", "fork": True}, "fork needs resume_run"),
+        ({"resume_run": "r", "resume_from": "a.pth"}, "either resume_run or resume_from"),
+        ({"resume_run": "r", "resume_epoch": "five"}, "resume_epoch='five' is not an epoch"),
+        ({"resume_run": "r", "resume_epoch": "-1"}, "resume_epoch='-1' is not an epoch"),
+    ],
+)
+def test_launch_refuses_what_does_not_go_together(options, message):
+    """Options that need or exclude each other are refused, and both are named."""
+    with pytest.raises(UsageError, match=message):
+        Launch(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"resume_from": "a.pth"},
+        {"resume_run": "latest"},
+        {"resume_run": "r", "resume_epoch": "best", "fork": True},
+        {"resume_run": "r", "resume_epoch": "latest"},
+        {"resume_run": "r", "resume_epoch": "12"},
+    ],
+)
+def test_launch_takes_what_goes_together(options):
+    """The documented ways to start are accepted."""
+    launch = Launch(**options)
+    assert all(getattr(launch, name) == value for name, value in options.items())
+
+
+def test_every_option_has_a_sentence_of_help():
+    """`--help` and the README's table are made from these sentences."""
+    for config_class in (Config, Launch):
+        for name, (_, opt) in options_of(config_class).items():
+            assert opt.help.endswith((".", "…")), name
+            assert opt.help[0].isupper(), name
