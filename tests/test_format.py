@@ -46,7 +46,6 @@ VALID = {
 }
 
 texts = st.text(max_size=8)
-# Integers beyond a double are left out of the metrics' range on purpose: see `huge`.
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
 documents = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4)

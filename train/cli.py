@@ -124,6 +124,8 @@ def _run_command(**values: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For scripts: JSON, times as Unix seconds.")
 def list_command(run: str | None, as_json: bool) -> None:
     """List the experiment's runs that can be resumed, or the checkpoints of RUN."""
+    environment.expect_small_downloads()
+
     from train import listing
     from train.tracking import Tracking
 

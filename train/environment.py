@@ -39,6 +39,11 @@ def prepare_process() -> None:
         os.environ.setdefault(name, value)
 
 
+def expect_small_downloads() -> None:
+    """Save MLflow the call by which it asks the server whether it can download in parts."""
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+
+
 def home() -> Path:
     """Return TRAIN_HOME: where the data cache and the spool live; not created here.
 

@@ -1,0 +1,287 @@
+"""A checkpoint exists if and only if its manifest does, however an upload or deletion ends."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from train.checkpoint.format import MANIFEST_FILE, write_checkpoint
+from train.checkpoint.store import CheckpointStore
+from train.errors import CheckpointDamaged, StoreUnavailable
+
+MOMENTS = ["before", "half", "after"]
+
+
+@pytest.fixture
+def store(artifacts):
+    """Return the checkpoints of a run whose calls are recorded."""
+    return CheckpointStore(artifacts, "r1")
+
+
+@pytest.fixture
+def write(tmp_path, make_checkpoint):
+    """Return a function that writes a checkpoint of an epoch to the local disk."""
+
+    def write(epoch, **more):
+        folder = tmp_path / "spool" / f"epoch_{epoch}"
+        checkpoint = make_checkpoint(epoch, **more)
+        return folder, write_checkpoint(folder, checkpoint, attempt=1, kept=True, metrics={})
+
+    return write
+
+
+def weights(store, manifest, folder):
+    """Return a number by which the content of a stored checkpoint is known."""
+    return store.get(manifest, folder)["model_state_dict"]["weight"][0].item()
+
+
+def test_an_empty_run_has_no_checkpoints(store):
+    """A run without any files is no error."""
+    assert store.list() == []
+
+
+def test_what_was_put_is_listed_oldest_first_and_got_back(store, write, tmp_path):
+    """Checkpoints come in the order of their epochs, with the content they were put with."""
+    manifests = {epoch: write(epoch) for epoch in (10, 9, 2)}
+    for folder, manifest in manifests.values():
+        store.put(folder, manifest)
+    assert [m.epoch for m in store.list()] == [2, 9, 10]
+    assert weights(store, manifests[9][1], tmp_path / "got") == 9
+
+
+def test_commit_last(store, write, calls):
+    """Invariant 1: the manifest is uploaded after every other file."""
+    calls.arm(None)
+    store.put(*write(1))
+    assert calls.names == [
+        "upload checkpoints/epoch_1/checkpoint.pth",
+        "upload checkpoints/epoch_1/checkpoint_metrics.json",
+        "upload checkpoints/epoch_1/manifest.json",
+    ]
+
+
+@pytest.mark.parametrize("when", MOMENTS)
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_an_upload_that_fails_anywhere_is_no_checkpoint(
+    store, artifacts, write, calls, call, when, tmp_path
+):
+    """Invariant 1: a put that fails at any call shows nothing half, and older ones stay."""
+    folder, older = write(1)
+    store.put(folder, older)
+    calls.arm(call, when)
+    folder, newer = write(2)
+    with pytest.raises(StoreUnavailable, match="on purpose"):
+        store.put(folder, newer)
+    calls.arm(None)
+    again = CheckpointStore(artifacts, "r1")
+    committed = call == 2 and when == "after"  # the store had it all, only its answer was lost
+    assert again.list() == [older, *([newer] if committed else [])]
+    for manifest in again.list():
+        assert weights(again, manifest, tmp_path / manifest.name) == manifest.epoch
+    again.put(folder, newer)
+    assert again.list() == [older, newer]
+    assert weights(again, newer, tmp_path / "again") == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_deletion_that_fails_anywhere_leaves_a_whole_checkpoint_or_none(
+    store, artifacts, write, calls, call, when, tmp_path
+):
+    """Invariant 3: the manifest is deleted first, so no half of a checkpoint is ever listed."""
+    manifests = [write(epoch) for epoch in (1, 2)]
+    for folder, manifest in manifests:
+        store.put(folder, manifest)
+    calls.arm(call, when)
+    with pytest.raises(StoreUnavailable, match="delete checkpoints/epoch_1.* on purpose"):
+        store.delete(manifests[0][1])
+    calls.arm(None)
+    again = CheckpointStore(artifacts, "r1")
+    untouched = call == 0 and when == "before"
+    assert [m.epoch for m in again.list()] == ([1, 2] if untouched else [2])
+    for manifest in again.list():
+        assert weights(again, manifest, tmp_path / manifest.name) == manifest.epoch
+    again.delete(manifests[0][1])
+    assert artifacts.list("checkpoints") == ["epoch_2"]
+
+
+def test_the_manifest_is_deleted_first(store, write, calls):
+    """Invariant 3: the order of a deletion."""
+    _, manifest = write(1)
+    calls.arm(None)
+    store.delete(manifest)
+    names = ["delete checkpoints/epoch_1/manifest.json", "delete checkpoints/epoch_1"]
+    assert calls.names == names
+
+
+def test_a_name_is_written_again_only_after_its_manifest_is_deleted(
+    store, artifacts, write, calls, tmp_path
+):
+    """Invariant 1: old manifest and new data are never there together."""
+    store.put(*write(1))
+    again = CheckpointStore(artifacts, "r1")
+    again.list()
+    folder, manifest = write(1, model_state_dict={"weight": torch.full((3,), 7.0)})
+    calls.arm(None)
+    again.put(folder, manifest)
+    first, *uploads, last = calls.names
+    assert first == "delete checkpoints/epoch_1/manifest.json"
+    assert all(name.startswith("upload ") for name in uploads)
+    assert last == "upload checkpoints/epoch_1/manifest.json"
+    assert weights(again, manifest, tmp_path / "got") == 7
+
+
+@pytest.mark.parametrize("when", MOMENTS)
+@pytest.mark.parametrize("call", [0, 1, 2, 3])
+def test_a_rewrite_that_fails_anywhere_leaves_the_old_the_new_or_none(
+    store, artifacts, write, calls, call, when, tmp_path
+):
+    """Invariant 1: a name that is written again is never a mixture, wherever that stops."""
+    folder, old = write(1)
+    store.put(folder, old)
+    store.list()
+    folder, new = write(1, model_state_dict={"weight": torch.full((3,), 7.0)})
+    calls.arm(call, when)
+    with pytest.raises(StoreUnavailable, match="on purpose"):
+        store.put(folder, new)
+    calls.arm(None)
+    found = CheckpointStore(artifacts, "r1").list()
+    if call == 0 and when != "after":
+        assert found == [old]
+        assert weights(store, old, tmp_path / "got") == 1
+    elif call == 3 and when == "after":
+        assert found == [new]
+        assert weights(store, new, tmp_path / "got") == 7
+    else:
+        assert found == []
+
+
+@pytest.mark.parametrize("name", ["epoch_7", "epoch_07", "epoch_x", "epoch_-1", "notes"])
+def test_a_folder_without_a_manifest_is_nothing(store, artifacts, write, name):
+    """A killed upload leaves a listed folder that is no checkpoint (invariant 1)."""
+    _, older = write(3)
+    store.put(*write(3))
+    (artifacts.root / "checkpoints" / name).mkdir()
+    (artifacts.root / "checkpoints" / name / "checkpoint.pth").write_bytes(b"half")
+    assert [m.epoch for m in store.list()] == [older.epoch]
+
+
+def test_a_manifest_in_a_folder_of_another_name_is_nothing(store, artifacts, write):
+    """A folder that was copied under another epoch's name is not taken for that epoch."""
+    store.put(*write(3))
+    checkpoints = artifacts.root / "checkpoints"
+    shutil.copytree(checkpoints / "epoch_3", checkpoints / "epoch_4")
+    assert [m.epoch for m in store.list()] == [3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"checkpoints": {}}',
+        b'{"checkpoints": 5}',
+        b'{"checkpoints": [1]}',
+        b'{"checkpoints": [{"epoch": []}]}',
+        b'{"checkpoints": [{"epoch": 1, "format_version": 99}]}',
+        None,
+    ],
+)
+def test_a_corrupt_or_missing_index_is_harmless(store, artifacts, write, tmp_path, content):
+    """The index is derived: where it cannot be read, the manifests themselves are."""
+    manifests = [write(epoch)[1] for epoch in (1, 2)]
+    for manifest in manifests:
+        store.put(tmp_path / "spool" / manifest.name, manifest)
+    store.write_index(manifests, tmp_path)
+    index = artifacts.root / "checkpoints" / "index.json"
+    if content is None:
+        index.unlink()
+    else:
+        index.write_bytes(content)
+    assert store.list() == manifests
+
+
+def test_a_stale_index_is_harmless(store, artifacts, write, tmp_path):
+    """An index that lacks the newest, and names one that is gone, changes no listing."""
+    manifests = [write(epoch)[1] for epoch in (1, 2, 3)]
+    for manifest in manifests:
+        store.put(tmp_path / "spool" / manifest.name, manifest)
+    store.write_index(manifests[:2], tmp_path)
+    store.delete(manifests[0])
+    assert store.list() == manifests[1:]
+
+
+def test_an_index_that_lies_is_found_out_before_use(store, artifacts, write, tmp_path):
+    """A checkpoint is verified against its own manifest, not against the index."""
+    folder, manifest = write(1)
+    store.put(folder, manifest)
+    document = {**manifest.to_dict(), "step": 99}
+    index = artifacts.root / "checkpoints" / "index.json"
+    index.write_text(json.dumps({"checkpoints": [document]}))
+    [listed] = store.list()
+    assert listed.step == 99
+    assert store.get(listed, tmp_path / "got")["step"] == 10
+    (artifacts.root / "checkpoints" / "epoch_1" / MANIFEST_FILE).unlink()
+    with pytest.raises(CheckpointDamaged, match="manifest.json is missing"):
+        store.get(listed, tmp_path / "got again")
+
+
+@pytest.mark.parametrize("number", [1, 2, 40])
+def test_a_listing_costs_two_calls_whatever_the_number(store, write, calls, tmp_path, number):
+    """With a current index, a listing is one folder and one file."""
+    manifests = [write(epoch)[1] for epoch in range(1, number + 1)]
+    for manifest in manifests:
+        store.put(tmp_path / "spool" / manifest.name, manifest)
+    store.write_index(manifests, tmp_path)
+    calls.arm(None)
+    assert len(store.list()) == number
+    assert calls.names == ["list checkpoints", "download checkpoints/index.json"]
+
+
+def test_a_listing_costs_one_call_more_for_each_that_is_not_indexed(store, write, calls, tmp_path):
+    """Only manifests that the index lacks are fetched."""
+    manifests = [write(epoch)[1] for epoch in range(1, 6)]
+    for manifest in manifests:
+        store.put(tmp_path / "spool" / manifest.name, manifest)
+    store.write_index(manifests[:3], tmp_path)
+    calls.arm(None)
+    assert store.list() == manifests
+    assert calls.names[2:] == [f"download checkpoints/epoch_{n}/manifest.json" for n in (4, 5)]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_metrics.json", "manifest.json"])
+def test_a_file_that_is_gone_is_damage_and_is_named(store, artifacts, write, tmp_path, name):
+    """A committed checkpoint that lost a file is refused with its name and the run's."""
+    folder, manifest = write(1)
+    store.put(folder, manifest)
+    (artifacts.root / "checkpoints" / "epoch_1" / name).unlink()
+    with pytest.raises(CheckpointDamaged, match=f"epoch_1 of run 'r1' .*{name} is missing"):
+        store.get(manifest, tmp_path / "got")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_metrics.json"])
+def test_a_flipped_bit_in_the_store_is_found(store, artifacts, write, tmp_path, name):
+    """What was changed in the store is never loaded (invariant 1)."""
+    folder, manifest = write(1)
+    store.put(folder, manifest)
+    path = artifacts.root / "checkpoints" / "epoch_1" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointDamaged, match=f"{name} has sha256"):
+        store.get(manifest, tmp_path / "got")
+
+
+def test_an_outage_is_not_taken_for_an_empty_run(store, write, calls, tmp_path):
+    """A store that does not answer is an error, never "no checkpoints" (invariant 7)."""
+    store.put(*write(1))
+    for call in range(3):
+        calls.arm(call)
+        with pytest.raises(StoreUnavailable):
+            store.list()
+    calls.arm(None)
+    assert len(store.list()) == 1
