@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -105,13 +106,15 @@ def _run_command(**values: Any) -> None:
     launch = Launch(**{k: given.pop(k) for k in options_of(Launch) if k in given})
     Config(**given)  # refuses bad values before anything is imported or opened
 
-    from train.launch import open_run
-    from train.loop import train
     from train.report import Reporter
 
     reporter = Reporter()
     reporter.open_log()
     try:
+        logging.getLogger("train").info("Loading torch and MLflow …")
+        from train.launch import open_run
+        from train.loop import train
+
         run, task = open_run(given, launch, reporter)
         with run:
             train(run, task)

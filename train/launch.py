@@ -27,7 +27,7 @@ from train.metrics import History
 from train.report import Reporter
 from train.run import Run, Start
 from train.script import check_fits, read_script_checkpoint
-from train.source import Source, find_source, require_local_artifacts
+from train.source import Source, find_source, local_path, require_local_artifacts
 from train.tasks.tabular import TabularTask, choose_threads
 from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
 
@@ -123,8 +123,7 @@ def _in_place(launcher: _Launcher, source: Source) -> Opened:
         tracking, record, launcher.launched, source.epoch + 1, _params(task.config)
     )
     _announce(source)
-    pipeline = _begin(launcher, task, record, attempt, _identity(task))
-    pipeline.manifests = list(source.manifests)
+    pipeline = _begin(launcher, task, record, attempt, _identity(task), source)
     if source.checkpoint is None:
         _describe(launcher, task, record)
     return _run(launcher, task, attempt, pipeline, Start(source.checkpoint, published))
@@ -194,14 +193,21 @@ def _begin(
     record: RunRecord,
     attempt: Attempt,
     tags: Mapping[str, str],
+    source: Source | None = None,
 ) -> Pipeline:
     """Set the run RUNNING, and make the pipeline for its checkpoints."""
     launcher.attempt = attempt
     tracking = launcher.tracking
     spool = environment.spool(tracking.uri, record.run_id)
-    store = CheckpointStore(tracking.artifacts(record), record.run_id)
-    pipeline = Pipeline(tracking, store, attempt.number, spool)
+    if source is not None:
+        store, manifests = source.store, source.manifests
+    else:
+        store, manifests = CheckpointStore(tracking.artifacts(record), record.run_id), []
+    pipeline = Pipeline(tracking, store, attempt.number, spool, manifests)
     launcher.reporter.log_to(pipeline.log_file)
+    folder = local_path(record.artifact_uri)
+    if folder is not None:
+        log.info("Checkpoints go to %s: on this machine only", folder)
     versions = {f"train.version.{k}": v for k, v in environment.versions().items()}
     attempt.begin({**tags, **versions, "train.code": environment.code_version() or "unknown"})
     return pipeline

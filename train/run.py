@@ -132,7 +132,7 @@ class Run:
             Interrupted: A signal asked to stop.
         """
         self._reporter.begin(self.config, self.state.epoch)
-        self._pipeline.publish()
+        self._pipeline.settle()
         while self.state.epoch < self.config.epochs and not self._stops_early():
             self._stop.check(self.state.epoch)
             epoch = self.state.epoch + 1

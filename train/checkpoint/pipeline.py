@@ -65,17 +65,21 @@ class Pipeline:
         )
         self._store.put(folder, manifest)
         self.manifests.append(manifest)
-        # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
-        self.publish()
-        self._point_to(manifest)
-        self._prune()
+        self.settle()
         shutil.rmtree(folder, ignore_errors=True)
         return manifest
 
-    def publish(self) -> None:
-        """Publish the metrics that wait, oldest step first."""
+    def settle(self) -> None:
+        """Do what follows a commit: publish, point, prune.
+
+        A resume begins with it, since the attempt before may have died in between.
+        """
+        # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
         self._tracking.log_points(self._store.run_id, self.unpublished)
         self.unpublished = []
+        if self.manifests:
+            self._point_to(self.manifests[-1])
+            self._prune()
 
     @property
     def log_file(self) -> Path:

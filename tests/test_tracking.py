@@ -1,0 +1,325 @@
+"""MLflow as this project uses it, on a real SQLite store; its errors leave as ours."""
+
+import math
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from train.errors import RunNotUsable, StoreUnavailable
+from train.metrics import Point
+from train.tracking import (
+    FINGERPRINT_TAG,
+    LATEST_CHECKPOINT_TAG,
+    MAX_TAG_CHARS,
+    Artifacts,
+    RunRecord,
+    Tracking,
+    now_ms,
+)
+
+
+@pytest.fixture
+def client(tracking):
+    """Return MLflow's own client of the same store."""
+    return MlflowClient(tracking.uri)
+
+
+def one_line(error):
+    return str(error) and "\n" not in str(error)
+
+
+def test_only_one_claims_an_attempt(tracking, record):
+    """The second claim of an attempt loses, and its error names who holds it (invariant 8)."""
+    tracking.claim_attempt(record.run_id, 2, "child a")
+    with pytest.raises(RunNotUsable, match=r"another process \(attempt 2, run child a\)"):
+        tracking.claim_attempt(record.run_id, 2, "child b")
+    assert tracking.get_run(record.run_id).params["train.attempt.2"] == "child a"
+
+
+def test_a_claim_may_be_repeated_by_its_holder(tracking, record):
+    """A request that is sent twice, after a lost answer, does not lose against itself."""
+    tracking.claim_attempt(record.run_id, 1, "child a")
+    tracking.claim_attempt(record.run_id, 1, "child a")
+    tracking.claim_attempt(record.run_id, 2, "child b")
+    assert tracking.get_run(record.run_id).attempts == 2
+
+
+def test_a_claim_on_an_unknown_run_is_refused(tracking):
+    """Nobody wins a run that is not there."""
+    with pytest.raises(RunNotUsable, match="is not on the tracking server"):
+        tracking.claim_attempt("0" * 32, 1, "child a")
+
+
+@pytest.mark.parametrize(
+    ("params", "attempts"),
+    [
+        ({}, 0),
+        ({"lr": "1"}, 0),
+        ({"train.attempt.1": "a", "train.attempt.10": "b", "train.attempt.9": "c"}, 10),
+        ({"train.attempt.x": "a", "train.attempt.": "b", "my.train.attempt.7": "c"}, 0),
+    ],
+)
+def test_the_newest_attempt_is_the_highest_number(params, attempts):
+    """Attempts are counted as numbers, and what only looks like a claim is none."""
+    record = RunRecord("r", "", "0", "RUNNING", "", 0, params, {}, {})
+    assert record.attempts == attempts
+
+
+def test_points_published_twice_are_there_once(tracking, record, client):
+    """Publishing again changes nothing, since each point carries its own time (invariant 2)."""
+    points = [Point("val_loss", step, 1_700_000_000_000 + step, 1 / step) for step in (1, 2, 3)]
+    tracking.log_points(record.run_id, points)
+    tracking.log_points(record.run_id, points)
+    found = client.get_metric_history(record.run_id, "val_loss")
+    assert [Point("val_loss", m.step, m.timestamp, m.value) for m in found] == points
+
+
+def test_thousands_of_points_are_published_in_pieces(tracking, record):
+    """A long backlog passes MLflow's limit on a request, and comes back as it was."""
+    points = [Point(f"m{step % 5}", step, 1_000 + step, step / 7) for step in range(2_001)]
+    tracking.log_points(record.run_id, points)
+    assert list(tracking.published(record.run_id, [f"m{i}" for i in range(5)])) == points
+
+
+def test_values_that_are_not_finite_come_back_as_the_store_has_them(tracking, record):
+    """NaN stays NaN; infinities become the largest doubles (design 7)."""
+    values = [math.nan, math.inf, -math.inf]
+    points = [Point("x", step, step, value) for step, value in enumerate(values, start=1)]
+    tracking.log_points(record.run_id, points)
+    found = tracking.published(record.run_id, ["x"]).values("x")
+    assert math.isnan(found[0])
+    assert found[1:] == [1.7976931348623157e308, -1.7976931348623157e308]
+
+
+def test_params_that_are_known_are_not_logged_again(tracking, record):
+    """A param that `mlflow run` has logged stays as it is, and does not fail the others."""
+    tracking.log_params(record.run_id, {"lr": "'0.1'"}, known=())
+    known = tracking.get_run(record.run_id).params
+    tracking.log_params(record.run_id, {"lr": "0.1", "epochs": "3"}, known)
+    assert tracking.get_run(record.run_id).params == {"lr": "'0.1'", "epochs": "3"}
+
+
+def test_more_params_than_a_request_takes(tracking, record):
+    """Params are sent in pieces too."""
+    params = {f"p{i}": str(i) for i in range(150)}
+    tracking.log_params(record.run_id, params, known=())
+    assert tracking.get_run(record.run_id).params == params
+
+
+def test_a_tag_that_would_be_cut_is_left_out(tracking, record):
+    """A tag is whole or not there: MLflow would cut it without a word (design 4)."""
+    tracking.set_tags(record.run_id, {"long": "x" * (MAX_TAG_CHARS + 1), "short": "y"})
+    tracking.set_tags(record.run_id, {"longest": "z" * MAX_TAG_CHARS})
+    tags = tracking.get_run(record.run_id).tags
+    assert "long" not in tags
+    assert tags["short"] == "y"
+    assert tags["longest"] == "z" * MAX_TAG_CHARS
+
+
+def test_a_run_is_made_named_and_closed(tracking):
+    """A run is RUNNING from its creation until it gets a status; RUNNING can be set again."""
+    made = tracking.create_run("0", "first name", {"a": "b"})
+    assert (made.name, made.status, made.experiment_id) == ("first name", "RUNNING", "0")
+    assert made.tags["a"] == "b"
+    tracking.rename(made.run_id, "second name")
+    for status in ("KILLED", "RUNNING", "FINISHED"):
+        tracking.set_status(made.run_id, status)
+        assert tracking.get_run(made.run_id).status == status
+    assert tracking.get_run(made.run_id).name == "second name"
+
+
+ON_A_RUN = {
+    "get_run": lambda tracking, run_id: tracking.get_run(run_id),
+    "set_status": lambda tracking, run_id: tracking.set_status(run_id, "FAILED"),
+    "rename": lambda tracking, run_id: tracking.rename(run_id, "x"),
+    "published": lambda tracking, run_id: tracking.published(run_id, ["val_loss"]),
+}
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "../../etc", "a b", "x" * 400])
+@pytest.mark.parametrize("what", ["get_run", "set_status", "rename"])
+def test_an_unknown_run_is_refused_in_one_line(tracking, what, run_id):
+    """A run ID that does not exist is named, with where it was looked for."""
+    with pytest.raises(RunNotUsable) as caught:
+        ON_A_RUN[what](tracking, run_id)
+    assert caught.value.run_id == run_id
+    assert one_line(caught.value)
+
+
+def test_a_deleted_run_is_refused_with_how_to_bring_it_back(tracking, record, client):
+    """A run in MLflow's bin can be restored, and the message says how."""
+    client.delete_run(record.run_id)
+    with pytest.raises(RunNotUsable, match=f"mlflow runs restore --run-id {record.run_id}"):
+        tracking.get_run(record.run_id)
+
+
+def test_a_relative_sqlite_uri_is_explained(tracking):
+    """`mlflow run` works in another folder, where a relative URI names another database."""
+    os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
+    with pytest.raises(RunNotUsable, match="four slashes"):
+        Tracking().get_run("0" * 32)
+
+
+def test_search_finds_our_runs_with_a_checkpoint_newest_first(tracking, client):
+    """Runs of others, and runs that never committed, are left out."""
+    ours = {FINGERPRINT_TAG: "f", LATEST_CHECKPOINT_TAG: "checkpoints/epoch_1/checkpoint.pth"}
+    made = []
+    for number, tags in enumerate([ours, {}, {FINGERPRINT_TAG: "f"}, ours], start=1):
+        run = client.create_run("0", start_time=1_000 * number, tags=tags)
+        made.append(run.info.run_id)
+    assert [r.run_id for r in tracking.search_runs("0")] == [made[3], made[0]]
+    client.delete_run(made[3])
+    assert [r.run_id for r in tracking.search_runs("0")] == [made[0]]
+
+
+def test_the_experiment_is_the_one_that_mlflow_chooses(tracking):
+    """ID before name, a new name makes an experiment once, and the default is "0"."""
+    assert tracking.experiment_id() == "0"
+    os.environ["MLFLOW_EXPERIMENT_NAME"] = "diamonds"
+    named = tracking.experiment_id()
+    assert named != "0"
+    assert tracking.experiment_id() == named
+    os.environ["MLFLOW_EXPERIMENT_ID"] = "7"
+    assert tracking.experiment_id() == "7"
+
+
+def test_the_dataset_and_the_kind_of_experiment_are_shown(tracking, record, client):
+    """The UI opens the experiment as training, and shows the data with its rows."""
+    tracking.mark_experiment("0")
+    columns = {"carat": "double", "cut": "string"}
+    tracking.log_dataset(record.run_id, "gems", "f" * 64, "/gems.csv", columns, {"train_rows": 3})
+    tags = client.get_experiment("0").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    [entry] = client.get_run(record.run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("gems", "f" * 8)
+    assert '"carat"' in entry.dataset.schema
+    assert entry.dataset.profile == '{"train_rows": 3}'
+
+
+@pytest.fixture
+def closed_port():
+    """Return a port of this machine at which nothing answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_server_that_does_not_answer_is_told_in_one_line(closed_port):
+    """A dead server is found out within seconds, and named without its password."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://me:secret@127.0.0.1:{closed_port}"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="does not answer") as caught:
+        Tracking().probe()
+    assert time.monotonic() - started < 20
+    assert one_line(caught.value)
+    assert f"127.0.0.1:{closed_port}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_every_call_to_a_dead_server_is_our_own_error(closed_port):
+    """A server that goes away later is StoreUnavailable as well, whatever was asked of it."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{closed_port}"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    dead = Tracking()
+    asked = [
+        *(lambda do=do: do(dead, "0" * 32) for do in ON_A_RUN.values()),
+        lambda: dead.search_runs("0"),
+        lambda: dead.create_run("0", None, {}),
+        lambda: dead.log_points("0" * 32, [Point("a", 1, 1, 1.0)]),
+        lambda: dead.set_tags("0" * 32, {"a": "b"}),
+        lambda: dead.claim_attempt("0" * 32, 1, "c"),
+        lambda: dead.mark_experiment("0"),
+    ]
+    for ask in asked:
+        with pytest.raises(StoreUnavailable) as caught:
+            ask()
+        assert one_line(caught.value)
+
+
+def test_a_database_that_cannot_be_opened_is_told_in_one_line(tmp_path):
+    """A database that cannot be made is named, without the lines of a traceback."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/none/mlflow.db"
+    (tmp_path / "none").write_text("a file in the way")
+    with pytest.raises(StoreUnavailable) as caught:
+        Tracking().probe()
+    assert one_line(caught.value)
+    assert f"{tmp_path}/none" in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["default", "path", "uri"])
+def test_an_old_file_store_is_refused_with_the_way_out(tmp_path, how):
+    """Old `mlruns/` folders flip MLflow to a store that it no longer opens (design 7)."""
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("experiment_id: '0'\nname: Default\n")
+    folder = tmp_path / "mlruns"
+    if how != "default":
+        os.environ["MLFLOW_TRACKING_URI"] = str(folder) if how == "path" else folder.as_uri()
+    with pytest.raises(StoreUnavailable, match="migrate-filestore.*sqlite:///") as caught:
+        Tracking().probe()
+    assert one_line(caught.value)
+
+
+def test_files_go_up_and_come_down(tmp_path):
+    """A file is stored under its own name, replaces an older one, and can be deleted twice."""
+    artifacts = Artifacts(str(tmp_path / "store"))
+    local = tmp_path / "a.txt"
+    for content in ("old", "new"):
+        local.write_text(content)
+        artifacts.upload(local, "folder")
+    assert artifacts.list() == ["folder"]
+    assert artifacts.list("folder") == ["a.txt"]
+    artifacts.download("folder/a.txt", tmp_path / "deep" / "er" / "b.txt")
+    assert (tmp_path / "deep" / "er" / "b.txt").read_text() == "new"
+    artifacts.delete("folder/a.txt")
+    artifacts.delete("folder/a.txt")
+    assert artifacts.list("folder") == []
+    assert artifacts.list("nothing here") == []
+
+
+@pytest.mark.parametrize("path", ["none.txt", "none/at/all.txt"])
+def test_a_file_that_is_not_there_is_told_apart_from_an_outage(tmp_path, path):
+    """A missing artifact is FileNotFoundError; only a store that fails is StoreUnavailable."""
+    artifacts = Artifacts(str(tmp_path / "store"))
+    with pytest.raises(FileNotFoundError, match=path):
+        artifacts.download(path, tmp_path / "x")
+
+
+def test_an_upload_that_cannot_be_made_is_our_own_error(tmp_path):
+    """A disk error, or a file in the way, is StoreUnavailable with what was uploaded."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "folder").write_text("a file in the way")
+    (tmp_path / "a.txt").write_text("x")
+    artifacts = Artifacts(str(tmp_path / "store"))
+    with pytest.raises(StoreUnavailable, match=r"uploading 'folder/a\.txt'") as caught:
+        artifacts.upload(tmp_path / "a.txt", "folder")
+    assert one_line(caught.value)
+    with pytest.raises(StoreUnavailable, match="uploading"):
+        artifacts.upload(tmp_path / "not there.txt", "other")
+
+
+def test_a_path_cannot_leave_the_artifact_root(tmp_path):
+    """MLflow's own check stands behind ours: no download from above the root (invariant 6)."""
+    (tmp_path / "secret.txt").write_text("x")
+    artifacts = Artifacts(str(tmp_path / "store"))
+    (tmp_path / "store").mkdir()
+    with pytest.raises((StoreUnavailable, FileNotFoundError)):
+        artifacts.download("../secret.txt", tmp_path / "got")
+    assert not (tmp_path / "got").exists()
+
+
+def test_artifacts_of_a_run_lie_where_the_run_says(tracking, record, tmp_path):
+    """A run's files are at the place that MLflow recorded for it."""
+    (tmp_path / "a.txt").write_text("x")
+    tracking.artifacts(record).upload(tmp_path / "a.txt", "logs")
+    assert (Path(record.artifact_uri) / "logs" / "a.txt").read_text() == "x"
+
+
+def test_now_is_in_milliseconds():
+    """The clock counts as MLflow's timestamps do."""
+    before = time.time()
+    assert before * 1000 - 1 <= now_ms() <= time.time() * 1000 + 1
