@@ -166,9 +166,7 @@ def commit_to(tracking, tmp_path, make_checkpoint):
         store = CheckpointStore(tracking.artifacts(record), record.run_id)
         pipeline = Pipeline(tracking, store, 1, tmp_path / "spool" / record.run_id)
         identity = {FINGERPRINT_TAG: "f" * 64, DATA_TAG: "d" * 64}
-        tracking.set_tags(
-            record.run_id, {**identity, OPTIONS_TAG: json.dumps(Config().to_dict())}
-        )
+        tracking.set_tags(record.run_id, {**identity, OPTIONS_TAG: json.dumps(Config().to_dict())})
         for epoch, score in scores.items():
             metrics = {"val_loss": 1 / epoch, "val_pearson": score}
             pipeline.commit(make_checkpoint(epoch), metrics, kept)

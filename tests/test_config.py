@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from train.config import Config, Launch, OnResume, options_of, parse, to_text
 from train.errors import UsageError
 
-CONFIG_OPTIONS = """
-    epochs batch_size lr weight_decay schedule schedule_epochs max_grad_norm early_stopping
-    precision seed threads device
-    hidden_size num_layers dropout
-    data target drop val_fraction split_seed target_scale upload_data
-    checkpoint_freq
-""".split()
-LAUNCH_OPTIONS = "resume_run resume_epoch resume_from fork".split()
+CONFIG_OPTIONS = [
+    "epochs", "batch_size", "lr", "weight_decay", "schedule", "schedule_epochs", "max_grad_norm",
+    "early_stopping", "precision", "seed", "threads", "device",
+    "hidden_size", "num_layers", "dropout",
+    "data", "target", "drop", "val_fraction", "split_seed", "target_scale", "upload_data",
+    "checkpoint_freq",
+]  # fmt: skip
+LAUNCH_OPTIONS = ["resume_run", "resume_epoch", "resume_from", "fork"]
 RESUME_MAY_CHANGE = {"epochs", "early_stopping", "device", "upload_data", "checkpoint_freq"}
 NOT_EVEN_A_FORK_MAY_CHANGE = {"hidden_size", "num_layers"}
 # Another value than the default for every option.

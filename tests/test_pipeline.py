@@ -86,7 +86,7 @@ def rows(tracking, run_id):
     return sorted((k, m.step) for k in KEYS for m in client.get_metric_history(run_id, k))
 
 
-def test_the_order_of_a_commit(attempt, calls):
+def test_metrics_follow_the_commit_and_the_pointer_follows_the_metrics(attempt, calls):
     """Files, manifest, metrics, pointer, index, prune: invariants 1, 2 and 3 in one list."""
     first = attempt()
     first.train_to(1)
@@ -131,7 +131,9 @@ def test_a_commit_that_stops_anywhere_tells_the_truth_and_is_completed(
     attempt()  # a resume settles what the attempt before left, before it trains
     store = CheckpointStore(artifacts, record.run_id)
     assert [m.epoch for m in store.list()] == [newest]
-    assert rows(tracking, record.run_id) == sorted((k, s) for k in KEYS for s in range(1, newest + 1))
+    assert rows(tracking, record.run_id) == sorted(
+        (k, s) for k in KEYS for s in range(1, newest + 1)
+    )
     attempt().train_to(3)
     assert expect_truth(tracking, record, artifacts, tmp_path / "checked again") == 3
     assert rows(tracking, record.run_id) == sorted((k, step) for k in KEYS for step in (1, 2, 3))

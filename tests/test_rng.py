@@ -73,6 +73,16 @@ def test_derived_seeds_are_seeds(seed, word):
     assert len({derived, rng.derive_seed(word, seed + 1), rng.derive_seed(word, seed + 2)}) == 3
 
 
+def test_fresh_state_follows_from_its_parts():
+    """A fork with another seed goes on with random numbers of its own, the same each time."""
+    first, again, other = rng.fresh("fork", 1, 3), rng.fresh("fork", 1, 3), rng.fresh("fork", 2, 3)
+    drawn = []
+    for state in (first, again, other):
+        rng.restore(state)
+        drawn.append(draw())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_derived_seeds_stay_what_they_are():
     """A resume with a later version of this program starts from the same weights."""
     assert rng.derive_seed("weights", 0) == 970112611501083485

@@ -99,3 +99,9 @@ def test_a_fork_with_another_lr_keeps_the_plateau():
     forked.load_state_dict(old.state_dict())
     assert forked.lr(5) == pytest.approx(2 * old.lr(5))
     assert forked.lr(5) == pytest.approx(2.0)
+
+
+def test_nan_is_never_the_best_loss():
+    """A first loss of NaN is a bad epoch, and does not make all later ones bad."""
+    losses = [math.nan, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    assert set(rates(schedule(schedule="plateau", lr=3.0), losses)) == {3.0}

@@ -142,7 +142,7 @@ def test_another_model_is_refused():
     content = new_state(1).capture()
     model = nn.Linear(4, 9)
     other = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
         other.restore(content)
 
 
@@ -179,3 +179,20 @@ def test_captured_keys_are_those_that_readers_know():
     }  # fmt: skip
     lists = content["train_losses"], content["val_losses"], content["aucs"]
     assert lists == ([0.5], [0.4], [0.9])
+
+
+class DrawingWhileSaved(nn.Linear):
+    """A model that draws random numbers while it is saved."""
+
+    def state_dict(self, *args, **kwargs):
+        torch.rand(1), random.random(), np.random.random()
+        return super().state_dict(*args, **kwargs)
+
+
+def test_capture_of_parts_that_draw_disturbs_nothing():
+    """Saving leaves the random numbers as they were, whatever a part draws (invariant 4)."""
+    model = DrawingWhileSaved(2, 1)
+    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
+    before = leaves(rng.capture())
+    content = state.capture()
+    assert leaves(rng.capture()) == before == leaves(content["rng"])

@@ -1,5 +1,6 @@
 """A checkpoint exists if and only if its manifest does, however an upload or deletion ends."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import torch
 
 from train.checkpoint.format import MANIFEST_FILE, write_checkpoint
 from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, StoreUnavailable
+from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
 
 MOMENTS = ["before", "half", "after"]
 
@@ -94,7 +95,7 @@ def test_a_deletion_that_fails_anywhere_leaves_a_whole_checkpoint_or_none(
     for folder, manifest in manifests:
         store.put(folder, manifest)
     calls.arm(call, when)
-    with pytest.raises(StoreUnavailable, match="delete checkpoints/epoch_1.* on purpose"):
+    with pytest.raises(StoreUnavailable, match=r"delete checkpoints/epoch_1.* on purpose"):
         store.delete(manifests[0][1])
     calls.arm(None)
     again = CheckpointStore(artifacts, "r1")
@@ -188,6 +189,7 @@ def test_a_manifest_in_a_folder_of_another_name_is_nothing(store, artifacts, wri
         b'{"checkpoints": [1]}',
         b'{"checkpoints": [{"epoch": []}]}',
         b'{"checkpoints": [{"epoch": 1, "format_version": 99}]}',
+        b"[" * 100_000,
         None,
     ],
 )
@@ -226,7 +228,7 @@ def test_an_index_that_lies_is_found_out_before_use(store, artifacts, write, tmp
     assert listed.step == 99
     assert store.get(listed, tmp_path / "got")["step"] == 10
     (artifacts.root / "checkpoints" / "epoch_1" / MANIFEST_FILE).unlink()
-    with pytest.raises(CheckpointDamaged, match="manifest.json is missing"):
+    with pytest.raises(CheckpointDamaged, match=r"manifest\.json is missing"):
         store.get(listed, tmp_path / "got again")
 
 
@@ -285,3 +287,42 @@ def test_an_outage_is_not_taken_for_an_empty_run(store, write, calls, tmp_path):
             store.list()
     calls.arm(None)
     assert len(store.list()) == 1
+
+
+def test_a_name_is_written_twice_by_one_store_only_after_its_manifest_is_deleted(
+    store, write, calls
+):
+    """What this store wrote itself counts as seen, without a listing (invariant 1)."""
+    folder, manifest = write(1)
+    store.put(folder, manifest)
+    calls.arm(None)
+    store.put(folder, manifest)
+    assert calls.names[0] == "delete checkpoints/epoch_1/manifest.json"
+
+
+@pytest.mark.parametrize("in_index", [True, False])
+def test_a_checkpoint_of_a_newer_version_is_not_left_out(
+    store, artifacts, write, tmp_path, in_index
+):
+    """What only a newer program reads is an error: without it a resume would go back unseen."""
+    manifests = [write(epoch)[1] for epoch in (1, 2)]
+    for manifest in manifests:
+        store.put(tmp_path / "spool" / manifest.name, manifest)
+    path = artifacts.root / "checkpoints" / "epoch_2" / MANIFEST_FILE
+    newer = {**manifests[1].to_dict(), "format_version": 2}
+    path.write_text(json.dumps(newer))
+    if in_index:
+        document = {"checkpoints": [manifests[0].to_dict(), newer]}
+        (artifacts.root / "checkpoints" / "index.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="format version 2"):
+        store.list()
+
+
+def test_content_of_another_epoch_is_damage(store, write, tmp_path):
+    """A manifest that names another epoch than the file holds commits nothing (invariant 1)."""
+    folder, manifest = write(1)
+    other = dataclasses.replace(manifest, epoch=9)
+    (folder / MANIFEST_FILE).write_text(json.dumps(other.to_dict()))
+    store.put(folder, other)
+    with pytest.raises(CheckpointDamaged, match="holds epoch 1, step 10"):
+        store.get(other, tmp_path / "got")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from train.environment import redact
 from train.errors import RunNotUsable, StoreUnavailable
 from train.metrics import Point
 from train.tracking import (
@@ -78,10 +79,18 @@ def test_points_published_twice_are_there_once(tracking, record, client):
     assert [Point("val_loss", m.step, m.timestamp, m.value) for m in found] == points
 
 
-def test_thousands_of_points_are_published_in_pieces(tracking, record):
-    """A long backlog passes MLflow's limit on a request, and comes back as it was."""
+def test_thousands_of_points_are_published_in_pieces(tracking, record, monkeypatch):
+    """A long backlog passes MLflow's limit of 1,000 items, oldest first, as it was measured."""
+    sizes, log_batch = [], tracking._client.log_batch
+
+    def counted(run_id, metrics):
+        sizes.append(len(metrics))
+        log_batch(run_id, metrics=metrics)
+
+    monkeypatch.setattr(tracking._client, "log_batch", counted)
     points = [Point(f"m{step % 5}", step, 1_000 + step, step / 7) for step in range(2_001)]
     tracking.log_points(record.run_id, points)
+    assert sizes == [900, 900, 201]
     assert list(tracking.published(record.run_id, [f"m{i}" for i in range(5)])) == points
 
 
@@ -259,7 +268,7 @@ def test_an_old_file_store_is_refused_with_the_way_out(tmp_path, how):
     folder = tmp_path / "mlruns"
     if how != "default":
         os.environ["MLFLOW_TRACKING_URI"] = str(folder) if how == "path" else folder.as_uri()
-    with pytest.raises(StoreUnavailable, match="migrate-filestore.*sqlite:///") as caught:
+    with pytest.raises(StoreUnavailable, match=r"migrate-filestore.*sqlite:///") as caught:
         Tracking().probe()
     assert one_line(caught.value)
 
@@ -287,6 +296,15 @@ def test_a_file_that_is_not_there_is_told_apart_from_an_outage(tmp_path, path):
     artifacts = Artifacts(str(tmp_path / "store"))
     with pytest.raises(FileNotFoundError, match=path):
         artifacts.download(path, tmp_path / "x")
+
+
+def test_a_download_that_fails_is_not_taken_for_a_missing_file(tmp_path):
+    """What is listed but cannot be fetched is an outage: nobody starts from scratch for it."""
+    (tmp_path / "store" / "folder" / "not a file").mkdir(parents=True)
+    artifacts = Artifacts(str(tmp_path / "store"))
+    with pytest.raises(StoreUnavailable, match="downloading 'folder/not a file'") as caught:
+        artifacts.download("folder/not a file", tmp_path / "x")
+    assert one_line(caught.value)
 
 
 def test_an_upload_that_cannot_be_made_is_our_own_error(tmp_path):
@@ -323,3 +341,26 @@ def test_now_is_in_milliseconds():
     """The clock counts as MLflow's timestamps do."""
     before = time.time()
     assert before * 1000 - 1 <= now_ms() <= time.time() * 1000 + 1
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:///{folder}/garbage.db",
+        "postgresql://me:secret@127.0.0.1:1/db",
+        "mysql+pymysql://me:secret@127.0.0.1:1/db",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_told_in_one_line(tmp_path, uri):
+    """A file that is no database, or a driver that is missing, ends in no traceback."""
+    (tmp_path / "garbage.db").write_text("this is no database " * 100)
+    os.environ["MLFLOW_TRACKING_URI"] = uri.format(folder=tmp_path)
+    with pytest.raises(StoreUnavailable, match="connecting failed") as caught:
+        Tracking().probe()
+    assert one_line(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_passwords_with_an_at_sign_are_not_shown():
+    """Everything up to the last @ before the path is left out of a URL."""
+    assert redact("see http://me:p@ss@host/x?a=b@c now") == "see http://***@host/x?a=b@c now"

@@ -103,15 +103,16 @@ class Attempt:
             status: How it ended.
             last_epoch: Epochs completed.
         """
+        # The run itself first: its status must not wait for a child that somebody deleted.
+        for run_id in dict.fromkeys((self.run_id, self.child_id, self.stray_id)):
+            if run_id is not None:
+                self.tracking.set_status(run_id, status)
         if self.child_id != self.run_id:
             epochs = f"epochs {self.first_epoch}-{last_epoch}"
             if last_epoch < self.first_epoch:
                 epochs = "no epoch"
             name = f"attempt {self.number}: {epochs} on {environment.hostname()}"
             self.tracking.rename(self.child_id, name)
-        for run_id in dict.fromkeys((self.stray_id, self.child_id, self.run_id)):
-            if run_id is not None:
-                self.tracking.set_status(run_id, status)
 
     def _note(self) -> str:
         resume = train_command({"resume_run": self.run_id})

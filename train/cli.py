@@ -34,7 +34,7 @@ class _Group(click.Group):
             ctx.exit(error.exit_code)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "train"
-            message = error.format_message().rstrip(".")
+            message = error.format_message().removesuffix(".").replace("'?", "'")
             click.echo(f"error: {message}. `{command} --help` lists what there is", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
@@ -65,7 +65,8 @@ class _ConfigOption(click.Option):
         # A flag may stand alone; through MLflow it always has a value.
         is_bool = str(field.type) == "bool"
         flag: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool else {}
-        default = "" if field.default in (None, (), False) else f"  [{to_text(field.default)}]"
+        shown = field.default is not None and field.default is not False and field.default != ()
+        default = f"  [{to_text(field.default)}]" if shown else ""
         super().__init__(
             [f"--{field.name}"],
             help=opt.help + default,

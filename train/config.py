@@ -187,14 +187,21 @@ class Config:
     device: str = option("auto", "Where to compute: auto, cpu, cuda, cuda:1, …", "Training")
 
     hidden_size: int = option(
-        256, "Width of the hidden layers.", "Model", minimum=1, on_resume=NEVER
+        192, "Width of the hidden layers.", "Model", minimum=1, on_resume=NEVER
     )
-    num_layers: int = option(
-        2, "Number of hidden layers.", "Model", minimum=0, maximum=64, on_resume=NEVER
+    num_layers: int | None = option(
+        None,
+        "Number of hidden layers, beside a linear path; default: 3, or 0 where the table has at "
+        "least as many columns as rows to train on.",
+        "Model",
+        minimum=0,
+        maximum=64,
+        on_resume=NEVER,
     )
-    dropout: float = option(
-        0.0,
-        "Part of the hidden units dropped in training.",
+    dropout: float | None = option(
+        None,
+        "Part of the hidden units dropped in training; default: by the number of rows, from 0.5 "
+        "for hundreds to 0 for many thousands.",
         "Model",
         minimum=0,
         maximum=0.95,

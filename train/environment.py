@@ -83,7 +83,7 @@ def hostname() -> str:
 
 def redact(text: str) -> str:
     """Return `text` without the user name and password of any URL in it."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    return re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)
 
 
 def versions() -> dict[str, str]:

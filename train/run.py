@@ -89,6 +89,7 @@ class Run:
         self._stop = StopRequest()
         self._differs_reported = False
         self._epoch_started = 0.0
+        self._last_epoch = attempt.first_epoch - 1  # epochs committed
 
     @property
     def run_id(self) -> str:
@@ -209,6 +210,7 @@ class Run:
         is_last = state.epoch == self.config.epochs or self._stops_early()
         kept = self._policy.keeps(state.epoch, is_last)
         manifest = self._pipeline.commit(checkpoint, metrics, kept)
+        self._last_epoch = state.epoch
         if kept:
             self._pipeline.upload_log()
         self._reporter.epoch(state.epoch, metrics, state.best_epoch, manifest)
@@ -235,11 +237,12 @@ class Run:
         status = "FINISHED"
         if error is not None:
             status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
-        last_epoch = self._state.epoch if self._state else self.attempt.first_epoch - 1
-        self._tell_end(status, last_epoch)
+        self._tell_end(status, self._last_epoch)
         try:
-            self._pipeline.upload_log()
-            self.attempt.end(status, last_epoch)
+            try:
+                self._pipeline.upload_log()
+            finally:  # the status is true even where the log cannot be stored
+                self.attempt.end(status, self._last_epoch)
         except TrainError as closing_error:
             if error is None:
                 raise
@@ -261,5 +264,5 @@ class Run:
 def _same(a: float, b: float) -> bool:
     """Tell whether two values are equal, as MLflow stores them: NaN is itself, ∞ is ±1.8e308."""
     largest = 1.7976931348623157e308
-    clamped = (max(-largest, min(largest, value)) for value in (a, b))
+    clamped = (max(min(value, largest), -largest) for value in (a, b))  # NaN stays NaN
     return a == b or (math.isnan(a) and math.isnan(b)) or len(set(clamped)) == 1

@@ -41,7 +41,7 @@ class Schedule:
         """Note the loss of an epoch; on a plateau the rate falls to a third."""
         if self._kind != "plateau":
             return
-        if self._best is None or val_loss < self._best:
+        if not math.isnan(val_loss) and (self._best is None or val_loss < self._best):
             self._best, self._num_bad_epochs = val_loss, 0
             return
         self._num_bad_epochs += 1

@@ -21,6 +21,9 @@ from train.tasks import Task
 
 log = logging.getLogger(__name__)
 
+_OUR_KEYS = {
+    "step", "scheduler_state_dict", "best_corr", "best_epoch", "history", "rng",
+}  # fmt: skip
 _HISTORIES = {"train_losses": "train_loss", "val_losses": "val_loss", "aucs": MONITOR}
 
 
@@ -39,20 +42,29 @@ def read_script_checkpoint(path: Path, config: Config) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointNotFound(str(path.absolute()), "that path", [])
     saved = _load(path)
-    missing = sorted({"epoch", "model_state_dict", "optimizer_state_dict"} - set(saved))
-    if missing:
-        raise CheckpointError(
-            f"checkpoint file '{path}' lacks {', '.join(missing)}; it holds "
-            f"{', '.join(map(str, sorted(saved, key=str))) or 'nothing'}"
-        )
+    _require({"epoch", "model_state_dict", "optimizer_state_dict"}, saved, path)
     if saved.get("format_version") == FORMAT_VERSION:
+        _require(_OUR_KEYS, saved, path)
         return saved
     log.warning(
         "'%s' holds no random state and no data order: training goes on from its weights, but "
         "not exactly as it would have without the stop",
         path,
     )
-    return _converted(saved, path, config)
+    try:
+        return _converted(saved, path, config)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"checkpoint file '{path}' cannot be used ({found})") from error
+
+
+def _require(keys: set[str], saved: dict[str, Any], path: Path) -> None:
+    missing = sorted(keys - set(saved))
+    if missing:
+        raise CheckpointError(
+            f"checkpoint file '{path}' lacks {', '.join(missing)}; it holds "
+            f"{', '.join(map(str, sorted(saved, key=str))) or 'nothing'}"
+        )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -98,7 +110,7 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
         "format_version": FORMAT_VERSION,
         "epoch": epoch,
         "step": int(max(steps, default=0)),
-        "model_state_dict": saved["model_state_dict"],
+        "model_state_dict": dict(saved["model_state_dict"].items()),
         "optimizer_state_dict": saved["optimizer_state_dict"],
         "scheduler_state_dict": schedule.state_dict(),
         "best_corr": best_corr,

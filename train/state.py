@@ -46,7 +46,9 @@ class TrainState:
 
     def capture(self) -> dict[str, Any]:
         """Return everything, under the keys of `checkpoint.pth`; tensors are not copied."""
-        return {
+        # IMPORTANT: random state comes first and is put back: collecting the rest may draw from it.
+        random_state = rng.capture()
+        content = {
             "epoch": self.epoch,
             "step": self.step,
             "model_state_dict": self.model.state_dict(),
@@ -58,8 +60,10 @@ class TrainState:
             "best_corr": self.best_corr,
             "best_epoch": self.best_epoch,
             "history": self.history.state_dict(),
-            "rng": rng.capture(),
+            "rng": random_state,
         }
+        rng.restore(random_state)
+        return content
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Go back to what `capture` returned.

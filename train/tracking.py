@@ -181,8 +181,10 @@ class Tracking:
         for noisy in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = mlflow.get_tracking_uri()
-        with _translated("connecting"):
+        try:
             self._client = MlflowClient(self.uri)
+        except Exception as error:  # stores and database drivers have errors of their own
+            raise _unavailable("connecting", error) from error
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
@@ -190,8 +192,10 @@ class Tracking:
         Raises:
             StoreUnavailable: It does not answer.
         """
-        with _translated("connecting"):
+        try:
             self._client.search_experiments(max_results=1)
+        except Exception as error:  # stores and database drivers have errors of their own
+            raise _unavailable("connecting", error) from error
 
     def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -103,7 +104,7 @@ class Manifest:
             )
         for key in ("epoch", "step", "attempt"):
             check(_is_count(document.get(key)), f"{key} {document.get(key)!r}")
-        check(isinstance(document.get("created"), str), "no time of creation")
+        check(_is_time(document.get("created")), f"created {document.get('created')!r}")
         check(isinstance(document.get("kept"), bool), f"kept {document.get('kept')!r}")
         metrics, files = document.get("metrics"), document.get("files")
         check(isinstance(metrics, dict) and all(map(_is_metric, metrics.items())), "bad metrics")
@@ -127,10 +128,19 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
+def _is_time(value: object) -> bool:
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
 def _is_metric(item: tuple[object, object]) -> bool:
     key, value = item
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(key, str) and (value is None or (number and math.isfinite(value)))  # type: ignore[arg-type]
+    # Compared, not `math.isfinite`: that raises for an integer too large for a double.
+    finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+    return isinstance(key, str) and (value is None or finite)
 
 
 def _is_file_entry(entry: object) -> bool:
@@ -168,13 +178,16 @@ def to_plain(value: Any, where: str = "checkpoint") -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     if isinstance(value, Mapping):
-        return {k: to_plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+        return {
+            to_plain(k, f"a key of {where}"): to_plain(v, f"{where}[{k!r}]")
+            for k, v in value.items()
+        }
     if type(value) in (list, tuple):
         return type(value)(to_plain(v, f"{where}[{i}]") for i, v in enumerate(value))
     raise CheckpointError(

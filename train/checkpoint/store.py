@@ -67,6 +67,7 @@ class CheckpointStore:
         # IMPORTANT: a name is written again only after its manifest is gone.
         if manifest.name in self._seen:
             self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
+        self._seen.add(manifest.name)
         for entry in manifest.files:
             self._artifacts.upload(folder / entry.path, remote)
         # IMPORTANT: the manifest comes last; it is the commit.
@@ -86,7 +87,13 @@ class CheckpointStore:
         except FileNotFoundError as error:
             raise CheckpointDamaged(name, f"{error} is missing") from error
         verify(folder, stored, name)
-        return load_checkpoint(folder / CHECKPOINT_FILE, name)
+        checkpoint = load_checkpoint(folder / CHECKPOINT_FILE, name)
+        found = (checkpoint.get("epoch"), checkpoint.get("step"))
+        if found != (stored.epoch, stored.step):
+            raise CheckpointDamaged(
+                name, f"it holds epoch {found[0]}, step {found[1]}, not what its manifest says"
+            )
+        return checkpoint
 
     def delete(self, manifest: Manifest) -> None:
         """Remove a checkpoint."""
@@ -122,13 +129,20 @@ class CheckpointStore:
     def _find_manifest(self, name: str) -> Manifest | None:
         try:
             return self._read_manifest(name)
-        except (FileNotFoundError, CheckpointError):
-            return None
+        except (FileNotFoundError, CheckpointDamaged):
+            return None  # but not one of a newer version: that would be silently less
 
     def _read_index(self) -> Mapping[str, Manifest]:
         try:
             document = json.loads(self._read(f"{ROOT}/{INDEX_FILE}"))
             entries = [(f"epoch_{entry['epoch']}", entry) for entry in document["checkpoints"]]
             return {name: Manifest.from_dict(entry, name) for name, entry in entries}
-        except (FileNotFoundError, CheckpointError, ValueError, KeyError, TypeError):
+        except (
+            FileNotFoundError,
+            CheckpointError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):
             return {}  # it is derived: the manifests themselves are read instead

@@ -1,0 +1,1 @@
+"""The data of a run: from a raw table to batches."""

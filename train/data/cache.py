@@ -10,7 +10,7 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,7 @@ def save(dataset: Dataset, folder: Path) -> tuple[Path, Path]:
     npz, record = folder / NPZ_NAME, folder / JSON_NAME
     arrays = _arrays_of(dataset)
 
-    def write_arrays(file: BinaryIO) -> None:
-        np.savez(file, allow_pickle=False, **arrays)
-
-    atomic_write(npz, write_arrays)
+    atomic_write(npz, lambda file: np.savez(file, allow_pickle=False, **arrays))
     document = {
         "format_version": _FORMAT_VERSION,
         "fingerprint": dataset.fingerprint,

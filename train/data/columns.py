@@ -25,6 +25,13 @@ _CALENDAR: Final[dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]]] = {
 }
 CALENDAR_PARTS: Final = tuple(_CALENDAR)
 
+_TIMES: Final = (
+    (pa.types.is_date, pa.timestamp("us")),
+    (pa.types.is_timestamp, pa.timestamp("us")),
+    (pa.types.is_time, pa.time64("us")),
+    (pa.types.is_duration, pa.duration("us")),
+)
+
 
 def kind_of(column: pa.ChunkedArray) -> Kind | None:
     """Return how a column is used; None where its type (bytes, lists, …) cannot be."""
@@ -50,6 +57,8 @@ def kind_of(column: pa.ChunkedArray) -> Kind | None:
 def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """Return a column as float64, with NaN for whatever is missing or not finite.
 
+    Dates, times and durations are counted in microseconds.
+
     Shape:
         [N]
 
@@ -58,10 +67,9 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """
     try:
         plain = column.cast(_value_type(column))
-        if kind_of(column) == "calendar":
-            plain = plain.cast(pa.timestamp("us"), safe=False)
-        if pa.types.is_temporal(plain.type):
-            plain = plain.cast(pa.int64())
+        for is_of_kind, in_microseconds in _TIMES:
+            if is_of_kind(plain.type):
+                plain = plain.cast(in_microseconds, safe=False).cast(pa.int64())
         values = plain.cast(pa.float64(), safe=False).to_numpy()
     except pa.ArrowException as error:
         raise DataError(f"not a number: {str(error).splitlines()[0]}") from error

@@ -114,7 +114,8 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
     targets = target_values(table, target)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
-    table, targets = table.filter(pa.array(has_target)), targets[has_target]
+    if num_dropped:
+        table, targets = table.filter(pa.array(has_target)), targets[has_target]
     if len(targets) < 2:
         raise DataError(
             f"data '{config.data}' has {len(targets)} rows with a value in target '{target}': "
@@ -131,7 +132,7 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
     features = fitted.transform(table)
     path = locate(config.data)
     return Dataset(
-        name=path.name.split(".")[0],
+        name=path.name.split(".")[0] or path.name,
         source=str(path),
         fingerprint=source_fingerprint(config, preprocessing),
         preprocessing=fitted,
@@ -174,13 +175,13 @@ def _target_of(config: Config) -> str | None:
 
 def _check_agrees(config: Config, target: str, preprocessing: Preprocessing) -> None:
     scale = preprocessing.scale.kind
-    used = {f.column for f in (*preprocessing.numeric, *preprocessing.categorical)}
+    dropped = preprocessing.columns & set(config.drop)
     if target != preprocessing.target:
         wrong = f"target={target} was given, it predicts '{preprocessing.target}'"
     elif config.target_scale not in ("auto", scale):
         wrong = f"target_scale={config.target_scale} was given, its scale is {scale}"
-    elif used & set(config.drop):
-        wrong = f"drop={','.join(config.drop)} was given, it uses {listed(sorted(used & set(config.drop)))}"
+    elif dropped:
+        wrong = f"drop={','.join(config.drop)} was given, it uses {listed(sorted(dropped))}"
     else:
         return
     raise UsageError(f"the model's preprocessing is fixed: {wrong}. Leave the option out")

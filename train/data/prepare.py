@@ -21,7 +21,7 @@ from train.errors import DataError
 
 VERSION: Final = 1  # raised whenever the same table would give other arrays
 
-_MAX_STD: Final = 10.0  # standardised values are clipped to ±10: an outlier must not rule a batch
+_LIMIT: Final = 3.0  # standardised values approach ±3: an outlier must not rule the prediction
 _MAX_VOCABULARY: Final = 1000  # the most frequent values of a column; the rest share code 0
 _MIN_COUNT: Final = 2  # a value seen once cannot be learned, and trains code 0 in its place
 _IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken for an identifier
@@ -42,7 +42,14 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class NumericFeature:
-    """One column of numbers, standardised.
+    """One column of numbers, standardised, with a smooth limit for outliers.
+
+    A value z standard deviations from the mean becomes z / sqrt(1 + (z / 3)²): nearly z for most,
+    never beyond ±3, and still in order.
+
+    Source:
+        The smooth clipping of Holzmüller et al., "Better by Default" (RealMLP), 2024,
+        https://arxiv.org/abs/2407.04491
 
     Args:
         column: The raw column's name.
@@ -76,9 +83,9 @@ class NumericFeature:
         """Return the feature's values. Shape [N]."""
         values = read_part(column, self.part)
         values = np.where(np.isnan(values), self.fill, values)
-        with np.errstate(over="ignore"):  # ±1e308 becomes infinite, and is clipped
-            standard = (values - self.mean) / self.std
-        return np.clip(standard, -_MAX_STD, _MAX_STD).astype(np.float32)
+        with np.errstate(over="ignore"):  # ±1e308 becomes infinite, and is limited
+            standard = np.clip((values - self.mean) / self.std, -1e9, 1e9)
+        return (standard / np.hypot(1.0, standard / _LIMIT)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +96,12 @@ class CategoricalFeature:
         column: The raw column's name.
         vocabulary: The values that have a code of their own, value i the code i + 1; None among
             them stands for a missing value. Everything else has code 0.
+        num_rare: Number of other values that the training rows have; they share code 0.
     """
 
     column: str
     vocabulary: tuple[str | None, ...]
+    num_rare: int
 
     @property
     def num_codes(self) -> int:
@@ -104,9 +113,10 @@ class CategoricalFeature:
         """Take the most frequent values of the training rows, ties in the order of the text."""
         counted = pc.value_counts(texts(column))
         table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
-        table = table.filter(pc.field("count") >= _MIN_COUNT)
-        table = table.sort_by([("count", "descending"), ("value", "ascending")])
-        return cls(name, tuple(table["value"].slice(0, _MAX_VOCABULARY).to_pylist()))
+        common = table.filter(pc.field("count") >= _MIN_COUNT)
+        common = common.sort_by([("count", "descending"), ("value", "ascending")])
+        vocabulary = common["value"].slice(0, _MAX_VOCABULARY).to_pylist()
+        return cls(name, tuple(vocabulary), num_rare=len(table) - len(vocabulary))
 
     def transform(self, column: pa.ChunkedArray) -> NDArray[np.int64]:
         """Return the codes. Shape [N], each in [0, num_codes)."""
@@ -180,8 +190,7 @@ class Preprocessing:
         Raises:
             DataError: Columns are missing, or hold something else than when they were fitted.
         """
-        used = {f.column for f in (*self.numeric, *self.categorical)}
-        missing = sorted(used - set(table.column_names))
+        missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise DataError(
                 f"the table lacks {listed(missing)}, which the preprocessing was fitted on; "
@@ -189,28 +198,33 @@ class Preprocessing:
             )
         numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
         categorical = np.empty((table.num_rows, len(self.categorical)), dtype=np.int64)
-        features: Sequence[tuple[NDArray[Any], Sequence[NumericFeature | CategoricalFeature]]] = (
-            (numeric, self.numeric),
-            (categorical, self.categorical),
-        )
-        for array, group in features:
-            for i, feature in enumerate(group):
-                try:
-                    array[:, i] = feature.transform(table[feature.column])
-                except DataError as error:
-                    raise DataError(
-                        f"column '{feature.column}' is not what it was when fitted: {error}"
-                    ) from error
+        for i, feature in enumerate(self.numeric):
+            numeric[:, i] = _transform(feature, table)
+        for i, category in enumerate(self.categorical):
+            categorical[:, i] = _transform(category, table)
         return Features(numeric, categorical)
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of the raw columns that are used, without the target."""
+        return {f.column for f in self.numeric} | {f.column for f in self.categorical}
 
     def report(self) -> list[str]:
         """Return, in plain sentences, what is used of a table and what is not."""
-        columns = {f.column for f in self.numeric}
+        num_columns = len({f.column for f in self.numeric})
         sentences = [
-            f"{len(columns)} numeric columns give {len(self.numeric)} features; "
-            f"{len(self.categorical)} columns are categorical."
+            f"Features: {len(self.numeric)} numeric (from {num_columns} columns), "
+            f"{len(self.categorical)} categorical."
+        ]
+        sentences += [
+            f"Of column '{f.column}' the {len(f.vocabulary)} most frequent values have a code of "
+            f"their own, {f.num_rare} rare ones share one."
+            for f in self.categorical
+            if f.num_rare
         ]
         sentences += [f"Left out: {group}." for group in _grouped(self.left_out)]
+        if self.scale.low == self.scale.high:
+            sentences.append(f"Target '{self.target}' is the same in all training rows.")
         kind = "logarithmic" if self.scale.kind == "log" else "linear"
         return [*sentences, f"Target '{self.target}' is trained on a {kind} scale, standardised."]
 
@@ -226,7 +240,7 @@ class Preprocessing:
             scale=TargetScale(**values["scale"]),
             numeric=tuple(NumericFeature(**f) for f in values["numeric"]),
             categorical=tuple(
-                CategoricalFeature(f["column"], tuple(f["vocabulary"]))
+                CategoricalFeature(f["column"], tuple(f["vocabulary"]), f["num_rare"])
                 for f in values["categorical"]
             ),
             left_out=dict(values["left_out"]),
@@ -270,6 +284,15 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"
 
 
+def _transform(feature: NumericFeature | CategoricalFeature, table: pa.Table) -> NDArray[Any]:
+    try:
+        return feature.transform(table[feature.column])
+    except DataError as error:
+        raise DataError(
+            f"column '{feature.column}' is not what it was when fitted: {error}"
+        ) from error
+
+
 def _grouped(left_out: Mapping[str, str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, reason in left_out.items():
@@ -293,6 +316,7 @@ def _fit_column(
 
 
 def _fit_text(name: str, column: pa.ChunkedArray) -> CategoricalFeature | str:
+    column = texts(column)
     num_known = len(column) - column.null_count
     num_distinct = pc.count_distinct(column).as_py()
     if num_distinct + (column.null_count > 0) <= 1:

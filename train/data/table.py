@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import hashlib
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +22,7 @@ import pyarrow.parquet
 from train.errors import DataError, DataNotFound
 
 SHIPPED: Final = {"diamonds": Path(__file__).with_name("diamonds.csv.gz")}
-_KINDS: Final = "CSV (.csv, .csv.gz), Parquet (.parquet, or a folder of them), .npz"
+_KINDS: Final = "CSV (.csv, .csv.gz), Parquet (.parquet, or a folder of such files), or .npz"
 _MAX_BLOCK_BYTES: Final = 2**31 - 1  # pyarrow's own limit
 
 
@@ -53,17 +55,17 @@ def read_table(data: str) -> pa.Table:
             one name.
     """
     path = locate(data)
-    read = _reader_of(path)
+    kind, read = _reader_of(path)
     try:
         table = read(path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
         raise DataError(
-            f"data '{path}' cannot be read as {read.__name__.removeprefix('_read_')}: "
-            f"{first_line}. Check that the file is complete and of the kind its name says"
-        ) from error
+            f"data '{path}' cannot be read as {kind}: {reason}. "
+            "Check that the file is complete and of the kind its name says"
+        ) from e
     twice = [name for name, n in collections.Counter(table.column_names).items() if n > 1]
     if twice:
         raise DataError(
@@ -102,19 +104,19 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reader_of(path: Path):  # type: ignore[no-untyped-def]
+def _reader_of(path: Path) -> tuple[str, Callable[[Path], pa.Table]]:
     name = path.name.lower()
-    if path.is_dir() or name.endswith((".parquet", ".pq")):
-        return _read_parquet
+    if path.is_dir() or name.endswith(".parquet"):
+        return "Parquet", _read_parquet
     if name.endswith((".csv", ".csv.gz")):
-        return _read_csv
+        return "CSV", _read_csv
     if name.endswith(".npz"):
-        return _read_npz
-    raise DataError(f"data '{path}' is of an unknown kind ('{path.suffix}'): give {_KINDS}")
+        return ".npz", _read_npz
+    raise DataError(f"data '{path}' is of an unknown kind, '{path.suffix}': give {_KINDS}")
 
 
 def _read_parquet(path: Path) -> pa.Table:
-    if path.is_dir() and not any(f.suffix in (".parquet", ".pq") for f in path.rglob("*")):
+    if path.is_dir() and not any(path.rglob("*.parquet")):
         raise DataError(f"data '{path}' is a folder without a .parquet file in it: give {_KINDS}")
     return pyarrow.parquet.read_table(path)
 
@@ -125,37 +127,40 @@ def _read_csv(path: Path) -> pa.Table:
     # One block, because pyarrow infers the types from the first block alone: a column that is
     # whole numbers for a megabyte and 1.5 after it would be an error.
     block_bytes = min(max(len(content), 1), _MAX_BLOCK_BYTES)
-    return pyarrow.csv.read_csv(
+    table = pyarrow.csv.read_csv(
         pa.BufferReader(content),
         read_options=pyarrow.csv.ReadOptions(block_size=block_bytes),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
     )
+    for field in table.schema:
+        if pa.types.is_binary(field.type):
+            raise DataError(
+                f"data '{path}': column '{field.name}' is not UTF-8 text: "
+                "convert the file, as with iconv -f latin1 -t utf-8"
+            )
+    return table
 
 
 def _read_npz(path: Path) -> pa.Table:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"data '{path}' is not an .npz: np.savez writes one")
     names: list[str] = []
     columns: list[pa.Array] = []
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
-            array = np.asarray(arrays[name])
+            array = arrays[name]
             if array.ndim not in (1, 2):
                 raise DataError(
                     f"data '{path}': array '{name}' has shape {list(array.shape)}; "
                     "columns are arrays of 1 or 2 dimensions"
                 )
             array = array.astype(array.dtype.newbyteorder("="), copy=False)
-            single = array.ndim == 1
-            names += [name] if single else [f"{name}_{i}" for i in range(array.shape[1])]
-            columns += [pa.array(column) for column in ([array] if single else array.T)]
-    lengths = {name: len(column) for name, column in zip(names, columns, strict=True)}
-    if len(set(lengths.values())) > 1:
-        shortest, longest = (
-            min(lengths, key=lengths.__getitem__),
-            max(lengths, key=lengths.__getitem__),
-        )
-        raise DataError(
-            f"data '{path}': '{shortest}' has {lengths[shortest]} rows and '{longest}' has "
-            f"{lengths[longest]}; all arrays need the same number of rows"
-        )
+            is_single = array.ndim == 1
+            names += [name] if is_single else [f"{name}_{i}" for i in range(array.shape[1])]
+            columns += [pa.array(column) for column in ([array] if is_single else array.T)]
+    by_length = {len(column): name for name, column in zip(names, columns, strict=True)}
+    if len(by_length) > 1:
+        lengths = ", ".join(f"'{name}' has {length}" for length, name in by_length.items())
+        raise DataError(f"data '{path}': the arrays differ in their number of rows: {lengths}")
     return pa.Table.from_arrays(columns, names=names)

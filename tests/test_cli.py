@@ -1,0 +1,231 @@
+"""The command line: options become values, errors one line and an exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from train import errors, listing
+from train.cli import main
+from train.config import Config, Launch, options_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*arguments):
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, arguments)
+
+
+def test_help_lists_the_commands():
+    """`train --help` names what can be done."""
+    result = call("--help")
+    assert result.exit_code == 0
+    assert "run" in result.output
+    assert "list" in result.output
+
+
+def test_help_lists_every_option_under_its_heading():
+    """No option is missing from `train run --help`, and each has its sentence."""
+    result = call("run", "--help")
+    words = " ".join(result.output.split())
+    assert result.exit_code == 0
+    for config_class in (Launch, Config):
+        for name, (_, opt) in options_of(config_class).items():
+            assert f"--{name} " in words
+            assert f"{opt.group}:" in words
+            assert opt.help.split(",")[0][:30] in words
+
+
+def test_an_unknown_option_suggests_the_near_one():
+    """A typing error is answered with the option that was meant."""
+    result = call("run", "--checkpoint_frq", "3")
+    assert result.exit_code == 2
+    assert "--checkpoint_frq" in result.stderr
+    assert "Did you mean '--checkpoint_freq'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint_freq", "0"], "error: checkpoint_freq=0 is too small: the least is 1"),
+        (["--epochs", "0"], "error: epochs=0 is too small: the least is 1"),
+        (["--epochs", "many"], "error: epochs='many' is not a whole number"),
+        (["--schedule", "linear"], "error: schedule='linear' is not one of cosine, plateau, none"),
+        (["--fork"], "error: fork needs resume_run=<id>"),
+        (["--resume_epoch", "5"], "error: resume_epoch needs resume_run=<id>"),
+        (["--resume_run", "r", "--resume_from", "f"], "error: give either resume_run or"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    """What cannot be used is told before anything is opened or written."""
+    result = call("run", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Return what `open_run` was called with; it ends there."""
+    from train import launch
+
+    seen = {}
+
+    def open_run(given, launch, reporter):
+        seen.update(given=given, launch=launch)
+        raise errors.UsageError("seen")
+
+    monkeypatch.setattr(launch, "open_run", open_run)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "launch"),
+    [
+        ([], {}, {}),
+        (["--epochs", "3", "--drop", "a, b"], {"epochs": 3, "drop": ("a", "b")}, {}),
+        (["--lr", "1e-3", "--target", "none"], {"lr": 1e-3, "target": None}, {}),
+        (["--epochs", "20"], {"epochs": 20}, {}),
+        (["--resume_run", "r", "--fork"], {}, {"resume_run": "r", "fork": True}),
+        (["--fork", "true", "--resume_run=r"], {}, {"resume_run": "r", "fork": True}),
+        (["--resume_run", "r", "--fork", "false"], {}, {"resume_run": "r", "fork": False}),
+        (
+            ["--resume_run", "r", "--resume_epoch", "5", "--seed", "1"],
+            {"seed": 1},
+            {"resume_run": "r", "resume_epoch": "5"},
+        ),
+    ],
+)
+def test_only_what_was_given_reaches_the_run(opened, arguments, given, launch):
+    """A default is told from a given value: on a resume the others keep the run's values."""
+    result = call("run", *arguments)
+    assert result.stderr == "error: seen\n"
+    assert opened["given"] == given
+    assert opened["launch"] == Launch(**launch)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.TrainError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.DataError("x"), 3),
+        (errors.CheckpointNotFound("r", "epoch 1", []), 4),
+        (errors.NonFinite("loss", float("nan"), 1, 2, 0.1), 5),
+        (errors.RunNotUsable("r", "x"), 6),
+        (errors.StoreUnavailable("x"), 7),
+        (errors.Interrupted("SIGTERM", 1), 75),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_its_message_and_its_exit_code(tracking, monkeypatch, error, code):
+    """Scripts and schedulers tell the kinds of failure apart by the exit code."""
+
+    def fail(tracking):
+        raise error
+
+    monkeypatch.setattr(listing, "run_rows", fail)
+    result = call("list")
+    assert result.exit_code == code
+    assert result.stderr == f"error: {error}\n"
+    assert result.stdout == ""
+
+
+def test_ctrl_c_is_one_line_and_exit_code_75(tracking, monkeypatch):
+    """A stop while nothing runs yet ends like one in training."""
+
+    def stop(tracking):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "run_rows", stop)
+    result = call("list")
+    assert (result.exit_code, result.stderr) == (75, "error: stopped by SIGINT\n")
+
+
+@pytest.mark.parametrize("debug", [["--debug"], ["--debug", "true"]])
+def test_debug_shows_where_an_error_came_from(opened, debug):
+    """With `--debug` the error itself comes out, for its traceback."""
+    result = call("run", *debug)
+    assert isinstance(result.exception, errors.UsageError)
+    assert call("run", "--debug", "false").exit_code == 2
+
+
+def test_list_shows_runs_and_checkpoints(tracking, record, commit_to):
+    """Without a run its table has the runs, with one its checkpoints."""
+    commit_to(record, {1: 0.5, 2: 0.7})
+    assert record.run_id in call("list").stdout
+    result = call("list", record.run_id)
+    assert result.exit_code == 0
+    assert "checkpoints/epoch_2/checkpoint.pth" in result.stdout
+
+
+def test_list_json_is_only_json(tracking, record, commit_to):
+    """`--json` writes nothing but JSON to standard output."""
+    commit_to(record, {1: 0.5, 2: 0.7})
+    [run] = json.loads(call("list", "--json").stdout)
+    assert run["run_id"] == record.run_id
+    rows = json.loads(call("list", "--json", record.run_id).stdout)
+    assert [(row["epoch"], row["best"]) for row in rows] == [(1, False), (2, True)]
+
+
+def test_list_of_an_unknown_run_is_one_line_and_exit_code_6(tracking):
+    """A mistyped run ID is told with where it was looked for."""
+    result = call("list", "nonesuch")
+    assert result.exit_code == 6
+    assert result.stderr.startswith("error: run 'nonesuch' is not on the tracking server sqlite:")
+    assert result.stderr.count("\n") == 1
+
+
+def modules_after(*arguments, **environment):
+    """Return the top-level modules that a process has after a command."""
+    code = (
+        "import sys\n"
+        "from train.cli import main\n"
+        f"main({list(arguments)!r}, standalone_mode=False)\n"
+        "print('\\n' + ' '.join({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "--help"]])
+def test_help_is_quick(arguments):
+    """Help imports none of the libraries that take seconds."""
+    assert not {"torch", "mlflow", "numpy", "pyarrow", "scipy"} & modules_after(*arguments)
+
+
+@pytest.mark.slow
+def test_list_does_without_torch(tracking, record, commit_to):
+    """A listing imports mlflow, which it needs, and not torch."""
+    commit_to(record, {1: 0.5})
+    for arguments in (["list"], ["list", record.run_id]):
+        modules = modules_after(*arguments, MLFLOW_TRACKING_URI=tracking.uri)
+        assert "mlflow" in modules
+        assert "torch" not in modules
+
+
+@pytest.mark.slow
+def test_the_module_is_the_program():
+    """`python -m train` ends with the exit code, and prints no traceback."""
+    command = [sys.executable, "-m", "train", "run", "--epochs", "0"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert done.stderr == "error: epochs=0 is too small: the least is 1\n"
+
+
+def test_help_shows_defaults_that_are_zero():
+    """A default of 0 is shown like any other."""
+    words = " ".join(call("run", "--help").output.split())
+    assert "0: never. [0]" in words
+    assert "batches and dropout. [0]" in words

@@ -1,0 +1,125 @@
+"""`train list`: which runs can be resumed, and which checkpoints a run has."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from train import listing
+from train.config import Config
+from train.errors import RunNotUsable
+from train.metrics import Point
+from train.tracking import OPTIONS_TAG
+
+SCORES = {1: 0.1, 2: 0.9, 3: float("nan")}
+
+
+@pytest.fixture
+def trained(record, commit_to):
+    """Return a run with checkpoints of three epochs, the second being the best."""
+    return commit_to(record, SCORES)
+
+
+def test_checkpoints_are_listed_oldest_first_with_their_marks(tracking, trained):
+    """Each row tells epoch, step, losses, what it is kept for, size, time and path."""
+    rows = listing.checkpoint_rows(tracking, trained.run_id)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert [row["val_loss"] for row in rows] == [1, 1 / 2, 1 / 3]
+    assert [row["val_pearson"] for row in rows] == [0.1, 0.9, None]
+    assert [row["best"] for row in rows] == [False, True, False]
+    assert [row["latest"] for row in rows] == [False, False, True]
+    assert all(row["kept"] and row["attempt"] == 1 for row in rows)
+    for row in rows:
+        path = Path(trained.artifact_uri) / row["path"]
+        files = [path, path.with_name("checkpoint_metrics.json")]
+        assert row["bytes"] == sum(file.stat().st_size for file in files)
+        assert abs(row["created"] - time.time()) < 60
+
+
+def test_runs_are_listed_newest_first_and_only_ours(tracking, record, trained):
+    """A run is listed with how far it is; runs without a checkpoint are left out."""
+    tracking.create_run("0", "somebody else's", {})
+    tracking.claim_attempt(record.run_id, 1, record.run_id)
+    tracking.log_points(record.run_id, [Point("best_val_pearson", 2, 1, 0.9)])
+    tracking.set_status(record.run_id, "KILLED")
+    [row] = listing.run_rows(tracking)
+    assert row["run_id"] == record.run_id
+    assert (row["name"], row["status"], row["attempts"]) == ("a run", "KILLED", 1)
+    assert (row["epoch"], row["epochs"]) == (3, Config().epochs)
+    assert row["best_val_pearson"] == 0.9
+    assert abs(row["started"] - time.time()) < 60
+
+
+@pytest.mark.parametrize("options", ["not JSON", "[]", "5", '{"seed": 1}'])
+def test_a_run_with_strange_options_is_listed_all_the_same(tracking, trained, options):
+    """A tag that somebody edited costs the number of epochs, not the listing."""
+    tracking.set_tags(trained.run_id, {OPTIONS_TAG: options})
+    [row] = listing.run_rows(tracking)
+    assert (row["epoch"], row["epochs"]) == (3, None)
+
+
+def test_a_listing_costs_three_calls_whatever_the_number(
+    tracking, artifacts, trained, calls, monkeypatch
+):
+    """One call for the run, one for the folder, one for the index (issue 2)."""
+    recorded = type(artifacts)(trained.artifact_uri, calls)
+    monkeypatch.setattr(tracking, "artifacts", lambda record: recorded)
+    get_run = tracking._client.get_run
+    monkeypatch.setattr(
+        tracking._client, "get_run", lambda run: calls.make("run", lambda: get_run(run))
+    )
+    assert len(listing.checkpoint_rows(tracking, trained.run_id)) == 3
+    assert calls.names == ["run", "list checkpoints", "download checkpoints/index.json"]
+
+
+def test_an_unknown_run_is_refused(tracking):
+    """A run ID that does not exist is an error, not an empty table."""
+    with pytest.raises(RunNotUsable):
+        listing.checkpoint_rows(tracking, "0" * 32)
+
+
+def test_json_is_for_scripts(tracking, trained, capsys):
+    """`--json` prints the rows as they are: numbers, null where there is none, full paths."""
+    rows = listing.checkpoint_rows(tracking, trained.run_id)
+    listing.show(rows, trained.run_id, as_json=True)
+    assert json.loads(capsys.readouterr().out) == rows
+    listing.show([], None, as_json=True)
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_tables_in_a_pipe_are_plain_and_whole(tracking, trained, capsys):
+    """Without a terminal no line is wrapped or coloured, and IDs and paths are whole."""
+    listing.show(listing.checkpoint_rows(tracking, trained.run_id), trained.run_id, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "\x1b" not in "".join(lines)
+    assert len(lines) == 5
+    assert "checkpoints/epoch_2/checkpoint.pth" in lines[2]
+    assert "best" in lines[2]
+    assert "latest" in lines[3]
+    assert lines[4] == f"resume: python -m train run --resume_run {trained.run_id}"
+    listing.show(listing.run_rows(tracking), None, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert trained.run_id in lines[1]
+    assert "3/20" in lines[1]
+
+
+def test_nothing_to_list_is_said(capsys):
+    """An empty listing is a sentence, not an empty table."""
+    listing.show([], None, False)
+    listing.show([], "r1", False)
+    assert capsys.readouterr().out.splitlines() == [
+        "no run here has a checkpoint",
+        "run 'r1' has no checkpoint",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "age"),
+    [(0, "0 s"), (59, "59 s"), (90, "2 min"), (7_200, "2 h"), (200_000, "2 d"), (-500, "0 s")],
+)
+def test_ages_are_in_the_largest_unit(monkeypatch, seconds, age):
+    """A time is told as people would; a clock that runs ahead makes no negative age."""
+    monkeypatch.setattr(listing.time, "time", lambda: 1_000_000.0)
+    assert listing._age(1_000_000.0 - seconds) == f"{age} ago"

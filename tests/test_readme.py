@@ -1,0 +1,475 @@
+"""README.md and docs/ say what the program does: commands are run, tables and quotes compared.
+
+Every `sh` block of README.md is run by bash, in a copy of the project that holds a run killed after
+epoch 11 of 12, the script version's checkpoint_epoch_10.pth, and table.csv. Each block finds that
+copy as it was. But one after the HTML comment `<!-- continues -->` goes on where the block before
+ended, as a second machine: with a new copy, and a TRAIN_HOME of its own. One after `killed` is
+killed with SIGKILL after an epoch. What the test changes in a command is told by `prepared`.
+
+`python tests/test_readme.py` writes the tables of options anew.
+"""
+
+import ast
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support import ROOT, client, environment, launch_killed, wait_for, write_table
+
+from train import errors
+from train.config import Config, Launch, OnResume, options_of, to_text
+
+README = ROOT / "README.md"
+TEXT = README.read_text()
+DECISIONS = sorted((ROOT / "docs" / "decisions").iterdir())
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
+PAGES.append(ROOT / "docs" / "exit-codes.md")
+
+# Given to every command that starts a run and does not say otherwise; the killed run's too, so that
+# its checkpoint fits as a file.
+SHORT = {"epochs": "2", "batch_size": "4096", "hidden_size": "16", "num_layers": "1"}
+OF_A_KILLED_BLOCK = SHORT | {"epochs": "30"}
+ON_RESUME = {
+    OnResume.CHANGE: "may change",
+    OnResume.FORK: "only by a fork",
+    OnResume.NEVER: "never",
+}
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def table(headings, rows):
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def option_tables():
+    """Return README's tables of options, as `train/config.py` has them."""
+    resume = [(f"`{name}`", opt.help) for name, (_, opt) in options_of(Launch).items()]
+    rows = [
+        (f"`{name}`", default_of(field), opt.help, ON_RESUME[opt.on_resume])
+        for name, (field, opt) in options_of(Config).items()
+    ]
+    return (
+        f"{table(['Where to go on from', 'Meaning'], resume)}\n\n"
+        f"{table(['Option', 'Default', 'Meaning', 'On a resume'], rows)}"
+    )
+
+
+def default_of(field):
+    """Return how the table shows an option's default."""
+    return "–" if field.default in (None, ()) else f"`{to_text(field.default)}`"
+
+
+def cells(text):
+    """Return the rows of the Markdown tables in a text, headings left out, as tuples."""
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    rules = [i for i, row in enumerate(rows) if set("".join(row)) <= set("- |")]
+    headings = {i - 1 for i in rules}
+    return [tuple(c.strip() for c in r) for i, r in enumerate(rows) if i not in {*rules, *headings}]
+
+
+def section(title, text=TEXT):
+    """Return what stands under a heading, up to the next of its level or above."""
+    level = re.search(rf"^(#+) {re.escape(title)}$", text, re.MULTILINE)
+    assert level, f"there is no heading '{title}'"
+    rest = text[level.end() :]
+    end = re.search(rf"^#{{1,{len(level[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def test_the_tables_of_options_are_those_of_the_program():
+    """Name, default, meaning and what a resume may change are as in `train/config.py`."""
+    shown = re.search(r"<!-- options -->\n(.*?)<!-- end of options -->", TEXT, re.DOTALL)[1]
+    assert shown.strip() == option_tables(), "run `python tests/test_readme.py` to write them anew"
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    """The table in docs/ names every class with its code; README's short one has the same codes."""
+    rows = cells((ROOT / "docs" / "exit-codes.md").read_text())
+    documented = {name.strip("`"): int(code) for code, name, _, _ in rows if name}
+    raised = {
+        name: item.exit_code
+        for name, item in vars(errors).items()
+        if isinstance(item, type) and issubclass(item, errors.TrainError)
+    }
+    assert documented == raised
+    short = [int(code) for code, _ in cells(section("Exit codes"))]
+    assert short == sorted({0, *raised.values()})
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+def slug(heading):
+    """Return the anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    """A relative link names a file that exists, and a heading of it."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name}: {target}"
+
+
+def test_decisions_are_numbered_and_short():
+    """One file per decision: numbered without gaps, with its three parts, at most 40 lines."""
+    numbers = [path.name.split("-")[0] for path in DECISIONS]
+    assert numbers == [f"{i:04}" for i in range(1, len(DECISIONS) + 1)]
+    for path in DECISIONS:
+        text = path.read_text()
+        assert text.startswith(f"# {int(path.name[:4])}. "), path.name
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+            "Context",
+            "Decision",
+            "Consequences",
+        ]
+        assert len(text.splitlines()) <= 40, path.name
+
+
+def strings_of(source):
+    """Yield every string of a Python source; what an f-string fills in is `…`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+
+
+def quoted_in(title):
+    """Return the messages that open the entries under a heading, cut where README has `…`."""
+    entries = re.findall(r"^\*\*`([^`]+)`\*\*", section(title), re.MULTILINE)
+    assert entries, title
+    return [part.strip(" .") for entry in entries for part in entry.split("…")]
+
+
+def test_quoted_messages_are_those_of_the_program():
+    """Who searches README for what the program printed finds it."""
+    sources = [path.read_text() for path in (ROOT / "train").rglob("*.py")]
+    messages = "\n".join(text for source in sources for text in strings_of(source))
+    missing = [q for q in quoted_in("Messages of this program") if q not in messages]
+    assert missing == [], "no message of train/ has these"
+    for quoted in (
+        "Resuming training from epoch ",
+        " (恢复训练，从 epoch ",
+        ": on this machine only",
+    ):
+        assert quoted.strip(" :") in TEXT
+        assert quoted in messages
+
+
+def test_quoted_messages_of_mlflow_are_mlflows():
+    """The messages that README gives as MLflow's own are in the MLflow that is installed."""
+    import mlflow
+
+    folder = Path(mlflow.__file__).parent
+    names = ("utils/conda.py", "store/tracking/file_store.py", "server/security_utils.py")
+    messages = "\n".join(t for n in names for t in strings_of((folder / n).read_text()))
+    for quoted in quoted_in("Messages of MLflow itself"):
+        assert quoted in messages or quoted == "Max retries exceeded", quoted  # that is urllib3's
+
+
+def inline_commands():
+    """Return the commands of our program in README's running text and tables."""
+    without_blocks = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`((?:mlflow run |python -m train |-P )[^`]*)`", without_blocks)
+
+
+def test_commands_in_the_text_name_real_options():
+    """Every `-P name=value` in README, also outside the blocks that are run, is an option."""
+    known = {*options_of(Config), *options_of(Launch), "debug", "name"}
+    used = {
+        name for command in [*inline_commands(), TEXT] for name in re.findall(r"-P (\w+)=", command)
+    }
+    assert used
+    assert used <= known
+    assert {command.split()[3] for command in inline_commands() if "-m train" in command} <= {
+        "run",
+        "list",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ""),
+        (["P=checkpoint_freq=3 epochs=6"], " -P checkpoint_freq=3 -P epochs=6"),
+    ],
+)
+def test_make_run_starts_the_main_job(words, expected):
+    """`make run P="a=1 b=2"` is `mlflow run . --env-manager local -P a=1 -P b=2` in `.venv`."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}  # `make test` sets some
+    done = subprocess.run(
+        ["make", "-n", "run", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    last = done.stdout.splitlines()[-1]
+    assert last.rstrip().endswith(f".venv/bin/mlflow run . --env-manager local{expected}")
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """One `sh` block of README; `line` is where it begins."""
+
+    line: int
+    text: str
+    comment: str  # of the HTML comment right before it
+
+    @property
+    def is_server(self):
+        """Whether it goes on until it is stopped."""
+        return re.search(r"^mlflow (server|ui)", self.text, re.MULTILINE) is not None
+
+
+def stories():
+    """Return the blocks of README; those that continue the one before it are in one list."""
+    found = []
+    pattern = r"^(?:<!-- ([^\n]*) -->\n)?```(?:sh|console|bash|shell)\n(.*?)^```"
+    for match in re.finditer(pattern, TEXT, re.MULTILINE | re.DOTALL):
+        block = Block(TEXT[: match.start(2)].count("\n") + 1, match[2], match[1] or "")
+        if "continues" in block.comment:
+            found[-1].append(block)
+        else:
+            found.append([block])
+    return found
+
+
+@dataclass(frozen=True)
+class Project:
+    """The copy of the project that blocks run in."""
+
+    folder: Path
+    home: Path
+    saved: Path  # what `restore` goes back to
+    run_id: str  # of the killed run
+
+    def restore(self):
+        """Make the folder what it was before the first block."""
+        for path, saved in ((self.folder, "folder"), (self.home, "home")):
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.copytree(self.saved / saved, path, symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with a killed run, a file of the script version, and a table."""
+    top = tmp_path_factory.mktemp("readme")
+    project = copy_of_the_project(top / "project")
+    uri = f"sqlite:///{project}/mlflow.db"
+    options = [f"--{k}={v}" for k, v in (SHORT | {"epochs": "12"}).items()]
+    env = environment(top / "home")
+    launch_killed("before:write:12", *options, cwd=project, env=env)
+    [run] = client(uri).search_runs(["0"])
+    run_id = run.info.run_id
+    (project / "checkpoints").mkdir()
+    checkpoint = project / "mlruns" / "0" / run_id / "artifacts/checkpoints/epoch_10/checkpoint.pth"
+    write_script_checkpoint(checkpoint, project / "checkpoints" / "checkpoint_epoch_10.pth")
+    write_table(project / "table.csv")
+    shutil.copytree(project, top / "saved" / "folder", symlinks=True)
+    shutil.copytree(top / "home", top / "saved" / "home")
+    return Project(project, top / "home", top / "saved", run_id)
+
+
+def copy_of_the_project(folder):
+    """Copy what git has of the project, as far as a run needs it."""
+    folder.mkdir()
+    for name in ("MLproject", "Makefile", "conda.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "train", folder / "train", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+def write_script_checkpoint(source, target):
+    """Write a checkpoint of ours as the script version wrote it, NumPy's scalars included."""
+    import numpy as np
+    import torch
+
+    saved = torch.load(source, weights_only=True)
+    names = ("epoch", "model_state_dict", "optimizer_state_dict", "train_losses", "val_losses")
+    script = {name: saved[name] for name in names}
+    script["scheduler_state_dict"] = {"T_max": 50, "last_epoch": 10}
+    script["aucs"] = [np.float64(value) for value in saved["aucs"]]
+    script |= {"best_corr": np.float64(saved["best_corr"]), "timestamp": "2024-05-01 02:00:00"}
+    torch.save(script, target)
+
+
+def prepared(text, run_id, port, short):
+    """Return a block as it is run.
+
+    `<id>` becomes a run's ID, `<server>` and 0.0.0.0 this machine, 5000 a free port; a command that
+    starts a run gets the `short` options that it does not have; `make` only shows what it would do.
+    """
+    text = text.replace("<id>", run_id).replace("<server>", "127.0.0.1")
+    text = re.sub(r"0\.0\.0\.0", "127.0.0.1", text)
+    text = re.sub(r"(?<=[: ])5000\b", str(port), text)
+    text = re.sub(r"^mlflow ui$", f"mlflow ui --port {port}", text, flags=re.MULTILINE)
+    text = re.sub(r"^mlflow (ui|server)", r"mlflow \1 --workers 1", text, flags=re.MULTILINE)
+    text = re.sub(r"^make ", "make -n ", text, flags=re.MULTILINE)
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("mlflow run") and "resume_run=" not in line:
+            more = [f" -P {k}={v}" for k, v in short.items() if f"-P {k}=" not in line]
+            lines[i] = line + "".join(more)
+    assert "<" not in "\n".join(lines), "a placeholder that the test does not know"
+    return "\n".join(lines)
+
+
+def expected_output(text, run_id):
+    """Return what a block must print."""
+    expected = []
+    for line in text.splitlines():
+        if line.startswith("make -n run"):
+            expected.append("/mlflow run . --env-manager local")
+        if not line.startswith("mlflow run"):
+            continue
+        if "resume_run=" not in line:
+            expected.append("attempt 1: http")
+        elif "resume_epoch=" in line:
+            expected += ["attempt 1: http", f"Forking run '{run_id}' at epoch 1"]
+        else:
+            expected.append(f"Run {run_id}, attempt 2: http")
+        if "resume_" in line:
+            expected.append("Resuming training from epoch ")
+        if "resume_from=" in line:
+            expected.append("holds no random state and no data order")
+    return expected
+
+
+@contextlib.contextmanager
+def started(text, cwd, env):
+    """Start a block in a process group of its own, which is killed at the end."""
+    process = subprocess.Popen(
+        ["bash", "-e", "-c", text],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def run_to_the_end(text, cwd, env):
+    """Run a block, and return what it printed; it must succeed."""
+    with started(text, cwd, env) as process:
+        printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, f"{text}\n{printed}"
+    return printed
+
+
+def run_until_killed(text, cwd, env):
+    """Kill a block after its second epoch, with all its processes; return what it printed."""
+    printed = []
+    with started(text, cwd, env) as process:
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("epoch 2 "):
+                break
+    assert line.startswith("epoch 2 "), f"{text}\n{''.join(printed)}"
+    return "".join(printed)
+
+
+def answers(address):
+    """Tell whether a server is up."""
+    try:
+        return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def free_port():
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_server(server, address):
+    """Wait until a server that was started answers; return MLflow's client of it."""
+    wait_for(lambda: server.poll() is not None or answers(address))
+    assert server.poll() is None, server.stdout.read()
+    return client(address)
+
+
+def run_story(story, project, folder):
+    """Run the blocks of a story one after another, as a reader would."""
+    run_id, port = project.run_id, free_port()
+    cwd, home = project.folder, project.home
+    if "mlflow server" in story[0].text:
+        cwd = folder / "server"
+        cwd.mkdir()
+    with contextlib.ExitStack() as servers:
+        for number, block in enumerate(story):
+            killed = "killed" in block.comment
+            text = prepared(block.text, run_id, port, OF_A_KILLED_BLOCK if killed else SHORT)
+            if number:  # another machine
+                cwd = copy_of_the_project(folder / f"machine{number}")
+                home = folder / f"home{number}"
+            env = environment(home, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+            env.pop("PYTHONPATH")
+            if block.is_server:
+                server = servers.enter_context(started(text, cwd, env))
+                api = wait_for_server(server, f"http://127.0.0.1:{port}")
+                if cwd == project.folder:
+                    assert api.list_artifacts(run_id, "checkpoints"), "the pages do not show it"
+                continue
+            printed = (run_until_killed if killed else run_to_the_end)(text, cwd, env)
+            for line in expected_output(text, run_id):
+                assert line in printed, f"{text}\n{printed}"
+            begun = re.findall(r"^Run ([0-9a-f]{32}), attempt", printed, re.MULTILINE)
+            run_id = begun[-1] if begun else run_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("story", stories(), ids=lambda story: f"line-{story[0].line}")
+def test_commands_do_what_they_say(story, project, tmp_path):
+    """Each command of README succeeds, and prints what its paragraph promises."""
+    project.restore()
+    run_story(story, project, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_table_of_keys_is_that_of_a_checkpoint(project):
+    """README names every key of `checkpoint.pth`, and every file of a run."""
+    import torch
+
+    project.restore()
+    artifacts = project.folder / "mlruns" / "0" / project.run_id / "artifacts"
+    saved = torch.load(artifacts / "checkpoints/epoch_10/checkpoint.pth", weights_only=True)
+    text = section("What a checkpoint holds")
+    documented = [key for row in cells(text) for key in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(documented) == sorted(saved)
+    for path in re.findall(r"^((?:checkpoints|data|logs)/\S+)", text, re.MULTILINE):
+        assert (artifacts / path).is_file() or path.startswith("logs/"), path
+
+
+if __name__ == "__main__":
+    between = r"(?<=<!-- options -->\n).*?(?=<!-- end of options -->)"
+    README.write_text(re.sub(between, lambda _: f"{option_tables()}\n", TEXT, flags=re.DOTALL))

@@ -1,0 +1,120 @@
+"""What the user sees: plain lines in a pipe, a bar on a terminal, everything in the log file."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from train.checkpoint.format import FileEntry, Manifest
+from train.config import Config
+from train.report import Reporter
+
+METRICS = {"train_loss": 0.25, "val_loss": 0.5, "val_pearson": 0.9, "epoch_seconds": 1.25}
+ESCAPE = "\x1b"
+log = logging.getLogger("train.some.module")
+
+
+def manifest(epoch, kept=False):
+    files = (FileEntry("checkpoint.pth", 1, "a" * 64),)
+    rest = {"attempt": 1, "created": "2026-01-02T03:04:05+00:00", "metrics": {}}
+    return Manifest(epoch=epoch, step=epoch, kept=kept, files=files, **rest)
+
+
+@pytest.fixture
+def pipe():
+    """Return (reporter, what it wrote) where the output is no terminal."""
+    out = io.StringIO()
+    reporter = Reporter(Console(file=out))
+    reporter.open_log()
+    yield reporter, out
+    reporter.close_log()
+
+
+@pytest.fixture
+def terminal():
+    """Return (reporter, what it wrote) on a terminal of 100 columns."""
+    out = io.StringIO()
+    reporter = Reporter(Console(file=out, force_terminal=True, width=100))
+    reporter.open_log()
+    yield reporter, out
+    reporter.end()
+    reporter.close_log()
+
+
+def show_two_epochs(reporter):
+    reporter.begin(Config(epochs=2), epochs_done=0)
+    reporter.advance(0.5)
+    reporter.epoch(1, METRICS, 1, manifest(1))
+    reporter.epoch(2, {**METRICS, "val_pearson": 0.8}, 1, manifest(2, kept=True))
+    reporter.end()
+
+
+def test_a_pipe_gets_plain_lines(pipe):
+    """Without a terminal each epoch is one line, with no escape code and no bar."""
+    reporter, out = pipe
+    show_two_epochs(reporter)
+    assert out.getvalue().splitlines() == [
+        "epoch 1  train_loss 0.25000  val_loss 0.50000  val_pearson 0.90000 (best)  1.2 s",
+        "epoch 2  train_loss 0.25000  val_loss 0.50000  val_pearson 0.80000 (best: epoch 1)"
+        "  1.2 s  epoch_2 kept",
+    ]
+
+
+def test_a_terminal_gets_a_bar_in_place_of_lines(terminal):
+    """On a terminal the bar shows the epoch; the lines of epochs go to the file only."""
+    reporter, out = terminal
+    show_two_epochs(reporter)
+    assert ESCAPE in out.getvalue()
+    assert "epoch 1/2" in out.getvalue()
+    assert "ETA" in out.getvalue()
+    assert "epoch_2 kept" not in out.getvalue()
+
+
+def test_an_epoch_without_a_best_says_nothing_of_it(pipe):
+    """Where the correlation is undefined there is no best epoch to name."""
+    reporter, out = pipe
+    reporter.epoch(1, {**METRICS, "val_pearson": float("nan")}, None, manifest(1))
+    assert "val_pearson nan  1.2 s" in out.getvalue()
+
+
+def test_messages_are_shown_whole_and_as_they_are(pipe):
+    """Long lines are not wrapped, and square brackets are not taken for markup."""
+    reporter, out = pipe
+    log.info("a [bold]long[/bold] line " + "x" * 300)
+    log.warning("look %s", "out")
+    log.debug("not shown")
+    lines = out.getvalue().splitlines()
+    assert lines == ["a [bold]long[/bold] line " + "x" * 300, "warning: look out"]
+    assert reporter is not None
+
+
+def test_the_file_holds_the_log_from_its_first_line(pipe, tmp_path):
+    """What was said before the file's place was known is in it too."""
+    reporter, _ = pipe
+    log.info("early")
+    reporter.log_to(tmp_path / "deep" / "attempt_1.log")
+    log.warning("late")
+    reporter.epoch(1, METRICS, 1, manifest(1))
+    lines = (tmp_path / "deep" / "attempt_1.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines[:2]] == ["INFO early", "WARNING late"]
+    assert "epoch 1" in lines[2]
+    assert len(lines) == 3
+
+
+def test_a_terminals_file_holds_the_epochs(terminal, tmp_path):
+    """The bar takes the epochs' lines from the terminal, not from the file."""
+    reporter, _ = terminal
+    reporter.log_to(tmp_path / "a.log")
+    show_two_epochs(reporter)
+    assert "epoch_2 kept" in (tmp_path / "a.log").read_text()
+
+
+def test_a_closed_log_writes_nowhere(pipe, tmp_path):
+    """After a command its handlers are gone, so that the next one starts clean."""
+    reporter, out = pipe
+    reporter.log_to(tmp_path / "a.log")
+    reporter.close_log()
+    log.warning("after the end")
+    assert "after the end" not in out.getvalue()
+    assert (tmp_path / "a.log").read_text() == ""

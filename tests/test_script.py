@@ -1,0 +1,277 @@
+"""Plain checkpoint files: those of the script version load, and none executes anything."""
+
+import io
+import logging
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from train.checkpoint.format import FORMAT_VERSION, to_plain
+from train.config import Config
+from train.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
+from train.metrics import History
+from train.schedule import Schedule
+from train.script import check_fits, read_script_checkpoint
+from train.state import TrainState
+
+AUCS = [0.5, 0.75, 0.625]
+
+
+def script_content(**changes):
+    """Return what the script version saved after three epochs."""
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    for _ in range(6):
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+    return {
+        "epoch": 3,
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": scheduler.state_dict(),
+        "train_losses": [np.float64(x) for x in (0.4, 0.3, 0.2)],
+        "val_losses": [np.float64(x) for x in (0.5, 0.4, 0.35)],
+        "aucs": [np.float64(x) for x in AUCS],
+        "best_corr": np.float64(0.75),
+        "timestamp": "2024-05-06 07:08:09",
+        **changes,
+    }
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return a function that saves a script file, and returns its path."""
+
+    def save(content):
+        path = tmp_path / "checkpoint_epoch_3.pth"
+        torch.save(content, path)
+        return path
+
+    return save
+
+
+def with_numpy_1_names(path):
+    """Rewrite the file's pickle as NumPy 1 would have written it."""
+    found = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(found, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in content
+                content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            new.writestr(name, content)
+    path.write_bytes(found.getvalue())
+
+
+@pytest.mark.parametrize("numpy_version", [1, 2])
+def test_a_script_file_is_read_as_a_checkpoint(file, caplog, numpy_version):
+    """Weights, moments, curves and the best are taken over, whichever NumPy wrote the file."""
+    content = script_content()
+    path = file(content)
+    if numpy_version == 1:
+        with_numpy_1_names(path)
+    with caplog.at_level(logging.WARNING, "train"):
+        read = read_script_checkpoint(path, Config())
+    assert (read["format_version"], read["epoch"], read["step"]) == (FORMAT_VERSION, 3, 6)
+    assert (read["best_corr"], read["best_epoch"]) == (0.75, 2)
+    for name, weight in content["model_state_dict"].items():
+        assert torch.equal(read["model_state_dict"][name], weight)
+    history = History()
+    history.load_state_dict(read["history"])
+    assert history.values("val_pearson") == AUCS
+    assert history.values("train_loss") == [0.4, 0.3, 0.2]
+    assert history.values("val_loss") == [0.5, 0.4, 0.35]
+    assert [p.step for p in history if p.key == "val_loss"] == [1, 2, 3]
+    assert "not exactly as it would have" in caplog.text
+    assert to_plain(read)
+
+
+def test_random_numbers_of_a_script_file_come_from_the_seed(file):
+    """The file holds no random state: it follows from the seed, the same each time."""
+    path = file(script_content())
+    first, again, other = (read_script_checkpoint(path, Config(seed=s))["rng"] for s in (1, 1, 2))
+    assert torch.equal(first["torch"], again["torch"])
+    assert first["python"] == again["python"]
+    assert not torch.equal(first["torch"], other["torch"])
+
+
+def test_the_times_of_a_script_file_end_with_the_file(file):
+    """A file tells no time of its epochs: they lie before its own, in order."""
+    path = file(script_content())
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    history = History()
+    history.load_state_dict(read_script_checkpoint(path, Config())["history"])
+    times = [history.get("val_loss", epoch).timestamp_ms for epoch in (1, 2, 3)]
+    assert times == [1_700_000_000_000 - 2, 1_700_000_000_000 - 1, 1_700_000_000_000]
+
+
+@pytest.mark.parametrize("missing", ["epoch", "model_state_dict", "optimizer_state_dict"])
+def test_a_missing_key_is_named(file, missing):
+    """Without what training needs, the file is refused with what it lacks and what it holds."""
+    content = script_content()
+    del content[missing]
+    with pytest.raises(CheckpointError, match=f"lacks {missing}; it holds aucs, best_corr"):
+        read_script_checkpoint(file(content), Config())
+
+
+def test_what_the_script_may_have_left_out_is_not_needed(file):
+    """A file without curves and schedule is a start all the same."""
+    needed = ("epoch", "model_state_dict", "optimizer_state_dict")
+    content = {k: v for k, v in script_content().items() if k in needed}
+    read = read_script_checkpoint(file(content), Config())
+    assert (read["epoch"], read["best_corr"], read["best_epoch"]) == (3, None, None)
+    assert read["history"] == {}
+    assert read["scheduler_state_dict"] == Schedule(Config()).state_dict()
+
+
+def test_nan_in_the_scripts_curve_is_not_its_best(file):
+    """NaN is never best, also in a file of the script."""
+    aucs = [np.float64(np.nan), np.float64(0.25), np.float64(np.nan)]
+    read = read_script_checkpoint(file(script_content(aucs=aucs)), Config())
+    assert (read["best_corr"], read["best_epoch"]) == (0.25, 2)
+
+
+def test_a_schedule_of_another_kind_starts_afresh_and_says_so(file, caplog):
+    """torch's schedule state fits none of ours; that it is left out is a warning."""
+    with caplog.at_level(logging.WARNING, "train"):
+        read = read_script_checkpoint(file(script_content()), Config(schedule="plateau"))
+    assert "schedule=plateau starts afresh" in caplog.text
+    assert read["scheduler_state_dict"] == Schedule(Config(schedule="plateau")).state_dict()
+
+
+def test_our_own_file_is_read_as_it_is(file, caplog):
+    """A downloaded checkpoint of this format keeps its random state: no warning."""
+    model = nn.Linear(3, 1)
+    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
+    content = {"format_version": FORMAT_VERSION, **state.capture()}
+    with caplog.at_level(logging.WARNING, "train"):
+        read = read_script_checkpoint(file(to_plain(content)), Config())
+    assert set(read) == set(content)
+    assert torch.equal(read["rng"]["torch"], content["rng"]["torch"])
+    assert caplog.records == []
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
+@pytest.mark.parametrize("how", ["zip", "legacy", "plain pickle"])
+def test_a_hostile_file_executes_nothing(tmp_path, how):
+    """The names that script files need are allowed, no other (invariant 6)."""
+    path, content = tmp_path / "x.pth", script_content(best_corr=Hostile())
+    if how == "plain pickle":
+        path.write_bytes(pickle.dumps({"epoch": Hostile()}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    with pytest.raises(CheckpointDamaged, match="cannot be read safely") as caught:
+        read_script_checkpoint(path, Config())
+    assert not (tmp_path / "executed").exists()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_allowed_names_are_not_left_allowed(file):
+    """What a script file may hold stays forbidden in checkpoints from a store."""
+    path = file(script_content())
+    read_script_checkpoint(path, Config())
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+def test_numpy_objects_cannot_carry_a_pickle(file):
+    """A NumPy scalar of dtype object, which would hold a pickle, is refused (invariant 6)."""
+    hostile = np.empty((), dtype=object)
+    hostile[()] = Hostile()
+    with pytest.raises(CheckpointDamaged):
+        read_script_checkpoint(file(script_content(best_corr=hostile)), Config())
+    assert not os.path.exists("executed")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
+def test_a_broken_file_is_damage(tmp_path, content):
+    """Bytes that are no checkpoint are refused in one line."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointDamaged, match=f"file '{path}'") as caught:
+        read_script_checkpoint(path, Config())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_something_else_is_refused(file):
+    """A saved list, or a bare state_dict, is no checkpoint."""
+    with pytest.raises(CheckpointError, match="holds a list, no dict"):
+        read_script_checkpoint(file([1, 2]), Config())
+    with pytest.raises(CheckpointError, match=r"lacks .* it holds bias, weight"):
+        read_script_checkpoint(file(nn.Linear(3, 1).state_dict()), Config())
+
+
+@pytest.mark.parametrize("path", ["none.pth", "."])
+def test_a_file_that_is_not_there_is_named_with_its_full_path(tmp_path, path):
+    """A missing file, or a folder, is told with the path that was looked at."""
+    with pytest.raises(CheckpointNotFound) as caught:
+        read_script_checkpoint(tmp_path / path, Config())
+    assert str(tmp_path) in str(caught.value)
+
+
+class LinearTask:
+    """A task whose model is one layer."""
+
+    def __init__(self, width):
+        self._width = width
+
+    def build_model(self):
+        return nn.Linear(self._width, 1)
+
+
+def test_a_model_of_another_shape_is_refused_with_both_shapes(file):
+    """Options that make another model than the file's are told by the first difference."""
+    path = file(script_content())
+    checkpoint = read_script_checkpoint(path, Config())
+    check_fits(checkpoint, LinearTask(3), path)
+    with pytest.raises(CheckpointError, match=r"'weight' has shape \(1, 3\) .*, \(1, 4\) here"):
+        check_fits(checkpoint, LinearTask(4), path)
+    del checkpoint["model_state_dict"]["bias"]
+    with pytest.raises(CheckpointError, match="'bias' has shape none in the file"):
+        check_fits(checkpoint, LinearTask(3), path)
+    checkpoint["model_state_dict"] |= {"bias": torch.zeros(1), "more": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"'more' has shape .* none here"):
+        check_fits(checkpoint, LinearTask(3), path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer_state_dict": 5},
+        {"optimizer_state_dict": {}},
+        {"model_state_dict": [1]},
+        {"epoch": "three", "train_losses": []},
+        {"aucs": [None]},
+        {"train_losses": 5},
+    ],
+    ids=str,
+)
+def test_parts_of_another_kind_are_refused_in_one_line(file, changes):
+    """A file whose parts are not what the script saved is refused, with what was found."""
+    with pytest.raises(CheckpointError, match="cannot be used") as caught:
+        read_script_checkpoint(file(script_content(**changes)), Config())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["step", "history", "rng", "best_corr"])
+def test_our_own_file_must_be_complete(file, missing):
+    """A checkpoint of this format that lacks a part is not gone on from (invariant 7)."""
+    model = nn.Linear(3, 1)
+    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
+    content = {"format_version": FORMAT_VERSION, **state.capture()}
+    del content[missing]
+    with pytest.raises(CheckpointError, match=f"lacks {missing}; it holds"):
+        read_script_checkpoint(file(to_plain(content)), Config())

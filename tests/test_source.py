@@ -1,0 +1,251 @@
+"""What a resume goes on from: the run, and a checkpoint of it that was verified."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from train.config import Config
+from train.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointNotFound,
+    RunNotUsable,
+    StoreUnavailable,
+)
+from train.source import find_run, find_source, local_path, require_local_artifacts
+from train.tracking import LATEST_CHECKPOINT_TAG, OPTIONS_TAG, RunRecord
+
+SCORES = {1: 0.1, 2: 0.9, 3: 0.5}
+
+
+@pytest.fixture
+def trained(record, commit_to):
+    """Return a run with the checkpoints of epochs 1, 2 (the best) and 3."""
+    return commit_to(record, SCORES)
+
+
+def stored(record, epoch, name="checkpoint.pth"):
+    return Path(record.artifact_uri) / "checkpoints" / f"epoch_{epoch}" / name
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "epoch", "is_newest"),
+    [
+        (None, 3, True),
+        ("latest", 3, True),
+        ("3", 3, True),
+        ("2", 2, False),
+        ("best", 2, False),
+        ("1", 1, False),
+    ],
+)
+def test_an_epoch_is_found_by_number_or_by_name(tracking, trained, wanted, epoch, is_newest):
+    """The newest, the best and any epoch that exists can be asked for."""
+    source = find_source(tracking, trained.run_id, wanted)
+    assert source.epoch == source.checkpoint["epoch"] == epoch
+    assert source.is_newest is is_newest
+    assert [m.epoch for m in source.manifests] == [1, 2, 3]
+    assert source.checkpoint["model_state_dict"]["weight"][0] == epoch
+
+
+def test_a_pruned_epoch_names_those_that_exist(tracking, record, commit_to):
+    """Whoever asks for an epoch that is gone is told which ones are not."""
+    trained = commit_to(record, SCORES, kept=False)
+    with pytest.raises(CheckpointNotFound, match="no checkpoint of epoch 1: it has 2, 3"):
+        find_source(tracking, trained.run_id, "1")
+
+
+def test_best_is_refused_where_no_epoch_has_a_score(tracking, record, commit_to):
+    """With an undefined correlation throughout there is no best epoch, and this is said."""
+    trained = commit_to(record, {1: float("nan"), 2: float("nan")})
+    with pytest.raises(CheckpointNotFound, match="a best epoch: it has 1, 2"):
+        find_source(tracking, trained.run_id, "best")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_metrics.json"])
+def test_a_damaged_newest_is_passed_over_with_a_warning(tracking, trained, caplog, name):
+    """Resume falls back to the one before, and prunes by what is good only (invariants 1, 3)."""
+    flip(stored(trained, 3, name))
+    with caplog.at_level(logging.WARNING, "train"):
+        source = find_source(tracking, trained.run_id, None)
+    assert source.epoch == 2
+    assert [m.epoch for m in source.manifests] == [1, 2]
+    assert source.is_newest
+    [warning] = [r.getMessage() for r in caplog.records]
+    assert f"epoch_3 of run '{trained.run_id}' is damaged: {name} has sha256" in warning
+    assert "Falling back" in warning
+
+
+def test_a_newest_that_lost_its_manifest_is_passed_over(tracking, trained):
+    """A checkpoint named by the index alone does not exist (invariant 1)."""
+    stored(trained, 3, "manifest.json").unlink()
+    assert find_source(tracking, trained.run_id, None).epoch == 2
+
+
+def test_all_damaged_is_an_error_about_the_newest(tracking, trained):
+    """With nothing good left, training does not start from scratch (invariant 7)."""
+    for epoch in SCORES:
+        flip(stored(trained, epoch))
+    with pytest.raises(CheckpointDamaged, match="epoch_3"):
+        find_source(tracking, trained.run_id, None)
+
+
+def test_an_epoch_that_was_asked_for_is_not_replaced_by_another(tracking, trained):
+    """Only the newest may be passed over: a chosen epoch that is damaged is an error."""
+    flip(stored(trained, 2))
+    with pytest.raises(CheckpointDamaged, match="epoch_2"):
+        find_source(tracking, trained.run_id, "2")
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tracking, trained):
+    """A newer program's checkpoint is no damage: going back would lose its epochs silently."""
+    path = stored(trained, 3, "manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(CheckpointError, match="format version 2"):
+        find_source(tracking, trained.run_id, None)
+
+
+def test_latest_is_the_newest_unfinished_run(tracking, commit_to):
+    """Finished runs and runs without a checkpoint are not what "latest" means."""
+    made = []
+    for number, status in enumerate(["KILLED", "FAILED", "FINISHED"], start=1):
+        run = tracking._client.create_run("0", start_time=1000 * number)
+        commit_to(tracking.get_run(run.info.run_id), {1: 0.5})
+        tracking.set_status(run.info.run_id, status)
+        made.append(run.info.run_id)
+    tracking.create_run("0", "newer, but without a checkpoint", {})
+    assert find_run(tracking, "latest").run_id == made[1]
+    assert find_source(tracking, "latest", None).record.run_id == made[1]
+    assert find_run(tracking, made[2]).run_id == made[2]
+
+
+def test_latest_without_any_run_says_where_it_looked(tracking, record):
+    """No unfinished run with a checkpoint: the experiment is named."""
+    with pytest.raises(RunNotUsable, match="experiment 0 has no unfinished run"):
+        find_run(tracking, "latest")
+
+
+def test_a_run_that_died_before_its_first_commit_starts_again(tracking, record):
+    """One of our runs without a checkpoint is begun anew in place, with its own options."""
+    config = Config(epochs=7, seed=3)
+    tags = {"train.fingerprint": "f", OPTIONS_TAG: json.dumps(config.to_dict())}
+    tracking.set_tags(record.run_id, tags)
+    source = find_source(tracking, record.run_id, None)
+    assert (source.epoch, source.checkpoint, source.manifests) == (0, None, [])
+    assert source.config == config
+    assert source.is_newest
+    with pytest.raises(CheckpointNotFound, match="epoch 4: it has none"):
+        find_source(tracking, record.run_id, "4")
+
+
+def test_a_run_that_is_not_ours_is_refused(tracking, record):
+    """A run of another program is not begun anew."""
+    with pytest.raises(RunNotUsable, match="no checkpoint of this program"):
+        find_source(tracking, record.run_id, None)
+
+
+def test_a_run_whose_checkpoints_vanished_does_not_start_again(tracking, trained):
+    """Training from scratch in place of lost epochs would be silently less (invariant 7)."""
+    shutil.rmtree(Path(trained.artifact_uri) / "checkpoints")
+    with pytest.raises(CheckpointNotFound, match="though it had some"):
+        find_source(tracking, trained.run_id, None)
+
+
+def test_options_come_from_the_newest_attempt(tracking, trained):
+    """Options changed by a later attempt win over those in the checkpoint; without them, those."""
+    changed = Config(epochs=99)
+    tracking.set_tags(trained.run_id, {OPTIONS_TAG: json.dumps(changed.to_dict())})
+    assert find_source(tracking, trained.run_id, None).config == changed
+    tracking.set_tags(trained.run_id, {OPTIONS_TAG: "not JSON"})
+    assert find_source(tracking, trained.run_id, None).config == Config()
+
+
+@pytest.fixture
+def moved(tracking, tmp_path, record, commit_to, monkeypatch):
+    """Return (run, new project folder) after the project was moved away from its artifacts."""
+    project = tmp_path / "project"
+    project.mkdir()
+    experiment = tracking._client.create_experiment("moved", str(project / "mlruns" / "1"))
+    run = commit_to(tracking.create_run(experiment, None, {}), SCORES)
+    project.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    return run, tmp_path / "moved"
+
+
+def test_a_moved_project_is_not_an_empty_run(tracking, moved, tmp_path):
+    """The recorded folder, the one found, and the way back are named; nothing is made."""
+    run, folder = moved
+    with pytest.raises(StoreUnavailable) as caught:
+        find_source(tracking, run.run_id, None)
+    message = str(caught.value)
+    assert f"recorded at '{run.artifact_uri}', which does not exist" in message
+    assert f"they lie in '{folder / 'mlruns'}'" in message
+    assert f"ln -s '{folder / 'mlruns'}' '{tmp_path / 'project' / 'mlruns'}'" in message
+    assert not (tmp_path / "project").exists()
+
+
+def test_the_advice_for_a_moved_project_works(tracking, moved, tmp_path):
+    """After the command of the message, the run can be resumed."""
+    run, folder = moved
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "mlruns").symlink_to(folder / "mlruns")
+    assert find_source(tracking, run.run_id, None).epoch == 3
+
+
+def test_files_that_are_nowhere_are_said_to_be_nowhere(tracking, moved, tmp_path, monkeypatch):
+    """Where the files are not in the working folder either, it says so; nothing is made."""
+    run, _ = moved
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreUnavailable, match=r"and not in '.*' either"):
+        require_local_artifacts(run)
+    assert not (tmp_path / "project").exists()
+
+
+def test_a_new_run_has_no_folder_yet(record):
+    """The artifact folder of a run that has just been made need not exist."""
+    assert not Path(record.artifact_uri).exists()
+    require_local_artifacts(record)
+
+
+def test_a_checkpoint_store_that_lost_only_this_run_is_told_too(tracking, trained):
+    """The project is there, the run's own folder is gone: that is no empty run either."""
+    shutil.rmtree(trained.artifact_uri)
+    with pytest.raises(StoreUnavailable, match="which does not exist"):
+        find_source(tracking, trained.run_id, None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("/a/b c", "/a/b c"),
+        ("file:///a/b%20c", "/a/b c"),
+        ("mlflow-artifacts:/0/r/artifacts", None),
+        ("s3://bucket/x", None),
+        ("http://host/x", None),
+    ],
+)
+def test_local_artifact_folders_are_told_from_servers(uri, path):
+    """Only a plain path or a file: URI is a folder of this machine."""
+    assert local_path(uri) == (path and Path(path))
+
+
+def test_a_server_holds_files_that_need_not_be_here():
+    """Artifacts behind a server are never looked for on the local disk."""
+    tags = {LATEST_CHECKPOINT_TAG: "checkpoints/epoch_1/checkpoint.pth"}
+    uri = "mlflow-artifacts:/0/r/artifacts"
+    require_local_artifacts(RunRecord("r", "", "0", "KILLED", uri, 0, {}, tags, {}))
+
+
+def test_an_unknown_run_is_refused(tracking):
+    """A run ID that does not exist is named."""
+    with pytest.raises(RunNotUsable, match="0000"):
+        find_source(tracking, "0" * 32, None)

@@ -1,0 +1,124 @@
+"""Raw tables: every kind of file gives the same columns, and a bad one gives one clear line."""
+
+import datetime
+import gzip
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from train.data.table import raw_sha256, read_table
+from train.errors import DataError, DataNotFound
+
+CSV = b"size,shape,when,ok\n1,round,2024-02-03,true\n2.5,,2024-02-04,false\n,flat,,true\n"
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_the_shipped_table_is_read_by_its_name():
+    """'diamonds' is there wherever the program runs."""
+    table = read_table("diamonds")
+    assert table.num_rows == 53_940
+    assert table.column_names[:4] == ["carat", "cut", "color", "clarity"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", CSV), ("a.CSV.gz", gzip.compress(CSV))])
+def test_csv_has_numbers_dates_text_and_gaps(tmp_path, name, content):
+    """CSV columns get their types from their values, and an empty field is a missing one."""
+    (tmp_path / name).write_bytes(content)
+    assert read_table(name).to_pydict() == {  # a relative path starts in the working folder
+        "size": [1.0, 2.5, None],
+        "shape": ["round", None, "flat"],
+        "when": [datetime.date(2024, 2, 3), datetime.date(2024, 2, 4), None],
+        "ok": [True, False, True],
+    }
+
+
+def test_csv_types_are_inferred_from_all_rows(tmp_path):
+    """A column of whole numbers for megabytes, with 1.5 after them, is a column of numbers."""
+    (tmp_path / "late.csv").write_text("a,b\n" + "1234567,x\n" * 300_000 + "1.5,y\n")
+    column = read_table("late.csv")["a"]
+    assert column.type == pa.float64()
+    assert column[-1].as_py() == 1.5
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path):
+    """A Parquet folder gives the rows of its files, in the order of their names."""
+    for i in (1, 0, 2):
+        write_rows(tmp_path / "parts" / f"{i}.parquet", [{"a": i}, {"a": i + 10}])
+    assert read_table("parts")["a"].to_pylist() == [0, 10, 1, 11, 2, 12]
+    assert read_table("parts/1.parquet")["a"].to_pylist() == [1, 11]
+
+
+def test_npz_arrays_become_columns(tmp_path):
+    """A 1-D array is a column, a 2-D array as many as it has; any byte order will do."""
+    np.savez(tmp_path / "a.npz", y=np.arange(3, dtype=">f4"), x=np.arange(6).reshape(3, 2))
+    assert read_table("a.npz").to_pydict() == {"y": [0, 1, 2], "x_0": [0, 2, 4], "x_1": [1, 3, 5]}
+
+
+BAD = {
+    "empty.csv": (b"", "Empty CSV"),
+    "header.csv": (b"a,b\n", "2 columns and no rows"),
+    "ragged.csv": (b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
+    "twice.csv": (b"a,b,a\n1,2,3\n", "more than one column named 'a'"),
+    "latin.csv": ("a\né\n".encode("latin1"), "column 'a' is not UTF-8"),
+    "cut.csv.gz": (gzip.compress(os.urandom(9000))[:4000], "Truncated"),
+    "no.parquet": (b"nope", "as Parquet"),
+    "no.npz": (b"nope", "not an .npz"),
+    "book.xlsx": (b"nope", "unknown kind, '.xlsx'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, name):
+    """A file that cannot be used is refused with its path and the reason, in one line."""
+    content, reason = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_table(name)
+    assert reason in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"a": np.array([{}], dtype=object)}, "allow_pickle=False"),
+        ({"a": np.zeros(3), "b": np.zeros(4)}, "'a' has 3, 'b' has 4"),
+        ({"a": np.zeros((3, 2, 2))}, "shape [3, 2, 2]"),
+        ({"a": np.zeros((3, 2)), "a_1": np.zeros(3)}, "more than one column named 'a_1'"),
+        ({}, "0 columns and no rows"),
+    ],
+)
+def test_bad_arrays_are_refused(tmp_path, arrays, reason):
+    """Pickled objects are never loaded, and arrays that make no table are named."""
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(DataError) as caught:
+        read_table("bad.npz")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_table, raw_sha256])
+def test_a_missing_file_names_the_folder_searched(tmp_path, read):
+    """The message says where a relative path was looked for."""
+    with pytest.raises(DataNotFound) as caught:
+        read("data/mine.csv")
+    assert str(tmp_path / "data" / "mine.csv") in str(caught.value)
+
+
+def test_the_hash_is_of_the_bytes_and_the_names_inside(tmp_path):
+    """Moving data does not change its hash; a changed byte or a renamed part of a folder does."""
+    for folder in ("a", "b"):
+        write_rows(tmp_path / folder / "0.parquet", [{"x": 1}])
+    first = raw_sha256("a")
+    assert raw_sha256("b") == first
+    (tmp_path / "b" / "0.parquet").rename(tmp_path / "b" / "1.parquet")
+    assert raw_sha256("b") != first
+    write_rows(tmp_path / "a" / "0.parquet", [{"x": 2}])
+    assert raw_sha256("a") != first
