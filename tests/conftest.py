@@ -2,20 +2,35 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import sqlite3
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 
-from train.checkpoint.pipeline import Pipeline
+from train.checkpoint import pipeline as pipeline_module
+from train.checkpoint import store as store_module
+from train.checkpoint.format import write_checkpoint
+from train.checkpoint.policy import Retention
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.errors import StoreUnavailable
-from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, Artifacts, Tracking
+from train.tracking import (
+    DATA_TAG,
+    FINGERPRINT_TAG,
+    LATEST_CHECKPOINT_TAG,
+    OPTIONS_TAG,
+    Artifacts,
+    Tracking,
+)
 
 settings.register_profile("suite", max_examples=60, deadline=None, database=None)
 settings.load_profile("suite")
@@ -40,6 +55,21 @@ def isolated(tmp_path, monkeypatch):
         signal.signal(number, handler)
     os.environ.clear()
     os.environ.update(environment)
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch):
+    """Let no test wait before a transfer is tried again; return how long each pause would be."""
+    asked = []
+    monkeypatch.setattr(store_module, "time", SimpleNamespace(sleep=asked.append))
+    monkeypatch.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.01)
+    return asked
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch):
+    """Let the files of a checkpoint go up and down in their order, not several at a time."""
+    monkeypatch.setattr(store_module, "NUM_TRANSFERS", 1)
 
 
 @pytest.fixture(scope="session")
@@ -72,68 +102,143 @@ def record(tracking):
     return tracking.create_run("0", "a run", {})
 
 
+class Held:
+    """A point at which a thread waits."""
+
+    def __init__(self):
+        self.reached, self.free = threading.Event(), threading.Event()
+
+    def wait(self):
+        """Wait until a thread is there."""
+        assert self.reached.wait(60), "no thread came"
+
+
 class Calls:
-    """What was called, in order; one of the calls can be made to fail.
+    """What was called, in order, by whatever thread; from one of the calls on they can fail.
 
     Args:
-        fail: Index of the call that fails, counted from `arm`.
-        when: "before" anything is done, "half" way through an upload, or "after" all is done.
+        fail: Index of the first call that fails, counted from `arm`.
+        when: How that one fails: "before" anything is done, "half" way through, or "after" all
+            is done. The later ones fail before.
+        num_failing: How many fail; default: all, as when a server is gone.
     """
 
     def __init__(self):
-        self.names, self._fail, self._when = [], None, "before"
+        self._lock = threading.Lock()
+        self._held = {}
+        self.arm(None)
 
-    def arm(self, fail, when="before"):
-        """Forget the calls so far, and let the one at index `fail` fail."""
-        self.names, self._fail, self._when = [], fail, when
+    def hold(self, name):
+        """Let the thread that makes this call wait in it; return what tells and frees it."""
+        self._held[name] = Held()
+        return self._held[name]
+
+    def free(self):
+        """Let nothing fail and nobody wait any more."""
+        self.arm(None)
+        for held in self._held.values():
+            held.free.set()
+
+    def arm(self, fail=None, when="before", num_failing=math.inf):
+        """Forget the calls so far, and let those from the index `fail` on fail."""
+        with self._lock:
+            self.names, self._fail, self._when, self._num_failing = [], fail, when, num_failing
 
     def make(self, name, act, act_half=None):
         """Note a call, then make it, or fail."""
-        self.names.append(name)
-        if len(self.names) - 1 != self._fail:
+        with self._lock:
+            since = math.inf if self._fail is None else len(self.names) - self._fail
+            fails = self._fail is not None and 0 <= since < self._num_failing
+            self.names.append(name)
+            when = self._when if since == 0 else "before"
+        if name in self._held:
+            self._held[name].reached.set()
+            assert self._held[name].free.wait(60)
+        if not fails:
             return act()
-        if self._when == "after":
+        if when == "after":
             act()
-        elif self._when == "half" and act_half is not None:
+        elif when == "half" and act_half is not None:
             act_half()
         raise StoreUnavailable(f"{name} failed on purpose")
 
 
 class RecordedArtifacts(Artifacts):
-    """The files of a run in a local folder; each call is noted, as "upload logs/attempt_1.log"."""
+    """The files of a run in a folder; each call is noted, as "upload logs/attempt_1.log".
 
-    def __init__(self, root, calls):
+    Args:
+        root: The folder.
+        calls: Notes the calls, and makes some of them fail.
+        is_remote: Whether it passes for a store that is no folder of this machine.
+    """
+
+    def __init__(self, root, calls, is_remote=False):
         super().__init__(str(root))
         self.root, self.calls = Path(root), calls
+        if is_remote:
+            self.folder = None
 
     def list(self, path=""):
         return self.calls.make(f"list {path}", lambda: super(RecordedArtifacts, self).list(path))
 
-    def upload(self, local_file, folder):
+    def upload(self, local_file, folder, give_away=False):
         def half():
             (self.root / folder).mkdir(parents=True, exist_ok=True)
+            target = self.root / folder / local_file.name
+            target.unlink(missing_ok=True)  # it may be a second name of a local file
             content = local_file.read_bytes()
-            (self.root / folder / local_file.name).write_bytes(content[: len(content) // 2])
+            target.write_bytes(content[: len(content) // 2])
 
         def whole():
-            super(RecordedArtifacts, self).upload(local_file, folder)
+            super(RecordedArtifacts, self).upload(local_file, folder, give_away)
 
         self.calls.make(f"upload {folder}/{local_file.name}", whole, half)
 
     def download(self, path, local_file):
+        def half():
+            content = (self.root / path).read_bytes()
+            local_file.parent.mkdir(parents=True, exist_ok=True)
+            local_file.write_bytes(content[: len(content) // 2])
+
         def whole():
             super(RecordedArtifacts, self).download(path, local_file)
 
-        self.calls.make(f"download {path}", whole)
+        self.calls.make(f"download {path}", whole, half)
 
     def delete(self, path):
         self.calls.make(f"delete {path}", lambda: super(RecordedArtifacts, self).delete(path))
 
 
+class RecordedTracking(Tracking):
+    """A connection whose calls are noted, as "publish 1 1 2" and "point to …"."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def log_points(self, run_id, points):
+        name = " ".join(["publish", *(str(point.step) for point in points)])
+        log = super().log_points
+        half = points[: len(points) // 2]
+        self.calls.make(name, lambda: log(run_id, points), lambda: log(run_id, half))
+
+    def set_tags(self, run_id, tags):
+        name = f"point to {tags.get(LATEST_CHECKPOINT_TAG)}"
+        self.calls.make(name, lambda: super(RecordedTracking, self).set_tags(run_id, tags))
+
+
+@pytest.fixture
+def recorded_tracking(tracking, calls):
+    """Return a connection to the store of `tracking` whose calls are noted in `calls`."""
+    return RecordedTracking(calls)
+
+
 @pytest.fixture
 def calls():
-    """Return what notes the calls of `artifacts`, and can make one of them fail."""
-    return Calls()
+    """Return what notes the calls of `artifacts`, and can make them fail or wait."""
+    calls = Calls()
+    yield calls
+    calls.free()
 
 
 @pytest.fixture
@@ -150,7 +255,8 @@ def make_checkpoint():
     def make(epoch, **more):
         weights = {"weight": torch.full((3,), float(epoch))}
         content = {"epoch": epoch, "step": 10 * epoch, "model_state_dict": weights}
-        return {**content, "config": Config().to_dict(), **more}
+        rest = {"config": Config().to_dict(), "data": {"fingerprint": "d" * 64}}
+        return {**content, **rest, **more}
 
     return make
 
@@ -164,12 +270,16 @@ def commit_to(tracking, tmp_path, make_checkpoint):
 
     def commit(record, scores, kept=True):
         store = CheckpointStore(tracking.artifacts(record), record.run_id)
-        pipeline = Pipeline(tracking, store, 1, tmp_path / "spool" / record.run_id)
+        spool = RunFolder(tmp_path / "committing" / record.run_id).spool(1)
+        publisher = Publisher(tracking, store, spool, Retention())
         identity = {FINGERPRINT_TAG: "f" * 64, DATA_TAG: "d" * 64}
         tracking.set_tags(record.run_id, {**identity, OPTIONS_TAG: json.dumps(Config().to_dict())})
         for epoch, score in scores.items():
             metrics = {"val_loss": 1 / epoch, "val_pearson": score}
-            pipeline.commit(make_checkpoint(epoch), metrics, kept)
+            content, path = make_checkpoint(epoch), spool.path(f"epoch_{epoch}")
+            manifest = write_checkpoint(path, content, attempt=1, kept=kept, metrics=metrics)
+            publisher.commit(manifest)
+            spool.remove(manifest.name)
         return tracking.get_run(record.run_id)
 
     return commit

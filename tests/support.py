@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from train.config import Config, OnResume, options_of
 from train.metrics import is_wall_clock
 
 ROOT = Path(__file__).parents[1]
@@ -94,35 +95,58 @@ def wait_for(condition, seconds: float = 120):
     raise AssertionError(f"did not happen within {seconds} s")
 
 
+class Server:
+    """A real `mlflow server` on 127.0.0.1, which can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._process = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        env = environment(self.folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+                    *(
+                        "--workers",
+                        "1",
+                        "--backend-store-uri",
+                        f"sqlite:///{self.folder}/mlflow.db",
+                    ),
+                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                ],
+                cwd=self.folder,
+                env=env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(lambda: self._process.poll() is not None or _answers(f"{self.address}/health"))
+        assert self._process.poll() is None, (self.folder / "server.log").read_text()
+
+    def stop(self) -> None:
+        """Kill it, if it runs."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
 @contextlib.contextmanager
 def mlflow_server(folder: Path):
-    """Run a real `mlflow server` on 127.0.0.1; yield its address."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = environment(folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(
-            [
-                *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-                *("--artifacts-destination", str(folder / "artifacts")),
-            ],
-            cwd=folder,
-            env=env,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
+    """Run a server for the length of a block."""
+    server = Server(folder)
+    server.start()
     try:
-        wait_for(lambda: server.poll() is not None or _answers(f"{address}/health"))
-        assert server.poll() is None, (folder / "server.log").read_text()
-        yield address
+        yield server
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.stop()
 
 
 def _answers(address: str) -> bool:
@@ -206,5 +230,9 @@ def comparable(saved: dict) -> dict:
         for key, rows in saved["history"].items()
         if not is_wall_clock(key)
     }
-    kept["config"] = {k: v for k, v in saved["config"].items() if k != "data"}  # a path
+    kept["config"] = {
+        name: saved["config"][name]
+        for name, (_, option) in options_of(Config).items()
+        if option.on_resume is not OnResume.CHANGE and name != "data"  # a path
+    }
     return kept

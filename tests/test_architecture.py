@@ -15,9 +15,9 @@ import pytest
 LAYERS = [
     ["__init__", "__main__"],
     ["cli"],
-    ["launch", "loop", "listing"],
-    ["run"],
-    ["attempt", "report", "script", "source"],
+    ["launch", "loop", "listing", "maintenance"],
+    ["options", "run", "sync"],
+    ["attempt", "describe", "report", "script", "source"],
     ["checkpoint"],
     ["tracking"],
     ["tasks"],

@@ -131,7 +131,7 @@ def test_the_first_attempt_keeps_the_name_of_its_run(tracking, record):
 def test_a_link_shows_no_password(tracking, record):
     """A server's address is shown without its user; a database's is where `mlflow ui` is."""
     path = f"/#/experiments/0/runs/{record.run_id}"
-    assert run_link(tracking, record) == f"http://127.0.0.1:5000{path}"
+    assert run_link(tracking, record) == f"http://127.0.0.1:5000{path} (once `mlflow ui` runs)"
     tracking.uri = "https://me:secret@mlflow.example.org/"
     assert run_link(tracking, record) == f"https://***@mlflow.example.org{path}"
 

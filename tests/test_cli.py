@@ -120,6 +120,7 @@ def test_only_what_was_given_reaches_the_run(opened, arguments, given, launch):
         (errors.NonFinite("loss", float("nan"), 1, 2, 0.1), 5),
         (errors.RunNotUsable("r", "x"), 6),
         (errors.StoreUnavailable("x"), 7),
+        (errors.Superseded("r", 1, 2), 8),
         (errors.Interrupted("SIGTERM", 1), 75),
     ],
     ids=lambda value: type(value).__name__,
@@ -145,7 +146,10 @@ def test_ctrl_c_is_one_line_and_exit_code_75(tracking, monkeypatch):
 
     monkeypatch.setattr(listing, "run_rows", stop)
     result = call("list")
-    assert (result.exit_code, result.stderr) == (75, "error: stopped by SIGINT\n")
+    assert (result.exit_code, result.stderr) == (
+        75,
+        "error: stopped by a signal before training began\n",
+    )
 
 
 @pytest.mark.parametrize("debug", [["--debug"], ["--debug", "true"]])

@@ -35,8 +35,11 @@ def one_of_each():
         errors.CheckpointNotFound("r1", "epoch 7", ["5", "10"]),
         errors.CheckpointNotFound("r1", "epoch 7", []),
         errors.CheckpointDamaged("epoch_7 of run 'r1'", "checkpoint.pth is missing"),
+        errors.CheckpointDamaged("epoch_7 of run 'r1'", "checkpoint.pth is missing", ["5", "6"]),
+        errors.CheckpointFileNotFound("c.pth", "/data/c.pth"),
         errors.NonFinite("loss", float("nan"), 3, 41, 1e-3),
         errors.RunNotUsable("r1", "was deleted"),
+        errors.Superseded("r1", 2, 3),
         errors.Interrupted("SIGTERM", 3),
     ]
 

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,16 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.format import (
+from train.checkpoint.format import load_checkpoint, to_plain, verify, write_checkpoint
+from train.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     METRICS_FILE,
-    load_checkpoint,
+    FileEntry,
+    Manifest,
     parse_manifest,
-    to_plain,
-    verify,
-    write_checkpoint,
 )
 from train.errors import CheckpointDamaged, CheckpointError
 
@@ -34,22 +34,13 @@ CONTENT = {
     "pair": (1, "two", b"three"),
 }
 FILES = [CHECKPOINT_FILE, METRICS_FILE]
-VALID = {
-    "format_version": FORMAT_VERSION,
-    "epoch": 3,
-    "step": 30,
-    "attempt": 1,
-    "created": "2026-01-02T03:04:05+00:00",
-    "kept": True,
-    "metrics": {"val_loss": 0.5, "val_pearson": None},
-    "files": [{"path": CHECKPOINT_FILE, "bytes": 5, "sha256": "a" * 64}],
-}
 
-texts = st.text(max_size=8)
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
-documents = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4)
-)
+
+def load(folder, path=CHECKPOINT_FILE):
+    """Load a file that no manifest of ours describes."""
+    files = (FileEntry(path, 0, "a" * 64),)
+    rest = {"attempt": 1, "created": "2026-01-02T03:04:05+00:00", "metrics": {}}
+    return load_checkpoint(folder, Manifest(epoch=1, step=1, kept=True, files=files, **rest), "x")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +61,7 @@ def test_written_verified_loaded_is_what_it_was(written):
     """Tensors come back to the bit, NumPy's numbers as Python's."""
     folder, manifest = written
     verify(folder, manifest, manifest.name)
-    loaded = load_checkpoint(folder / CHECKPOINT_FILE, manifest.name)
+    loaded = load_checkpoint(folder, manifest, manifest.name)
     assert torch.equal(loaded["weights"]["a"], CONTENT["weights"]["a"])
     expected = struct.pack("2f", math.nan, math.inf)
     assert loaded["weights"]["b"].numpy().tobytes() == expected
@@ -161,150 +152,6 @@ def test_files_of_another_checkpoint_are_found(copied, tmp_path):
             verify(checked, its_manifest, "x")
 
 
-def test_a_truncated_manifest_is_no_manifest(written):
-    """A manifest that was cut anywhere does not commit anything (invariant 1)."""
-    text = (written[0] / MANIFEST_FILE).read_bytes()
-    for end in range(0, len(text), 7):
-        with pytest.raises(CheckpointDamaged, match="is not JSON"):
-            parse_manifest(text[:end], "epoch_3")
-
-
-def parses_or_is_refused(text):
-    """Return the manifest, or None if one of our own errors refused it, in one line."""
-    try:
-        return parse_manifest(text, "epoch_3")
-    except CheckpointError as error:
-        message = str(error)
-    assert "\n" not in message
-    return None
-
-
-def test_any_changed_bit_of_a_manifest_is_refused_or_read(written):
-    """A flipped bit in a manifest never ends in another error than ours."""
-    text = (written[0] / MANIFEST_FILE).read_bytes()
-    for at in range(0, len(text), 3):
-        changed = bytearray(text)
-        changed[at] ^= 1 << (at % 8)
-        parses_or_is_refused(bytes(changed))
-
-
-@given(st.binary(max_size=40) | documents.map(lambda d: json.dumps(d).encode()))
-def test_any_bytes_are_refused_with_our_own_error(text):
-    """Bytes that are no manifest are damage, whatever JSON they may be (invariant 6)."""
-    assert parses_or_is_refused(text) is None
-
-
-@given(st.sampled_from(sorted(VALID)), documents)
-def test_any_value_of_a_field_is_refused_or_read(field, value):
-    """A field of any type and size gives a manifest or our own error, never another."""
-    manifest = parses_or_is_refused(json.dumps({**VALID, field: value}).encode())
-    if manifest is not None:
-        assert {**VALID, field: value} == manifest.to_dict()
-
-
-@given(st.sampled_from(["path", "bytes", "sha256"]), documents)
-def test_any_value_in_a_file_entry_is_refused_or_read(field, value):
-    """A file entry of any type and size gives a manifest or our own error, never another."""
-    entry = {**VALID["files"][0], field: value}
-    others = VALID["files"] if field == "path" else []
-    parses_or_is_refused(json.dumps({**VALID, "files": [entry, *others]}).encode())
-
-
-def test_the_valid_manifest_is_valid():
-    """The document that the tests below change is read as it is."""
-    assert parse_manifest(json.dumps(VALID).encode(), "epoch_3").to_dict() == VALID
-
-
-@pytest.mark.parametrize("field", sorted(VALID))
-def test_a_missing_field_is_damage(field):
-    """No field of a manifest has a default."""
-    document = {k: v for k, v in VALID.items() if k != field}
-    with pytest.raises(CheckpointDamaged):
-        parse_manifest(json.dumps(document).encode(), "epoch_3")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/etc/passwd",
-        "../other/checkpoint.pth",
-        "..",
-        ".",
-        ".hidden",
-        "-rf",
-        "a/b",
-        "a\\b",
-        "C:x",
-        "a\n",
-        "a\0b",
-        "",
-        "a" * 101,
-        "ünsafe",
-        "%2e%2e",
-        MANIFEST_FILE,
-    ],
-)
-def test_no_path_leaves_the_folder(path):
-    """A file entry names a plain file directly in the checkpoint's folder (invariant 6)."""
-    files = [*VALID["files"], {**VALID["files"][0], "path": path}]
-    with pytest.raises(CheckpointDamaged, match="bad file entries"):
-        parse_manifest(json.dumps({**VALID, "files": files}).encode(), "epoch_3")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epoch": 4}, "epoch 4, which is not this folder's"),
-        ({"epoch": True}, "epoch True"),
-        ({"epoch": 3.0}, "epoch 3.0"),
-        ({"epoch": -3}, "epoch -3"),
-        ({"step": "30"}, "step '30'"),
-        ({"step": 2**63}, f"step {2**63}"),
-        ({"attempt": None}, "attempt None"),
-        ({"kept": 1}, "kept 1"),
-        ({"created": 5}, "creat"),
-        ({"format_version": True}, "format_version True"),
-        ({"format_version": "1"}, "format_version '1'"),
-        ({"metrics": [1]}, "bad metrics"),
-        ({"metrics": {"val_loss": True}}, "bad metrics"),
-        ({"metrics": {"val_loss": "0.5"}}, "bad metrics"),
-        ({"files": []}, "files"),
-        ({"files": {}}, "bad file entries"),
-        ({"files": VALID["files"] * 2}, "files"),
-        ({"files": [{**VALID["files"][0], "path": "other.pth"}]}, "files"),
-        ({"files": [{**VALID["files"][0], "bytes": True}]}, "bad file entries"),
-        ({"files": [{**VALID["files"][0], "sha256": "A" * 64}]}, "bad file entries"),
-        ({"files": ["checkpoint.pth"]}, "bad file entries"),
-    ],
-)
-def test_a_wrong_field_is_damage_and_is_named(changes, message):
-    """What is wrong with a manifest is said with the value that was found."""
-    with pytest.raises(CheckpointDamaged) as caught:
-        parse_manifest(json.dumps({**VALID, **changes}).encode(), "epoch_3")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_metrics_that_are_not_finite_are_damage(literal):
-    """Python's JSON takes NaN and Infinity; a manifest with them was not written by us."""
-    text = json.dumps({**VALID, "metrics": {"val_loss": 0}}).replace('"val_loss": 0', "%s")
-    with pytest.raises(CheckpointDamaged, match="bad metrics"):
-        parse_manifest((text % f'"val_loss": {literal}').encode(), "epoch_3")
-
-
-def test_a_newer_format_is_told_apart_from_damage():
-    """A checkpoint of a newer version is no damage: the message asks for that version."""
-    with pytest.raises(CheckpointError, match=r"format version 2.* reads 1") as caught:
-        parse_manifest(json.dumps({**VALID, "format_version": 2}).encode(), "epoch_3")
-    assert not isinstance(caught.value, CheckpointDamaged)
-
-
-def test_deeply_nested_json_is_damage():
-    """JSON that exhausts the parser's stack is refused like any other."""
-    with pytest.raises(CheckpointDamaged, match="is not JSON"):
-        parse_manifest(b"[" * 100_000, "epoch_3")
-
-
 class Hostile:
     """Makes a folder when it is unpickled."""
 
@@ -316,8 +163,8 @@ def test_a_hostile_checkpoint_executes_nothing(tmp_path):
     """Code in a checkpoint.pth is refused, not run (invariant 6)."""
     path = tmp_path / CHECKPOINT_FILE
     torch.save({"format_version": FORMAT_VERSION, "epoch": Hostile()}, path)
-    with pytest.raises(CheckpointDamaged, match="cannot be read"):
-        load_checkpoint(path, "x")
+    with pytest.raises(CheckpointDamaged, match=r"it holds code \(.*mkdir\)"):
+        load(tmp_path)
     assert not (tmp_path / "executed").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "executed").exists(), "the file would not have done any harm"
@@ -326,18 +173,18 @@ def test_a_hostile_checkpoint_executes_nothing(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a checkpoint", b"\x80\x02}q\x00."])
 def test_bytes_that_are_no_checkpoint_are_damage(tmp_path, content):
     """Whatever torch raises for them leaves as one line of ours."""
-    (tmp_path / "x").write_bytes(content)
+    (tmp_path / CHECKPOINT_FILE).write_bytes(content)
     with pytest.raises(CheckpointDamaged) as caught:
-        load_checkpoint(tmp_path / "x", "x")
+        load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("saved", [[1], {"epoch": 1}, {"format_version": 2}])
 def test_another_kind_of_content_is_damage(tmp_path, saved):
     """A file that loads but is no checkpoint of this format is refused."""
-    torch.save(saved, tmp_path / "x")
+    torch.save(saved, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(CheckpointDamaged, match="no checkpoint of this format"):
-        load_checkpoint(tmp_path / "x", "x")
+        load(tmp_path)
 
 
 def test_numpy_becomes_python_and_torch():
@@ -376,26 +223,11 @@ plain_values = st.recursive(
 @given(plain_values)
 def test_plain_values_come_back_equal(tmp_path_factory, value):
     """Whatever is made of builtins is loaded again as it was saved."""
-    folder = tmp_path_factory.mktemp("plain")
+    folder = tmp_path_factory.mktemp("plain") / "epoch_1"
     content = {"epoch": 1, "step": 1, "value": value}
     manifest = write_checkpoint(folder, content, attempt=1, kept=False, metrics={})
     verify(folder, manifest, "x")
-    assert load_checkpoint(folder / CHECKPOINT_FILE, "x")["value"] == value
-
-
-@pytest.mark.parametrize("value", [10**400, -(10**400)])
-def test_an_integer_too_large_for_a_metric_is_damage(value):
-    """A whole number beyond a double is refused like every other value that is not finite."""
-    text = json.dumps({**VALID, "metrics": {"val_loss": value}}).encode()
-    with pytest.raises(CheckpointDamaged, match="bad metrics"):
-        parse_manifest(text, "epoch_3")
-
-
-@pytest.mark.parametrize("created", ["yesterday", "", "2026-01-02T03:04:05", None])
-def test_a_time_of_creation_that_is_none_is_damage(created):
-    """Whoever lists checkpoints can rely on a time with its zone."""
-    with pytest.raises(CheckpointDamaged, match="created"):
-        parse_manifest(json.dumps({**VALID, "created": created}).encode(), "epoch_3")
+    assert load_checkpoint(folder, manifest, "x")["value"] == value
 
 
 @pytest.mark.parametrize(
@@ -419,3 +251,143 @@ def test_numpy_keys_become_python():
     """A key that is a NumPy number could not be loaded with weights_only=True."""
     [key] = to_plain({np.int64(3): 1})
     assert type(key) is int
+
+
+def parted(folder, content, part_bytes):
+    """Write a checkpoint in parts; return its manifest."""
+    options = {"attempt": 1, "kept": True, "metrics": {}, "part_bytes": part_bytes}
+    return write_checkpoint(folder, {**content, "epoch": 3, "step": 30}, **options)
+
+
+@pytest.fixture
+def in_parts(tmp_path):
+    """Return (folder, manifest) of a checkpoint in parts of 700 bytes."""
+    folder = tmp_path / "epoch_3"
+    return folder, parted(folder, CONTENT, 700)
+
+
+def own_parts(manifest):
+    return [e for e in manifest.files if e.path.startswith(CHECKPOINT_FILE)]
+
+
+def test_a_large_checkpoint_is_a_folder_of_parts(in_parts):
+    """Each part but the last is full, and joined they are the file (design 5)."""
+    folder, manifest = in_parts
+    parts = own_parts(manifest)
+    assert [e.path for e in parts] == [f"{CHECKPOINT_FILE}/part-{i:05d}" for i in range(len(parts))]
+    assert len(parts) > 2
+    assert {e.bytes for e in parts[:-1]} == {700}
+    assert 0 < parts[-1].bytes <= 700
+    verify(folder, manifest, "x")
+    loaded = load_checkpoint(folder, manifest, "x")
+    assert torch.equal(loaded["weights"]["a"], CONTENT["weights"]["a"])
+    joined = b"".join((folder / e.path).read_bytes() for e in parts)
+    (folder / "joined").write_bytes(joined)
+    assert torch.load(folder / "joined", weights_only=True)["pair"] == (1, "two", b"three")
+
+
+def test_one_part_is_a_plain_file(tmp_path):
+    """A checkpoint of exactly the size of a part, or less, is one file."""
+    size = own_parts(parted(tmp_path / "a", CONTENT, 10**9))[0].bytes
+    for number, part_bytes in enumerate((size, size + 1)):
+        manifest = parted(tmp_path / f"b{number}", CONTENT, part_bytes)
+        assert [e.path for e in manifest.files] == FILES
+    manifest = parted(tmp_path / "c", CONTENT, size - 1)
+    assert [e.bytes for e in own_parts(manifest)] == [size - 1, 1]
+
+
+def test_no_byte_is_written_twice(in_parts, monkeypatch, tmp_path):
+    """What goes to the disk is the sum of the files' sizes, and nothing else is left there."""
+    folder, manifest = in_parts
+    found = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    assert set(found) == {*(e.path for e in manifest.files), MANIFEST_FILE}
+    assert (
+        sum(p.stat().st_size for p in found.values()) - found[MANIFEST_FILE].stat().st_size
+        == manifest.bytes
+    )
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "swap"])
+def test_every_part_is_verified(in_parts, damage):
+    """A part that was changed, cut, lost or swapped for another is damage, and is named."""
+    folder, manifest = in_parts
+    parts = own_parts(manifest)
+    for entry, other in zip(parts, parts[1:] + parts[:1], strict=True):
+        path = folder / entry.path
+        content = path.read_bytes()
+        changed = {"flip": bytes([content[0] ^ 1]) + content[1:], "cut": content[:-1]}
+        path.write_bytes(changed.get(damage, (folder / other.path).read_bytes()))
+        if damage == "remove":
+            path.unlink()
+        with pytest.raises(CheckpointDamaged, match=entry.path):
+            verify(folder, manifest, "x")
+        path.write_bytes(content)
+    verify(folder, manifest, "x")
+
+
+@given(st.integers(0, 3), st.integers(-2, 2), st.integers(100, 900))
+def test_any_size_around_the_border_of_a_part_comes_back(tmp_path_factory, parts, around, size):
+    """Whatever the sizes, what is read from the parts is what was saved."""
+    folder = tmp_path_factory.mktemp("parts") / "epoch_3"
+    weight = torch.arange(max(0, parts * size + around), dtype=torch.uint8)
+    manifest = parted(folder, {"weight": weight}, size)
+    verify(folder, manifest, "x")
+    assert torch.equal(load_checkpoint(folder, manifest, "x")["weight"], weight)
+
+
+def archive(folder, changes, compression=zipfile.ZIP_STORED):
+    """Write a checkpoint file again, with `changes` (member to bytes) and that compression."""
+    content = {"format_version": FORMAT_VERSION, "epoch": 1, "weight": torch.zeros(100_000)}
+    torch.save(content, folder / "plain")
+    with (
+        zipfile.ZipFile(folder / "plain") as old,
+        zipfile.ZipFile(folder / CHECKPOINT_FILE, "w", compression) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, changes.get(name.split("/", 1)[1], old.read(name)))
+
+
+def test_a_zip_bomb_is_refused(tmp_path):
+    """A small file that would be large in memory is refused before it is read (invariant 6)."""
+    archive(tmp_path, {})
+    assert load(tmp_path)["epoch"] == 1
+    archive(tmp_path, {}, zipfile.ZIP_DEFLATED)
+    assert (tmp_path / CHECKPOINT_FILE).stat().st_size < 10_000
+    with pytest.raises(CheckpointDamaged, match="would grow when read"):
+        load(tmp_path)
+
+
+def directory_of(content):
+    """Return the offset of the first entry of a zip file's directory."""
+    return int.from_bytes(content[content.rindex(b"PK\5\6") + 16 :][:4], "little")
+
+
+def test_an_archive_whose_members_overlap_is_refused(tmp_path):
+    """Members that share their bytes grow when they are read, though none is compressed."""
+    archive(tmp_path, {"data/0": b"\0" * 400_000})
+    path = tmp_path / CHECKPOINT_FILE
+    content = path.read_bytes()
+    start, end = directory_of(content), content.rindex(b"PK\5\6")
+    directory = content[start:end]
+    entries = directory.count(b"PK\1\2")
+    number = 2 * entries
+    tail = bytearray(content[end:])
+    tail[8:12] = number.to_bytes(2, "little") * 2
+    tail[12:16] = (2 * len(directory)).to_bytes(4, "little")
+    path.write_bytes(content[:start] + 2 * directory + bytes(tail))
+    with pytest.raises(CheckpointDamaged, match="would grow when read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("at", [6, 46])
+def test_an_archive_that_python_cannot_read_is_refused(tmp_path, at):
+    """What one reader refuses another may still unpack: it is not left to torch (invariant 6)."""
+    archive(tmp_path, {}, zipfile.ZIP_DEFLATED)
+    path = tmp_path / CHECKPOINT_FILE
+    content = bytearray(path.read_bytes())
+    start = directory_of(content)
+    content[start + at] = 100 if at == 6 else 0xFF  # a version, or a name, beyond Python's
+    content[start + 9] |= 8  # the name is UTF-8
+    path.write_bytes(content)
+    with pytest.raises(CheckpointDamaged, match=r"grow|archive"):
+        load(tmp_path)

@@ -1,203 +1,587 @@
-"""Whenever a commit stops, what the store shows is true, and the next attempt completes it."""
+"""Saving in the background: what may give way, what waits, and what is never lost."""
 
+import errno
+import os
+import random
+import threading
+from functools import partial
+
+import numpy as np
 import pytest
+import torch
 
+import train.files
 from train.checkpoint.pipeline import Pipeline
+from train.checkpoint.policy import Retention
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import Spool
 from train.checkpoint.store import CheckpointStore
-from train.errors import StoreUnavailable
-from train.metrics import History, Point
-from train.tracking import LATEST_CHECKPOINT_TAG, Tracking
+from train.errors import CheckpointError, Superseded
+from train.metrics import Point, is_wall_clock
 
-KEYS = ("train_loss", "val_loss", "val_pearson")
-# The calls of a commit whose predecessor is pruned, in the order that must not change.
-COMMIT = [
-    "upload checkpoints/epoch_2/checkpoint.pth",
-    "upload checkpoints/epoch_2/checkpoint_metrics.json",
-    "upload checkpoints/epoch_2/manifest.json",
-    "publish 2 2 2",
-    "point to checkpoints/epoch_2/checkpoint.pth",
-    "upload checkpoints/index.json",
-    "delete checkpoints/epoch_1/manifest.json",
-    "delete checkpoints/epoch_1",
-]
+FIRST = "upload checkpoints/epoch_1/checkpoint.pth"
 
 
-class RecordedTracking(Tracking):
-    """A connection whose calls are noted together with those of the artifacts."""
+class HeldSpool(Spool):
+    """A spool whose writer can be held, right before it writes, with the buffers lent to it."""
 
-    def __init__(self, calls):
-        super().__init__()
-        self.calls = calls
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.free, self.reached = threading.Event(), threading.Event()
+        self.free.set()
 
-    def log_points(self, run_id, points):
-        name = " ".join(["publish", *(str(point.step) for point in points)])
-        log = super().log_points
-        half = points[: len(points) // 2]
-        self.calls.make(name, lambda: log(run_id, points), lambda: log(run_id, half))
-
-    def set_tags(self, run_id, tags):
-        name = f"point to {tags.get(LATEST_CHECKPOINT_TAG)}"
-        self.calls.make(name, lambda: super(RecordedTracking, self).set_tags(run_id, tags))
+    def free_bytes(self):
+        self.reached.set()
+        assert self.free.wait(60)
+        return super().free_bytes()
 
 
-class Attempt:
-    """What an attempt does with a pipeline: resume, train epochs, commit each."""
+class Saver:
+    """A pipeline, and what a run would give it."""
 
-    def __init__(self, tracking, record, artifacts, make_checkpoint, folder):
-        self.tracking, self.run_id, self.make_checkpoint = tracking, record.run_id, make_checkpoint
+    def __init__(self, tracking, record, artifacts, spool, make_checkpoint, **options):
         store = CheckpointStore(artifacts, record.run_id)
-        manifests = store.list()
-        self.pipeline = Pipeline(tracking, store, 1, folder, manifests)
-        self.history, self.epoch = History(), 0
-        if manifests:
-            content = store.get(manifests[-1], folder / "got")
-            self.history.load_state_dict(content["history"])
-            self.epoch = content["epoch"]
-        published = tracking.published(self.run_id, KEYS)
-        self.pipeline.unpublished = self.history.missing_from(published)
-        self.pipeline.settle()
+        retention = options.pop("retention", Retention())
+        check_lease = options.pop("check_lease", lambda: None)
+        self.publisher = Publisher(
+            tracking, store, spool, retention, store.list(), check_lease=check_lease
+        )
+        self.pipeline = Pipeline(self.publisher, spool, **options)
+        self.spool, self.make_checkpoint, self.ended = spool, make_checkpoint, []
+        self.pipeline.open()
 
-    def train_to(self, last_epoch, kept=False):
-        while self.epoch < last_epoch:
-            self.epoch += 1
-            for key in KEYS:
-                time_ms = max(1000 * self.epoch, self.history.last_timestamp_ms() + 1)
-                point = Point(key, self.epoch, time_ms, self.epoch / 100)
-                self.history.add(point)
-                self.pipeline.unpublished.append(point)
-            checkpoint = self.make_checkpoint(self.epoch, history=self.history.state_dict())
-            self.pipeline.commit(checkpoint, self.history.at(self.epoch), kept)
+    def save(self, epoch, score=0.0, kept=False):
+        self.publisher.add([Point("val_pearson", epoch, 1000 * epoch, score)])
+        self.pipeline.save(self.make_checkpoint(epoch), {"val_pearson": score}, kept)
+
+    def written(self):
+        """Wait until the writer has done what it was given."""
+        shared = self.pipeline._shared
+        with shared.changed:
+            assert shared.changed.wait_for(lambda: shared.num_writing == 0, 60)
+
+    def offline(self):
+        """Wait until it was noticed that the store is away."""
+        shared = self.pipeline._shared
+        with shared.changed:
+            assert shared.changed.wait_for(lambda: shared.offline, 60)
+
+    def spooled(self):
+        return [m.epoch for m in self.spool.list()]
+
+    def close(self, drain_seconds=60):
+        return self.pipeline.close(partial(self.ended.append, True), drain_seconds)
 
 
 @pytest.fixture
-def attempt(tracking, record, artifacts, calls, make_checkpoint, tmp_path):
-    """Return a function that begins the next attempt at one and the same run."""
-
-    def begin():
-        recorded = RecordedTracking(calls)
-        return Attempt(recorded, record, artifacts, make_checkpoint, tmp_path / "spool")
-
-    return begin
+def spool(tmp_path):
+    spool = HeldSpool(tmp_path / "spool", 1)
+    spool.folder.mkdir()
+    spool.log_file.write_text("a line\n")
+    return spool
 
 
-def rows(tracking, run_id):
-    """Return (key, step) of every row that the tracking server has."""
-    client = tracking._client
-    return sorted((k, m.step) for k in KEYS for m in client.get_metric_history(run_id, k))
+@pytest.fixture
+def saver(recorded_tracking, record, artifacts, calls, spool, make_checkpoint):
+    """Return a function that opens a pipeline; its threads are gone when the test is over."""
+    opened = []
+
+    def open_saver(**options):
+        opened.append(
+            Saver(recorded_tracking, record, artifacts, spool, make_checkpoint, **options)
+        )
+        return opened[-1]
+
+    yield open_saver
+    calls.free()
+    spool.free.set()
+    for one in opened:
+        with one.pipeline._shared.changed:
+            one.pipeline._shared.closing = True
+            one.pipeline._shared.changed.notify_all()
+        one.pipeline._items.put(None)
+        for thread in (one.pipeline._writer, one.pipeline._uploader):
+            thread.join(60)
+            assert not thread.is_alive()
 
 
-def test_metrics_follow_the_commit_and_the_pointer_follows_the_metrics(attempt, calls):
-    """Files, manifest, metrics, pointer, index, prune: invariants 1, 2 and 3 in one list."""
-    first = attempt()
-    first.train_to(1)
+@pytest.fixture
+def stored(artifacts):
+    """Return a function that lists the epochs in the store."""
+    return lambda: [m.epoch for m in CheckpointStore(artifacts, "r").list()]
+
+
+@pytest.fixture
+def published(tracking, record):
+    """Return a function that lists the published steps of the metric."""
+
+    def steps():
+        found = tracking._client.get_metric_history(record.run_id, "val_pearson")
+        return sorted(point.step for point in found)
+
+    return steps
+
+
+def in_background(act):
+    """Start `act`, which has to wait, in a thread; return the thread."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    return thread
+
+
+def warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_what_was_saved_is_committed_published_and_gone_from_the_disk(
+    saver, spool, stored, published
+):
+    """Everything is in the store when `close` says so, and the end came last."""
+    run = saver()
+    for epoch in (1, 2, 3):
+        run.save(epoch, epoch / 10, kept=True)
+    assert run.close()
+    assert stored() == published() == [1, 2, 3]
+    assert run.spooled() == []
+    assert run.ended == [True]
+    assert run.pipeline.num_waiting == 0
+
+
+def test_a_latest_is_passed_over_while_the_buffers_are_lent(saver, spool, stored, published):
+    """Training never waits for one that is neither kept nor best; its metrics travel on."""
+    run = saver()
+    spool.free.clear()
+    run.save(1, 0.5)
+    spool.reached.wait(60)
+    for epoch in (2, 3):
+        run.save(epoch, 0.1)
+    spool.free.set()
+    run.written()
+    run.save(4, 0.2, kept=True)
+    assert run.close()
+    assert stored() == [1, 4]
+    assert published() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("score", "kept"), [(0.1, True), (0.9, False)])
+def test_kept_and_best_are_never_passed_over(saver, spool, stored, score, kept):
+    """Training waits for the buffers where a checkpoint must be saved."""
+    run = saver()
+    spool.free.clear()
+    run.save(1, 0.5)
+    spool.reached.wait(60)
+    waiting = in_background(lambda: run.save(2, score, kept))
+    waiting.join(0.05)
+    assert waiting.is_alive(), "it did not wait for the buffers"
+    spool.free.set()
+    waiting.join(60)
+    run.save(3, 0.2, kept=True)
+    assert run.close()
+    assert 2 in stored()
+
+
+def test_a_tie_and_nan_are_no_new_best(saver, spool, stored):
+    """Only a higher score is worth waiting for."""
+    run = saver()
+    spool.free.clear()
+    run.save(1, 0.5)
+    spool.reached.wait(60)
+    run.save(2, 0.5)
+    run.save(3, float("nan"))
+    spool.free.set()
+    assert run.close()
+    assert stored() == [1]
+
+
+def test_the_overtaken_leave_the_spool_before_their_upload(saver, calls, stored, published):
+    """What is neither kept nor best gives way to a newer one; the one under way never does."""
+    run = saver()
+    held = calls.hold(FIRST)
+    run.save(1, 0.1)
+    held.wait()
+    for epoch, score, expected in [(2, 0.05, [1, 2]), (3, 0.04, [1, 3]), (4, 0.9, [1, 4]),
+                                   (5, 0.2, [1, 4, 5]), (6, 0.3, [1, 4, 6])]:  # fmt: skip
+        run.save(epoch, score)
+        run.written()
+        assert run.spooled() == expected
+        assert run.pipeline.num_waiting == len(expected)
+    held.free.set()
+    assert run.close()
+    assert stored() == [4, 6]
+    assert published() == [1, 2, 3, 4, 5, 6]
+    uploaded = {name.split("/")[1] for name in calls.names if name.startswith("upload check")}
+    assert uploaded == {"epoch_1", "epoch_4", "epoch_6", "index.json"}
+
+
+def test_kept_ones_stay_in_the_spool(saver, calls, stored):
+    """However many wait, what is kept for good is not overtaken."""
+    run = saver()
+    held = calls.hold(FIRST)
+    for epoch in (1, 2, 3, 4):
+        run.save(epoch, 0.5, kept=True)
+        run.written()
+    held.wait()
+    assert run.spooled() == [1, 2, 3, 4]
+    held.free.set()
+    assert run.close()
+    assert stored() == [1, 2, 3, 4]
+
+
+def test_as_many_best_ones_stay_in_the_spool_as_were_asked_for(saver, calls, stored):
+    """One that is committed and not yet settled is one of the best, not two of them."""
+    run = saver(retention=Retention(last=1, best=2))
+    held = calls.hold("upload checkpoints/index.json")
+    for epoch, score in [(1, 0.9), (2, 0.5), (3, 0.1)]:
+        run.save(epoch, score)
+        run.written()
+        held.wait()
+    assert run.spooled() == [1, 2, 3]
+    held.free.set()
+    assert run.close()
+    assert stored() == [1, 2, 3]
+
+
+def test_a_full_spool_makes_training_wait_and_says_so(saver, calls, stored, caplog):
+    """`max_spool_bytes` bounds what waits on the disk; nothing that is kept is lost for it."""
+    run = saver(max_spool_bytes=1)
+    held = calls.hold(FIRST)
+    run.save(1, kept=True)
+    held.wait()
+    run.save(2, kept=True)
+    waiting = in_background(lambda: run.save(3, kept=True))
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    assert run.spooled() == [1]
+    held.free.set()
+    waiting.join(60)
+    assert run.close()
+    assert stored() == [1, 2, 3]
+    assert all("The spool is full" in text for text in warnings(caplog))
+    assert 1 <= len(warnings(caplog)) <= 2
+
+
+def test_a_full_spool_without_a_server_does_not_hold_up_the_end(saver, calls, stored, caplog):
+    """`close` writes what was staged, over the limit, and returns: nothing is lost for it."""
+    run = saver(max_spool_bytes=0)
+    calls.arm(0)
+    run.save(1, kept=True)
+    run.offline()
+    run.save(2, kept=True)
+    assert run.close(drain_seconds=0) is False
+    assert run.spooled() == [1, 2]
+    assert run.ended == []
     calls.arm(None)
-    first.train_to(2)
-    assert calls.names == COMMIT
+    run.pipeline._uploader.join(60)
+    assert stored() == [1, 2]
+    assert run.ended == [True]
 
 
-def expect_truth(tracking, record, artifacts, folder):
-    """Check what must hold at any moment; return the newest epoch that can be resumed."""
-    store = CheckpointStore(artifacts, record.run_id)
-    manifests = store.list()
-    for manifest in manifests:
-        store.get(manifest, folder / manifest.name)
-    newest = manifests[-1].epoch
-    published = {step for _, step in rows(tracking, record.run_id)}
-    assert published <= set(range(1, newest + 1)), "published without a checkpoint that holds it"
-    pointer = tracking.get_run(record.run_id).tags[LATEST_CHECKPOINT_TAG]
-    assert (artifacts.root / pointer).with_name("manifest.json").exists(), "points to nothing"
-    return newest
+def test_a_full_spool_does_not_hide_what_ended_the_upload(saver, calls):
+    """Training that waits for room hears of an error: there will never be room again."""
+    lease = []
+
+    def check_lease():
+        if lease:
+            raise Superseded("r1", 1, 2)
+
+    run = saver(max_spool_bytes=0, check_lease=check_lease)
+    held = calls.hold(FIRST)
+    run.save(1, kept=True)
+    held.wait()
+    lease.append("taken")
+    run.save(2, kept=True)
+    raised = []
+
+    def save_more():
+        try:
+            for epoch in (3, 4):
+                run.save(epoch, kept=True)
+        except Superseded as error:
+            raised.append(error)
+
+    waiting = in_background(save_more)
+    held.free.set()
+    waiting.join(2)
+    assert raised
+
+
+def no_space(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_pauses_saving_and_training_goes_on(
+    saver, spool, stored, published, caplog, monkeypatch
+):
+    """One warning, no broken file, and once there is room saving goes on with all metrics."""
+    run = saver()
+    with monkeypatch.context() as patch:
+        patch.setattr(train.files.os, "fsync", no_space)
+        for epoch in (1, 2, 3):
+            run.save(epoch, epoch / 10, kept=True)
+            run.written()
+    [warning] = warnings(caplog)
+    assert "Saving is paused, training goes on" in warning
+    assert "No space left" in warning
+    assert [path.name for path in spool.folder.iterdir()] == ["attempt_1.log"]
+    run.save(4, 0.5, kept=True)
+    assert run.close()
+    assert stored() == [4]
+    assert published() == [1, 2, 3, 4]
+
+
+def test_each_time_that_saving_pauses_there_is_a_warning(saver, caplog, monkeypatch):
+    """A disk that is full again, after saving had gone on, is told again."""
+    run = saver(is_sync=True)
+    for epoch in (1, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.files.os, "fsync", no_space)
+            run.save(epoch, kept=True)
+            run.written()
+        run.save(epoch + 1, kept=True)
+        run.written()
+    assert run.close()
+    assert len(warnings(caplog)) == 2
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_committed_ends_nothing(
+    saver, stored, published, monkeypatch
+):
+    """What the uploader notes on the disk can wait, as everything does (invariant 10)."""
+    fsync = train.files.os.fsync
+
+    def no_space_for_the_index(descriptor):
+        if "index.json" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            no_space()
+        fsync(descriptor)
+
+    run = saver()
+    with monkeypatch.context() as patch:
+        patch.setattr(train.files.os, "fsync", no_space_for_the_index)
+        run.save(1, kept=True)
+        shared = run.pipeline._shared
+        with shared.changed:
+            assert shared.changed.wait_for(lambda: shared.offline or shared.error, 60)
+        run.save(2, kept=True)
+        run.written()
+    assert run.close()
+    assert stored() == published() == [1, 2]
+
+
+class SmallDisk(HeldSpool):
+    """A spool on a disk with little room."""
+
+    def free_bytes(self):
+        return 100
 
 
 @pytest.mark.parametrize(
-    ("call", "when"),
-    [(c, w) for c in range(len(COMMIT)) for w in ("before", "after")]
-    + [(c, "half") for c, name in enumerate(COMMIT) if name.startswith(("upload", "publish"))],
-)
-def test_a_commit_that_stops_anywhere_tells_the_truth_and_is_completed(
-    attempt, tracking, record, artifacts, calls, tmp_path, call, when
+    "waits",
+    [True, False],
+)  # fmt: skip
+def test_room_is_looked_for_before_writing(
+    recorded_tracking, record, artifacts, calls, tmp_path, make_checkpoint, caplog, waits
 ):
-    """Publish after commit, point after commit (invariants 1, 2), and no gap or double after."""
-    first = attempt()
-    first.train_to(1)
-    calls.arm(call, when)
-    with pytest.raises(StoreUnavailable, match=f"{COMMIT[call]} failed on purpose"):
-        first.train_to(2)
+    """Less room than a checkpoint takes is a full disk, found out before it is filled up."""
+    (tmp_path / "small").mkdir()
+    spool = SmallDisk(tmp_path / "small", 1)
+    spool.log_file.write_text("a line\n")
+    run = Saver(recorded_tracking, record, artifacts, spool, make_checkpoint, is_sync=not waits)
+    held = calls.hold(FIRST)
+    if not waits:
+        held.free.set()
+    run.save(1, kept=True)
+    run.written()
+    run.save(2, kept=True)
+    run.written()
+    held.free.set()
+    assert run.close()
+    assert [m.epoch for m in run.publisher.manifests] == [1]
+    assert "has 100 bytes free" in warnings(caplog)[0]
+
+
+def test_an_outage_is_one_warning_and_its_end_is_told(saver, calls, stored, published, caplog):
+    """Invariant 10: while the store is away the progress line says so, and nothing stops."""
+    caplog.set_level("INFO", "train")
+    run = saver()
+    assert run.pipeline.condition == ""
+    calls.arm(0)
+    for epoch in (1, 2, 3):
+        run.save(epoch, kept=True)
+        run.written()
+    run.offline()
+    assert run.pipeline.condition == "offline, 3 waiting"
+    [warning] = warnings(caplog)
+    assert warning.startswith("upload checkpoints/epoch_1/checkpoint.pth failed on purpose. ")
+    assert "published later" in warning
     calls.arm(None)
-    newest = expect_truth(tracking, record, artifacts, tmp_path / "checked")
-    committed = call > 2 or (call == 2 and when == "after")
-    assert newest == (2 if committed else 1)
-
-    attempt()  # a resume settles what the attempt before left, before it trains
-    store = CheckpointStore(artifacts, record.run_id)
-    assert [m.epoch for m in store.list()] == [newest]
-    assert rows(tracking, record.run_id) == sorted(
-        (k, s) for k in KEYS for s in range(1, newest + 1)
-    )
-    attempt().train_to(3)
-    assert expect_truth(tracking, record, artifacts, tmp_path / "checked again") == 3
-    assert rows(tracking, record.run_id) == sorted((k, step) for k in KEYS for step in (1, 2, 3))
+    assert run.close()
+    assert run.pipeline.condition == ""
+    assert stored() == published() == [1, 2, 3]
+    assert [r.getMessage() for r in caplog.records].count("The server answers again") == 1
 
 
-@pytest.mark.parametrize("call", [3, 4, 5, 6, 7])
-def test_the_same_attempt_can_go_on_after_an_outage(attempt, tracking, record, calls, call):
-    """Points that could not be published travel with the next commit (invariant 10)."""
-    first = attempt()
-    first.train_to(1)
-    calls.arm(call, "half")
-    with pytest.raises(StoreUnavailable):
-        first.train_to(2)
+def test_an_outage_at_any_call_loses_and_doubles_nothing(saver, calls, stored, published):
+    """Invariant 10: whichever call it is that the server does not answer, it is made good."""
+    run = saver(is_sync=True)
+    for epoch, call in enumerate(range(12), start=1):
+        calls.arm(call, "half", num_failing=3)
+        run.save(epoch, epoch / 100)
+    assert run.close()
+    assert published() == list(range(1, 13))
+    assert stored() == [12]
+
+
+def test_overtaken_during_an_outage_it_is_not_tried_again(saver, calls, stored):
+    """What a newer one replaces while the server is away does not hold up what is needed."""
+    run = saver()
+    calls.arm(0)
+    run.save(1, 0.1)
+    run.offline()
+    run.save(2, 0.2)
+    run.written()
+    assert run.spooled() == [2]
     calls.arm(None)
-    first.train_to(3)
-    assert rows(tracking, record.run_id) == sorted((k, step) for k in KEYS for step in (1, 2, 3))
+    assert run.close()
+    assert stored() == [2]
+    assert not [name for name in calls.names if name.startswith("upload checkpoints/epoch_1")]
 
 
-def test_points_that_wait_are_published_oldest_first(attempt, calls):
-    """A backlog goes out before the epoch that is committed, in the order of its steps."""
-    first = attempt()
-    first.train_to(1)
-    first.pipeline.unpublished = [Point("late", step, step, 0.0) for step in (0, 1)]
+@pytest.mark.xfail(reason="known bug, see the report: given up with a manifest in the store")
+def test_what_was_given_up_is_not_left_in_the_store(saver, calls, artifacts):
+    """A manifest may arrive though its answer is lost; overtaken after that, it goes."""
+    run = saver()
+    calls.arm(2, "after")  # the first call is of checkpoint.pth or of the metrics
+    run.save(1, 0.1)
+    run.offline()
+    run.save(2, 0.2)
+    run.written()
     calls.arm(None)
-    first.train_to(2)
-    assert "publish 0 1 2 2 2" in calls.names
-    assert first.pipeline.unpublished == []
+    assert run.close()
+    assert sorted(artifacts.list("checkpoints")) == ["epoch_2", "index.json"]
 
 
-def test_tags_name_the_newest_and_the_best(attempt, tracking, record):
-    """MLflow's own pointer, the epoch and the best epoch are there after a commit."""
-    attempt().train_to(3, kept=True)
-    tags = tracking.get_run(record.run_id).tags
-    assert tags[LATEST_CHECKPOINT_TAG] == "checkpoints/epoch_3/checkpoint.pth"
-    assert tags["train.epoch"] == "3"
-    assert tags["train.best_epoch"] == "3"
+def test_a_server_that_stays_away_does_not_hold_up_the_end(saver, calls, spool, caplog):
+    """`close` waits `drain_seconds` and no longer, and says what waits."""
+    caplog.set_level("INFO", "train")
+    run = saver()
+    calls.arm(0)
+    run.save(1, kept=True)
+    run.save(2, kept=True)
+    assert run.close(drain_seconds=0.2) is False
+    assert run.ended == []
+    assert run.spooled() == [1, 2]
+    assert run.pipeline.num_waiting == 2
+    assert "Waiting up to 0.2 s for the store (2 to upload)" in caplog.text
 
 
-def test_only_kept_best_and_newest_stay(
-    tracking, record, artifacts, make_checkpoint, tmp_path, calls
-):
-    """After each commit the others are gone, from the store and from the index (invariant 3)."""
-    store = CheckpointStore(artifacts, record.run_id)
-    pipeline = Pipeline(tracking, store, 1, tmp_path / "spool")
-    for epoch, score in enumerate([0.5, 0.9, 0.1, 0.2, 0.3], start=1):
-        pipeline.commit(make_checkpoint(epoch), {"val_pearson": score}, kept=epoch == 3)
-    assert [m.epoch for m in store.list()] == [2, 3, 5]
-    assert [m.epoch for m in pipeline.manifests] == [2, 3, 5]
-    assert sorted(artifacts.list("checkpoints")) == ["epoch_2", "epoch_3", "epoch_5", "index.json"]
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(3), Superseded("r1", 1, 2)])
+def test_an_error_in_a_thread_is_raised_where_training_is(saver, artifacts, error, monkeypatch):
+    """Whatever ends a thread is not lost: the next save raises it, and so does the end."""
+
+    def fail(*arguments, **options):
+        raise error
+
+    run = saver()
+    monkeypatch.setattr(artifacts, "upload", fail)
+    run.save(1, kept=True)
+    run.pipeline._uploader.join(60)
+    with pytest.raises(type(error)):
+        run.save(2, kept=True)
+    with pytest.raises(type(error)):
+        run.close()
+    assert run.spooled() == [1], "what could not be published stays"
+
+
+def test_an_error_of_the_end_is_raised(saver):
+    """A run that cannot be closed does not end as if it were (invariant 7)."""
+    run = saver()
+    with pytest.raises(ZeroDivisionError):
+        run.pipeline.close(lambda: 1 / 0, 60)
+
+
+def test_a_state_that_cannot_be_saved_is_raised_at_once(saver, stored, make_checkpoint):
+    """What no checkpoint can hold is told where training is, and the next save works."""
+    run = saver()
+    with pytest.raises(CheckpointError, match=r"checkpoint\['hook'\]"):
+        run.pipeline.save(make_checkpoint(1, hook=object()), {}, kept=True)
+    run.save(2, kept=True)
+    assert run.close()
+    assert stored() == [2]
+
+
+def test_sync_waits_for_the_commit(saver, stored, published):
+    """With upload=sync a checkpoint is in the store, with its metrics, when `save` returns."""
+    run = saver(is_sync=True)
+    for epoch in (1, 2, 3):
+        run.save(epoch, kept=True)
+        assert stored() == published() == list(range(1, epoch + 1))
+    assert run.close()
+
+
+def test_sync_does_not_wait_for_a_server_that_is_away(saver, calls, stored):
+    """Invariant 10: an outage stops nothing, with upload=sync either."""
+    run = saver(is_sync=True)
+    calls.arm(0)
+    for epoch in (1, 2):
+        run.save(epoch, kept=True)
+    run.written()
+    assert run.spooled() == [1, 2]
     calls.arm(None)
-    CheckpointStore(artifacts, record.run_id).list()
-    assert len(calls.names) == 2, "the index lacks one"
+    assert run.close()
+    assert stored() == [1, 2]
 
 
-def test_a_committed_checkpoint_leaves_nothing_on_the_local_disk(attempt, tmp_path):
-    """What is committed needs no local copy; the spool does not grow."""
-    attempt().train_to(3)
-    assert [p.name for p in (tmp_path / "spool").iterdir() if p.name.startswith("epoch")] == []
+def test_what_a_commit_cost_is_measured(saver, calls):
+    """Stall, write, upload and size are told for metrics that equal runs may differ in."""
+    run = saver(is_sync=True)
+    assert run.pipeline.timings is None
+    run.save(1)
+    found = run.pipeline.timings.as_metrics()
+    assert set(found) == {
+        "checkpoint_stall_seconds",
+        "checkpoint_write_seconds",
+        "checkpoint_upload_seconds",
+        "checkpoint_bytes",
+    }
+    assert all(is_wall_clock(key) for key in found)
+    assert found["checkpoint_bytes"] == run.publisher.manifests[0].bytes
+    assert min(found.values()) >= 0
+    assert run.close()
 
 
-def test_the_log_is_stored_under_the_number_of_its_attempt(attempt, artifacts):
-    """Each attempt has a log of its own."""
-    first = attempt()
-    first.pipeline.log_file.parent.mkdir(parents=True, exist_ok=True)
-    first.pipeline.log_file.write_text("a line\n")
-    first.pipeline.upload_log()
-    assert (artifacts.root / "logs" / "attempt_1.log").read_text() == "a line\n"
+def test_the_log_goes_up_with_what_is_kept(saver, calls, artifacts):
+    """A run that is lost later leaves a log beside its kept checkpoints, not at each epoch."""
+    run = saver(is_sync=True)
+    run.save(1, kept=False)
+    assert "upload logs/attempt_1.log" not in calls.names
+    run.save(2, kept=True)
+    assert "upload logs/attempt_1.log" in calls.names
+    assert run.close()
+
+
+def test_what_an_attempt_before_left_undone_is_done_first(saver, calls, stored, artifacts):
+    """What the store has already is settled as soon as the threads run (invariant 2)."""
+    run = saver(is_sync=True)
+    run.save(1)
+    assert run.close()
+    calls.arm(None)
+    assert saver().close()
+    assert "point to checkpoints/epoch_1/checkpoint.pth" in calls.names
+    assert not [name for name in calls.names if name.startswith("upload checkpoints/epoch")]
+
+
+def random_numbers():
+    return (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_background_threads_draw_no_random_numbers_of_the_training(saver, calls, pauses):
+    """Invariant 4: also while transfers are tried again, the global generators are untouched."""
+    run = saver()
+    before = random_numbers()
+    calls.arm(0, num_failing=9)
+    for epoch in (1, 2, 3):
+        run.save(epoch, kept=True)
+    assert run.close()
+    assert len(calls.names) > 9
+    assert pauses, "nothing was tried again"
+    assert random_numbers() == before

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.format import FileEntry, Manifest
-from train.checkpoint.policy import SavePolicy, find_best, to_prune
+from train.checkpoint.manifest import FileEntry, Manifest
+from train.checkpoint.policy import Retention, SavePolicy, find_best, ranked
+from train.config import Config
 
 
 def manifest(epoch, score=None, kept=False):
@@ -75,14 +76,47 @@ def test_the_best_has_the_highest_score_and_is_the_oldest_of_equals(scores, best
 )
 def test_what_may_go(checkpoints, pruned):
     """Neither kept, nor newest, nor best: that goes; the order of the list does not matter."""
-    gone = to_prune([manifest(*checkpoint) for checkpoint in checkpoints])
+    gone = Retention().to_prune([manifest(*checkpoint) for checkpoint in checkpoints])
     assert [m.epoch for m in gone] == pruned
+
+
+@pytest.mark.parametrize(
+    ("retention", "pruned"),
+    [
+        (Retention(last=3), [1]),
+        (Retention(best=2), [1, 4]),
+        (Retention(last=2, best=3), [1]),
+        (Retention(every=2), [1]),
+        (Retention(every=4), [1, 2]),
+        (Retention(last=0, best=0), [1, 4]),
+        (Retention(last=99), []),
+    ],
+)
+def test_any_reason_to_stay_is_enough(retention, pruned):
+    """Newest, best, every Nth or marked: one of them keeps a checkpoint."""
+    scores = {1: 0.1, 2: 0.8, 3: 0.9, 4: 0.2, 5: None}
+    manifests = [manifest(epoch, score, kept=epoch == 2) for epoch, score in scores.items()]
+    gone = [m.epoch for m in retention.to_prune(manifests)]
+    assert gone == pruned
+
+
+def test_retention_is_that_of_the_options():
+    """`keep_last` and `keep_best` are the run's; without its options the least there is."""
+    assert Retention.of(Config(keep_last=2, keep_best=3)) == Retention(2, 3)
+    assert Retention.of(Config(), every=4) == Retention(1, 1, 4)
+    assert Retention.of(None) == Retention()
+
+
+def test_ranked_is_from_the_best_down_with_the_older_of_equals_first():
+    """Without a score it has no rank."""
+    manifests = [manifest(e, s) for e, s in enumerate([0.2, None, 0.9, 0.9, 0.0], start=1)]
+    assert [m.epoch for m in ranked(manifests)] == [3, 4, 1, 5]
 
 
 @given(histories)
 def test_the_newest_the_best_and_the_kept_never_go(manifests):
     """Pruning leaves what a resume needs and what was asked to be kept (invariant 3)."""
-    gone = to_prune(manifests)
+    gone = Retention().to_prune(manifests)
     assert not any(m.kept for m in gone)
     if manifests:
         assert max(manifests, key=lambda m: m.epoch) not in gone
@@ -92,6 +126,6 @@ def test_the_newest_the_best_and_the_kept_never_go(manifests):
 @given(histories)
 def test_pruning_twice_prunes_nothing_more(manifests):
     """What is left after pruning stays, and has the same best and the same newest."""
-    left = [m for m in manifests if m not in to_prune(manifests)]
-    assert to_prune(left) == []
+    left = [m for m in manifests if m not in Retention().to_prune(manifests)]
+    assert Retention().to_prune(left) == []
     assert find_best(left) == find_best(manifests)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -37,12 +37,15 @@ def test_numbers_are_standardised_with_the_training_rows():
     """Mean and spread come from the rows that were fitted, and unseen rows do not change them."""
     fitted, _ = fit({"x": [1.0, 2.0, 3.0]})
     assert (fitted.numeric[0].mean, fitted.numeric[0].std) == (2.0, math.sqrt(2 / 3))
-    numeric = fitted.transform(pa.table({"x": [2.0, 2.0 + math.sqrt(2 / 3), 1e9]})).numeric[:, 0]
+    rows = pa.table({"x": [2.0, 2.0 + math.sqrt(2 / 3), 1.7e308]})
+    numeric = fitted.transform(rows).numeric[:, 0]
     expected = [0.0, 1 / math.sqrt(1 + 1 / LIMIT**2), LIMIT]
     np.testing.assert_allclose(numeric, expected, rtol=1e-6)
 
 
 @given(arrays.arrays(np.float64, st.integers(1, 20)))
+@example(np.array([1.0, np.inf, 2.0, -np.inf]))
+@example(np.array([1e-300, 2e-300, 1.7e308, -1.7e308]))
 def test_any_numbers_give_finite_features(values):
     """NaN, infinities, subnormal and huge numbers all end within the limit, order kept."""
     try:

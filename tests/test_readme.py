@@ -4,7 +4,9 @@ Every `sh` block of README.md is run by bash, in a copy of the project that hold
 epoch 11 of 12, the script version's checkpoint_epoch_10.pth, and table.csv. Each block finds that
 copy as it was. But one after the HTML comment `<!-- continues -->` goes on where the block before
 ended, as a second machine: with a new copy, and a TRAIN_HOME of its own. One after `killed` is
-killed with SIGKILL after an epoch. What the test changes in a command is told by `prepared`.
+killed with SIGKILL once it has a checkpoint. One after `overtaken` is about another run: killed
+with a checkpoint on its way, then resumed on another disk. What the test changes in a command is
+told by `prepared`.
 
 `python tests/test_readme.py` writes the tables of options anew.
 """
@@ -23,21 +25,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import ROOT, client, environment, launch_killed, wait_for, write_table
+from support import ROOT, client, environment, launch, wait_for, write_table
 
 from train import errors
+from train.cli import main
 from train.config import Config, Launch, OnResume, options_of, to_text
 
 README = ROOT / "README.md"
 TEXT = README.read_text()
 DECISIONS = sorted((ROOT / "docs" / "decisions").iterdir())
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
-PAGES.append(ROOT / "docs" / "exit-codes.md")
+PAGES += [ROOT / "docs" / "exit-codes.md", ROOT / "docs" / "checkpoints.md"]
 
 # Given to every command that starts a run and does not say otherwise; the killed run's too, so that
 # its checkpoint fits as a file.
 SHORT = {"epochs": "2", "batch_size": "4096", "hidden_size": "16", "num_layers": "1"}
-OF_A_KILLED_BLOCK = SHORT | {"epochs": "30"}
+OF_A_KILLED_BLOCK = SHORT | {"epochs": "60"}
 ON_RESUME = {
     OnResume.CHANGE: "may change",
     OnResume.FORK: "only by a fork",
@@ -170,6 +173,10 @@ def test_quoted_messages_are_those_of_the_program():
         "Resuming training from epoch ",
         " (恢复训练，从 epoch ",
         ": on this machine only",
+        " does not answer (",
+        "): start it, or check MLFLOW_TRACKING_URI",
+        ". What is saved waits on this disk, and is published later",
+        "offline, ",
     ):
         assert quoted.strip(" :") in TEXT
         assert quoted in messages
@@ -200,10 +207,21 @@ def test_commands_in_the_text_name_real_options():
     }
     assert used
     assert used <= known
-    assert {command.split()[3] for command in inline_commands() if "-m train" in command} <= {
-        "run",
-        "list",
-    }
+
+
+def test_our_commands_in_the_text_exist_with_their_options():
+    """Every `python -m train …` of README, and of the pages it leads to, can be typed so."""
+    blocks = re.findall(r"^python -m train .*$", TEXT, re.MULTILINE)
+    inline = [c for c in inline_commands() if "-m train" in c]
+    assert {command.split()[3] for command in blocks} == set(main.commands) - {"run"}
+    texts = [page.read_text() for page in PAGES]
+    elsewhere = [c for t in texts for c in re.findall(r"`(python -m train [^`]*)`", t)]
+    for command in [*blocks, *inline, *elsewhere]:
+        name, *words = command.split()[3:]
+        known = {o for p in main.commands[name].params for o in p.opts} | {"--help", "--name"}
+        assert {w for w in words if w.startswith("--")} <= known, command
+    shown = {name.strip("`") for name, *_ in cells(section("Look after checkpoints"))}
+    assert shown == {p.opts[0] for p in main.commands["prune"].params} - {"run", "--dry_run"}
 
 
 @pytest.mark.parametrize(
@@ -275,9 +293,8 @@ def project(tmp_path_factory):
     top = tmp_path_factory.mktemp("readme")
     project = copy_of_the_project(top / "project")
     uri = f"sqlite:///{project}/mlflow.db"
-    options = [f"--{k}={v}" for k, v in (SHORT | {"epochs": "12"}).items()]
-    env = environment(top / "home")
-    launch_killed("before:write:12", *options, cwd=project, env=env)
+    # upload=sync: when epoch 12 is to be written, epoch 11 is committed.
+    killed_run("write", 12, project, top / "home")
     [run] = client(uri).search_runs(["0"])
     run_id = run.info.run_id
     (project / "checkpoints").mkdir()
@@ -334,12 +351,51 @@ def prepared(text, run_id, port, short):
     return "\n".join(lines)
 
 
+def killed_run(step, epoch, cwd, home):
+    """Train, and die before the first `step` of epoch `epoch`; the one before it is committed."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests' / 'contract')!r}); import killer\n"
+        f"killer.PART_BYTES = 1 << 28; killer.arm('before', {step!r}, 1, {epoch})\n"
+        "killer.cli.main(sys.argv[1:])"
+    )
+    options = [f"--{k}={v}" for k, v in (SHORT | {"epochs": epoch, "upload": "sync"}).items()]
+    command = [sys.executable, "-c", code, "run", *options]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(home), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == -signal.SIGKILL, f"{done.stdout}{done.stderr}"
+
+
+def overtaken_run(project, folder):
+    """Leave a checkpoint on the project's disk that may not be published; return the run's ID."""
+    killed_run("upload", 3, project.folder, project.home)
+    waiting = list(project.home.glob("runs/*/attempt_1/epoch_3/manifest.json"))
+    [run_id] = [path.parents[2].name.split("-")[1] for path in waiting]
+    env = environment(folder / "other disk")
+    again = launch(f"--resume_run={run_id}", cwd=project.folder, env=env)
+    assert again.returncode == 0, again.stderr
+    return run_id
+
+
+OF_OUR_COMMANDS = {  # what each prints in a project with a run that was killed after epoch 11
+    "list": "0.9",
+    "verify": "epoch_11     ok",
+    "show": "model_state_dict.head.weight",
+    "export": "epoch_10 of run <id> is in model.pth",
+    "prune": "delete epoch_5 ",
+}
+
+
 def expected_output(text, run_id):
     """Return what a block must print."""
     expected = []
     for line in text.splitlines():
         if line.startswith("make -n run"):
             expected.append("/mlflow run . --env-manager local")
+        if line.startswith("python -m train sync"):
+            expected.append("is now run " if "as_fork" in line else "Published what attempt 1 of")
+        elif line.startswith("python -m train"):
+            expected.append(OF_OUR_COMMANDS[line.split()[3]].replace("<id>", run_id))
         if not line.startswith("mlflow run"):
             continue
         if "resume_run=" not in line:
@@ -384,16 +440,16 @@ def run_to_the_end(text, cwd, env):
     return printed
 
 
-def run_until_killed(text, cwd, env):
-    """Kill a block after its second epoch, with all its processes; return what it printed."""
+def run_until_killed(text, cwd, env, api):
+    """Kill a block, with all its processes, once the server has a checkpoint of its run; return
+    what it printed."""
     printed = []
     with started(text, cwd, env) as process:
         for line in process.stdout:
             printed.append(line)
-            if line.startswith("epoch 2 "):
-                break
-    assert line.startswith("epoch 2 "), f"{text}\n{''.join(printed)}"
-    return "".join(printed)
+            if line.startswith("epoch ") and "train.epoch" in api.search_runs(["0"])[0].data.tags:
+                return "".join(printed)
+    raise AssertionError(f"{text}\n{''.join(printed)}")
 
 
 def answers(address):
@@ -421,6 +477,8 @@ def wait_for_server(server, address):
 def run_story(story, project, folder):
     """Run the blocks of a story one after another, as a reader would."""
     run_id, port = project.run_id, free_port()
+    if story[0].comment == "overtaken":
+        run_id = overtaken_run(project, folder)
     cwd, home = project.folder, project.home
     if "mlflow server" in story[0].text:
         cwd = folder / "server"
@@ -440,7 +498,10 @@ def run_story(story, project, folder):
                 if cwd == project.folder:
                     assert api.list_artifacts(run_id, "checkpoints"), "the pages do not show it"
                 continue
-            printed = (run_until_killed if killed else run_to_the_end)(text, cwd, env)
+            if killed:
+                printed = run_until_killed(text, cwd, env, api)
+            else:
+                printed = run_to_the_end(text, cwd, env)
             for line in expected_output(text, run_id):
                 assert line in printed, f"{text}\n{printed}"
             begun = re.findall(r"^Run ([0-9a-f]{32}), attempt", printed, re.MULTILINE)

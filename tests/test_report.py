@@ -6,19 +6,12 @@ import logging
 import pytest
 from rich.console import Console
 
-from train.checkpoint.format import FileEntry, Manifest
 from train.config import Config
 from train.report import Reporter
 
 METRICS = {"train_loss": 0.25, "val_loss": 0.5, "val_pearson": 0.9, "epoch_seconds": 1.25}
 ESCAPE = "\x1b"
 log = logging.getLogger("train.some.module")
-
-
-def manifest(epoch, kept=False):
-    files = (FileEntry("checkpoint.pth", 1, "a" * 64),)
-    rest = {"attempt": 1, "created": "2026-01-02T03:04:05+00:00", "metrics": {}}
-    return Manifest(epoch=epoch, step=epoch, kept=kept, files=files, **rest)
 
 
 @pytest.fixture
@@ -45,8 +38,8 @@ def terminal():
 def show_two_epochs(reporter):
     reporter.begin(Config(epochs=2), epochs_done=0)
     reporter.advance(0.5)
-    reporter.epoch(1, METRICS, 1, manifest(1))
-    reporter.epoch(2, {**METRICS, "val_pearson": 0.8}, 1, manifest(2, kept=True))
+    reporter.epoch(1, METRICS, 1, "")
+    reporter.epoch(2, {**METRICS, "val_pearson": 0.8}, 1, "kept")
     reporter.end()
 
 
@@ -57,7 +50,7 @@ def test_a_pipe_gets_plain_lines(pipe):
     assert out.getvalue().splitlines() == [
         "epoch 1  train_loss 0.25000  val_loss 0.50000  val_pearson 0.90000 (best)  1.2 s",
         "epoch 2  train_loss 0.25000  val_loss 0.50000  val_pearson 0.80000 (best: epoch 1)"
-        "  1.2 s  epoch_2 kept",
+        "  [kept]  1.2 s",
     ]
 
 
@@ -68,13 +61,13 @@ def test_a_terminal_gets_a_bar_in_place_of_lines(terminal):
     assert ESCAPE in out.getvalue()
     assert "epoch 1/2" in out.getvalue()
     assert "ETA" in out.getvalue()
-    assert "epoch_2 kept" not in out.getvalue()
+    assert "train_loss 0.25000  val_loss 0.50000  val_pearson 0.80000 (best: epoch 1)" not in out
 
 
 def test_an_epoch_without_a_best_says_nothing_of_it(pipe):
     """Where the correlation is undefined there is no best epoch to name."""
     reporter, out = pipe
-    reporter.epoch(1, {**METRICS, "val_pearson": float("nan")}, None, manifest(1))
+    reporter.epoch(1, {**METRICS, "val_pearson": float("nan")}, None, "")
     assert "val_pearson nan  1.2 s" in out.getvalue()
 
 
@@ -95,7 +88,7 @@ def test_the_file_holds_the_log_from_its_first_line(pipe, tmp_path):
     log.info("early")
     reporter.log_to(tmp_path / "deep" / "attempt_1.log")
     log.warning("late")
-    reporter.epoch(1, METRICS, 1, manifest(1))
+    reporter.epoch(1, METRICS, 1, "")
     lines = (tmp_path / "deep" / "attempt_1.log").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in lines[:2]] == ["INFO early", "WARNING late"]
     assert "epoch 1" in lines[2]
@@ -107,7 +100,7 @@ def test_a_terminals_file_holds_the_epochs(terminal, tmp_path):
     reporter, _ = terminal
     reporter.log_to(tmp_path / "a.log")
     show_two_epochs(reporter)
-    assert "epoch_2 kept" in (tmp_path / "a.log").read_text()
+    assert "[kept]" in (tmp_path / "a.log").read_text()
 
 
 def test_a_closed_log_writes_nowhere(pipe, tmp_path):

@@ -13,13 +13,18 @@ from torch import nn
 
 from train.checkpoint.format import FORMAT_VERSION, to_plain
 from train.config import Config
-from train.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
+from train.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound
 from train.metrics import History
 from train.schedule import Schedule
-from train.script import check_fits, read_script_checkpoint
+from train.script import check_fits, read_checkpoint_file
 from train.state import TrainState
 
 AUCS = [0.5, 0.75, 0.625]
+
+
+def read_file(path, **given):
+    """Return the checkpoint in a file, for a run with the given options."""
+    return read_checkpoint_file(path, given)[1]
 
 
 def script_content(**changes):
@@ -77,7 +82,7 @@ def test_a_script_file_is_read_as_a_checkpoint(file, caplog, numpy_version):
     if numpy_version == 1:
         with_numpy_1_names(path)
     with caplog.at_level(logging.WARNING, "train"):
-        read = read_script_checkpoint(path, Config())
+        read = read_file(path)
     assert (read["format_version"], read["epoch"], read["step"]) == (FORMAT_VERSION, 3, 6)
     assert (read["best_corr"], read["best_epoch"]) == (0.75, 2)
     for name, weight in content["model_state_dict"].items():
@@ -95,7 +100,7 @@ def test_a_script_file_is_read_as_a_checkpoint(file, caplog, numpy_version):
 def test_random_numbers_of_a_script_file_come_from_the_seed(file):
     """The file holds no random state: it follows from the seed, the same each time."""
     path = file(script_content())
-    first, again, other = (read_script_checkpoint(path, Config(seed=s))["rng"] for s in (1, 1, 2))
+    first, again, other = (read_file(path, seed=s)["rng"] for s in (1, 1, 2))
     assert torch.equal(first["torch"], again["torch"])
     assert first["python"] == again["python"]
     assert not torch.equal(first["torch"], other["torch"])
@@ -106,7 +111,7 @@ def test_the_times_of_a_script_file_end_with_the_file(file):
     path = file(script_content())
     os.utime(path, (1_700_000_000, 1_700_000_000))
     history = History()
-    history.load_state_dict(read_script_checkpoint(path, Config())["history"])
+    history.load_state_dict(read_file(path)["history"])
     times = [history.get("val_loss", epoch).timestamp_ms for epoch in (1, 2, 3)]
     assert times == [1_700_000_000_000 - 2, 1_700_000_000_000 - 1, 1_700_000_000_000]
 
@@ -117,14 +122,14 @@ def test_a_missing_key_is_named(file, missing):
     content = script_content()
     del content[missing]
     with pytest.raises(CheckpointError, match=f"lacks {missing}; it holds aucs, best_corr"):
-        read_script_checkpoint(file(content), Config())
+        read_file(file(content))
 
 
 def test_what_the_script_may_have_left_out_is_not_needed(file):
     """A file without curves and schedule is a start all the same."""
     needed = ("epoch", "model_state_dict", "optimizer_state_dict")
     content = {k: v for k, v in script_content().items() if k in needed}
-    read = read_script_checkpoint(file(content), Config())
+    read = read_file(file(content))
     assert (read["epoch"], read["best_corr"], read["best_epoch"]) == (3, None, None)
     assert read["history"] == {}
     assert read["scheduler_state_dict"] == Schedule(Config()).state_dict()
@@ -133,15 +138,15 @@ def test_what_the_script_may_have_left_out_is_not_needed(file):
 def test_nan_in_the_scripts_curve_is_not_its_best(file):
     """NaN is never best, also in a file of the script."""
     aucs = [np.float64(np.nan), np.float64(0.25), np.float64(np.nan)]
-    read = read_script_checkpoint(file(script_content(aucs=aucs)), Config())
+    read = read_file(file(script_content(aucs=aucs)))
     assert (read["best_corr"], read["best_epoch"]) == (0.25, 2)
 
 
 def test_a_schedule_of_another_kind_starts_afresh_and_says_so(file, caplog):
     """torch's schedule state fits none of ours; that it is left out is a warning."""
     with caplog.at_level(logging.WARNING, "train"):
-        read = read_script_checkpoint(file(script_content()), Config(schedule="plateau"))
-    assert "schedule=plateau starts afresh" in caplog.text
+        read = read_file(file(script_content()), schedule="plateau")
+    assert "from epoch 4 the rate follows schedule=plateau" in caplog.text
     assert read["scheduler_state_dict"] == Schedule(Config(schedule="plateau")).state_dict()
 
 
@@ -149,9 +154,11 @@ def test_our_own_file_is_read_as_it_is(file, caplog):
     """A downloaded checkpoint of this format keeps its random state: no warning."""
     model = nn.Linear(3, 1)
     state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
-    content = {"format_version": FORMAT_VERSION, **state.capture()}
+    config = Config(seed=4, hidden_size=8)
+    content = {"format_version": FORMAT_VERSION, "config": config.to_dict(), **state.capture()}
     with caplog.at_level(logging.WARNING, "train"):
-        read = read_script_checkpoint(file(to_plain(content)), Config())
+        options, read = read_checkpoint_file(file(to_plain(content)), {"seed": 5})
+    assert options == config.replace(seed=5), "given options win, the others are the file's"
     assert set(read) == set(content)
     assert torch.equal(read["rng"]["torch"], content["rng"]["torch"])
     assert caplog.records == []
@@ -173,8 +180,8 @@ def test_a_hostile_file_executes_nothing(tmp_path, how):
         path.write_bytes(pickle.dumps({"epoch": Hostile()}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
-    with pytest.raises(CheckpointDamaged, match="cannot be read safely") as caught:
-        read_script_checkpoint(path, Config())
+    with pytest.raises(CheckpointDamaged, match=r"it holds code|cannot be read safely") as caught:
+        read_file(path)
     assert not (tmp_path / "executed").exists()
     assert "\n" not in str(caught.value)
 
@@ -182,7 +189,7 @@ def test_a_hostile_file_executes_nothing(tmp_path, how):
 def test_the_allowed_names_are_not_left_allowed(file):
     """What a script file may hold stays forbidden in checkpoints from a store."""
     path = file(script_content())
-    read_script_checkpoint(path, Config())
+    read_file(path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
 
@@ -192,7 +199,7 @@ def test_numpy_objects_cannot_carry_a_pickle(file):
     hostile = np.empty((), dtype=object)
     hostile[()] = Hostile()
     with pytest.raises(CheckpointDamaged):
-        read_script_checkpoint(file(script_content(best_corr=hostile)), Config())
+        read_file(file(script_content(best_corr=hostile)))
     assert not os.path.exists("executed")
 
 
@@ -202,23 +209,23 @@ def test_a_broken_file_is_damage(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointDamaged, match=f"file '{path}'") as caught:
-        read_script_checkpoint(path, Config())
+        read_file(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_something_else_is_refused(file):
     """A saved list, or a bare state_dict, is no checkpoint."""
     with pytest.raises(CheckpointError, match="holds a list, no dict"):
-        read_script_checkpoint(file([1, 2]), Config())
+        read_file(file([1, 2]))
     with pytest.raises(CheckpointError, match=r"lacks .* it holds bias, weight"):
-        read_script_checkpoint(file(nn.Linear(3, 1).state_dict()), Config())
+        read_file(file(nn.Linear(3, 1).state_dict()))
 
 
 @pytest.mark.parametrize("path", ["none.pth", "."])
 def test_a_file_that_is_not_there_is_named_with_its_full_path(tmp_path, path):
     """A missing file, or a folder, is told with the path that was looked at."""
-    with pytest.raises(CheckpointNotFound) as caught:
-        read_script_checkpoint(tmp_path / path, Config())
+    with pytest.raises(CheckpointFileNotFound) as caught:
+        read_file(tmp_path / path)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -235,7 +242,7 @@ class LinearTask:
 def test_a_model_of_another_shape_is_refused_with_both_shapes(file):
     """Options that make another model than the file's are told by the first difference."""
     path = file(script_content())
-    checkpoint = read_script_checkpoint(path, Config())
+    checkpoint = read_file(path)
     check_fits(checkpoint, LinearTask(3), path)
     with pytest.raises(CheckpointError, match=r"'weight' has shape \(1, 3\) .*, \(1, 4\) here"):
         check_fits(checkpoint, LinearTask(4), path)
@@ -262,16 +269,17 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes(file):
 def test_parts_of_another_kind_are_refused_in_one_line(file, changes):
     """A file whose parts are not what the script saved is refused, with what was found."""
     with pytest.raises(CheckpointError, match="cannot be used") as caught:
-        read_script_checkpoint(file(script_content(**changes)), Config())
+        read_file(file(script_content(**changes)))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["step", "history", "rng", "best_corr"])
+@pytest.mark.parametrize("missing", ["step", "history", "rng", "best_corr", "config"])
 def test_our_own_file_must_be_complete(file, missing):
     """A checkpoint of this format that lacks a part is not gone on from (invariant 7)."""
     model = nn.Linear(3, 1)
     state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
-    content = {"format_version": FORMAT_VERSION, **state.capture()}
+    config = Config(seed=4, hidden_size=8)
+    content = {"format_version": FORMAT_VERSION, "config": config.to_dict(), **state.capture()}
     del content[missing]
     with pytest.raises(CheckpointError, match=f"lacks {missing}; it holds"):
-        read_script_checkpoint(file(to_plain(content)), Config())
+        read_file(file(to_plain(content)))

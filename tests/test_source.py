@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from train import environment
+from train.checkpoint.spool import RunFolder
 from train.config import Config
 from train.errors import (
     CheckpointDamaged,
@@ -15,8 +17,8 @@ from train.errors import (
     RunNotUsable,
     StoreUnavailable,
 )
-from train.source import find_run, find_source, local_path, require_local_artifacts
-from train.tracking import LATEST_CHECKPOINT_TAG, OPTIONS_TAG, RunRecord
+from train.source import find_run, find_source, open_store, require_local_artifacts
+from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, local_path
 
 SCORES = {1: 0.1, 2: 0.9, 3: 0.5}
 
@@ -25,6 +27,13 @@ SCORES = {1: 0.1, 2: 0.9, 3: 0.5}
 def trained(record, commit_to):
     """Return a run with the checkpoints of epochs 1, 2 (the best) and 3."""
     return commit_to(record, SCORES)
+
+
+def find(tracking, run_id, wanted=None):
+    """Return the source that a resume of the run goes on from."""
+    record = find_run(tracking, run_id)
+    folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
+    return find_source(record, open_store(tracking, record, folder), wanted)
 
 
 def stored(record, epoch, name="checkpoint.pth"):
@@ -50,7 +59,7 @@ def flip(path):
 )
 def test_an_epoch_is_found_by_number_or_by_name(tracking, trained, wanted, epoch, is_newest):
     """The newest, the best and any epoch that exists can be asked for."""
-    source = find_source(tracking, trained.run_id, wanted)
+    source = find(tracking, trained.run_id, wanted)
     assert source.epoch == source.checkpoint["epoch"] == epoch
     assert source.is_newest is is_newest
     assert [m.epoch for m in source.manifests] == [1, 2, 3]
@@ -61,14 +70,14 @@ def test_a_pruned_epoch_names_those_that_exist(tracking, record, commit_to):
     """Whoever asks for an epoch that is gone is told which ones are not."""
     trained = commit_to(record, SCORES, kept=False)
     with pytest.raises(CheckpointNotFound, match="no checkpoint of epoch 1: it has 2, 3"):
-        find_source(tracking, trained.run_id, "1")
+        find(tracking, trained.run_id, "1")
 
 
 def test_best_is_refused_where_no_epoch_has_a_score(tracking, record, commit_to):
     """With an undefined correlation throughout there is no best epoch, and this is said."""
     trained = commit_to(record, {1: float("nan"), 2: float("nan")})
     with pytest.raises(CheckpointNotFound, match="a best epoch: it has 1, 2"):
-        find_source(tracking, trained.run_id, "best")
+        find(tracking, trained.run_id, "best")
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_metrics.json"])
@@ -76,7 +85,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(tracking, trained, caplo
     """Resume falls back to the one before, and prunes by what is good only (invariants 1, 3)."""
     flip(stored(trained, 3, name))
     with caplog.at_level(logging.WARNING, "train"):
-        source = find_source(tracking, trained.run_id, None)
+        source = find(tracking, trained.run_id)
     assert source.epoch == 2
     assert [m.epoch for m in source.manifests] == [1, 2]
     assert source.is_newest
@@ -88,7 +97,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(tracking, trained, caplo
 def test_a_newest_that_lost_its_manifest_is_passed_over(tracking, trained):
     """A checkpoint named by the index alone does not exist (invariant 1)."""
     stored(trained, 3, "manifest.json").unlink()
-    assert find_source(tracking, trained.run_id, None).epoch == 2
+    assert find(tracking, trained.run_id).epoch == 2
 
 
 def test_all_damaged_is_an_error_about_the_newest(tracking, trained):
@@ -96,14 +105,17 @@ def test_all_damaged_is_an_error_about_the_newest(tracking, trained):
     for epoch in SCORES:
         flip(stored(trained, epoch))
     with pytest.raises(CheckpointDamaged, match="epoch_3"):
-        find_source(tracking, trained.run_id, None)
+        find(tracking, trained.run_id)
 
 
 def test_an_epoch_that_was_asked_for_is_not_replaced_by_another(tracking, trained):
-    """Only the newest may be passed over: a chosen epoch that is damaged is an error."""
+    """Only the newest may be passed over: a chosen epoch that is damaged is an error.
+
+    The message names those that may be asked for instead.
+    """
     flip(stored(trained, 2))
-    with pytest.raises(CheckpointDamaged, match="epoch_2"):
-        find_source(tracking, trained.run_id, "2")
+    with pytest.raises(CheckpointDamaged, match=r"epoch_2 .* The run also has 1, 3"):
+        find(tracking, trained.run_id, "2")
 
 
 def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tracking, trained):
@@ -111,7 +123,7 @@ def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tracking, trained):
     path = stored(trained, 3, "manifest.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
     with pytest.raises(CheckpointError, match="format version 2"):
-        find_source(tracking, trained.run_id, None)
+        find(tracking, trained.run_id)
 
 
 def test_latest_is_the_newest_unfinished_run(tracking, commit_to):
@@ -124,7 +136,7 @@ def test_latest_is_the_newest_unfinished_run(tracking, commit_to):
         made.append(run.info.run_id)
     tracking.create_run("0", "newer, but without a checkpoint", {})
     assert find_run(tracking, "latest").run_id == made[1]
-    assert find_source(tracking, "latest", None).record.run_id == made[1]
+    assert find(tracking, "latest").record.run_id == made[1]
     assert find_run(tracking, made[2]).run_id == made[2]
 
 
@@ -139,34 +151,34 @@ def test_a_run_that_died_before_its_first_commit_starts_again(tracking, record):
     config = Config(epochs=7, seed=3)
     tags = {"train.fingerprint": "f", OPTIONS_TAG: json.dumps(config.to_dict())}
     tracking.set_tags(record.run_id, tags)
-    source = find_source(tracking, record.run_id, None)
+    source = find(tracking, record.run_id)
     assert (source.epoch, source.checkpoint, source.manifests) == (0, None, [])
     assert source.config == config
     assert source.is_newest
     with pytest.raises(CheckpointNotFound, match="epoch 4: it has none"):
-        find_source(tracking, record.run_id, "4")
+        find(tracking, record.run_id, "4")
 
 
 def test_a_run_that_is_not_ours_is_refused(tracking, record):
     """A run of another program is not begun anew."""
     with pytest.raises(RunNotUsable, match="no checkpoint of this program"):
-        find_source(tracking, record.run_id, None)
+        find(tracking, record.run_id)
 
 
 def test_a_run_whose_checkpoints_vanished_does_not_start_again(tracking, trained):
     """Training from scratch in place of lost epochs would be silently less (invariant 7)."""
     shutil.rmtree(Path(trained.artifact_uri) / "checkpoints")
     with pytest.raises(CheckpointNotFound, match="though it had some"):
-        find_source(tracking, trained.run_id, None)
+        find(tracking, trained.run_id)
 
 
 def test_options_come_from_the_newest_attempt(tracking, trained):
     """Options changed by a later attempt win over those in the checkpoint; without them, those."""
     changed = Config(epochs=99)
     tracking.set_tags(trained.run_id, {OPTIONS_TAG: json.dumps(changed.to_dict())})
-    assert find_source(tracking, trained.run_id, None).config == changed
+    assert find(tracking, trained.run_id).config == changed
     tracking.set_tags(trained.run_id, {OPTIONS_TAG: "not JSON"})
-    assert find_source(tracking, trained.run_id, None).config == Config()
+    assert find(tracking, trained.run_id).config == Config()
 
 
 @pytest.fixture
@@ -185,7 +197,7 @@ def test_a_moved_project_is_not_an_empty_run(tracking, moved, tmp_path):
     """The recorded folder, the one found, and the way back are named; nothing is made."""
     run, folder = moved
     with pytest.raises(StoreUnavailable) as caught:
-        find_source(tracking, run.run_id, None)
+        find(tracking, run.run_id)
     message = str(caught.value)
     assert f"recorded at '{run.artifact_uri}', which does not exist" in message
     assert f"they lie in '{folder / 'mlruns'}'" in message
@@ -198,14 +210,14 @@ def test_the_advice_for_a_moved_project_works(tracking, moved, tmp_path):
     run, folder = moved
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "mlruns").symlink_to(folder / "mlruns")
-    assert find_source(tracking, run.run_id, None).epoch == 3
+    assert find(tracking, run.run_id).epoch == 3
 
 
 def test_files_that_are_nowhere_are_said_to_be_nowhere(tracking, moved, tmp_path, monkeypatch):
     """Where the files are not in the working folder either, it says so; nothing is made."""
     run, _ = moved
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(StoreUnavailable, match=r"and not in '.*' either"):
+    with pytest.raises(StoreUnavailable, match="it was moved or deleted"):
         require_local_artifacts(run)
     assert not (tmp_path / "project").exists()
 
@@ -220,7 +232,7 @@ def test_a_checkpoint_store_that_lost_only_this_run_is_told_too(tracking, traine
     """The project is there, the run's own folder is gone: that is no empty run either."""
     shutil.rmtree(trained.artifact_uri)
     with pytest.raises(StoreUnavailable, match="which does not exist"):
-        find_source(tracking, trained.run_id, None)
+        find(tracking, trained.run_id)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +252,7 @@ def test_local_artifact_folders_are_told_from_servers(uri, path):
 
 def test_a_server_holds_files_that_need_not_be_here():
     """Artifacts behind a server are never looked for on the local disk."""
-    tags = {LATEST_CHECKPOINT_TAG: "checkpoints/epoch_1/checkpoint.pth"}
+    tags = {EPOCH_TAG: "1"}
     uri = "mlflow-artifacts:/0/r/artifacts"
     require_local_artifacts(RunRecord("r", "", "0", "KILLED", uri, 0, {}, tags, {}))
 
@@ -248,4 +260,4 @@ def test_a_server_holds_files_that_need_not_be_here():
 def test_an_unknown_run_is_refused(tracking):
     """A run ID that does not exist is named."""
     with pytest.raises(RunNotUsable, match="0000"):
-        find_source(tracking, "0" * 32, None)
+        find(tracking, "0" * 32)

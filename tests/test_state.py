@@ -42,8 +42,8 @@ def train_epoch(state, num_steps=3):
 def through_a_file(state, folder):
     """Save the state as a checkpoint and load it again."""
     content = state.capture()
-    manifest = write_checkpoint(folder, content, attempt=1, kept=True, metrics={})
-    return load_checkpoint(folder / "checkpoint.pth", manifest.name)
+    manifest = write_checkpoint(folder / "epoch", content, attempt=1, kept=True, metrics={})
+    return load_checkpoint(folder / "epoch", manifest, manifest.name)
 
 
 def leaves(value, where=""):

@@ -7,9 +7,11 @@ import shutil
 import pytest
 import torch
 
-from train.checkpoint.format import MANIFEST_FILE, write_checkpoint
+from train.checkpoint import store as store_module
+from train.checkpoint.format import write_checkpoint
+from train.checkpoint.manifest import MANIFEST_FILE
 from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
+from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, Superseded
 
 MOMENTS = ["before", "half", "after"]
 
@@ -51,7 +53,7 @@ def test_what_was_put_is_listed_oldest_first_and_got_back(store, write, tmp_path
     assert weights(store, manifests[9][1], tmp_path / "got") == 9
 
 
-def test_commit_last(store, write, calls):
+def test_commit_last(store, write, calls, one_at_a_time):
     """Invariant 1: the manifest is uploaded after every other file."""
     calls.arm(None)
     store.put(*write(1))
@@ -65,7 +67,7 @@ def test_commit_last(store, write, calls):
 @pytest.mark.parametrize("when", MOMENTS)
 @pytest.mark.parametrize("call", [0, 1, 2])
 def test_an_upload_that_fails_anywhere_is_no_checkpoint(
-    store, artifacts, write, calls, call, when, tmp_path
+    store, artifacts, write, calls, call, when, tmp_path, one_at_a_time
 ):
     """Invariant 1: a put that fails at any call shows nothing half, and older ones stay."""
     folder, older = write(1)
@@ -88,7 +90,7 @@ def test_an_upload_that_fails_anywhere_is_no_checkpoint(
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("call", [0, 1])
 def test_a_deletion_that_fails_anywhere_leaves_a_whole_checkpoint_or_none(
-    store, artifacts, write, calls, call, when, tmp_path
+    store, artifacts, write, calls, call, when, tmp_path, one_at_a_time
 ):
     """Invariant 3: the manifest is deleted first, so no half of a checkpoint is ever listed."""
     manifests = [write(epoch) for epoch in (1, 2)]
@@ -96,14 +98,14 @@ def test_a_deletion_that_fails_anywhere_leaves_a_whole_checkpoint_or_none(
         store.put(folder, manifest)
     calls.arm(call, when)
     with pytest.raises(StoreUnavailable, match=r"delete checkpoints/epoch_1.* on purpose"):
-        store.delete(manifests[0][1])
+        store.delete(manifests[0][1].name)
     calls.arm(None)
     again = CheckpointStore(artifacts, "r1")
     untouched = call == 0 and when == "before"
     assert [m.epoch for m in again.list()] == ([1, 2] if untouched else [2])
     for manifest in again.list():
         assert weights(again, manifest, tmp_path / manifest.name) == manifest.epoch
-    again.delete(manifests[0][1])
+    again.delete(manifests[0][1].name)
     assert artifacts.list("checkpoints") == ["epoch_2"]
 
 
@@ -111,7 +113,7 @@ def test_the_manifest_is_deleted_first(store, write, calls):
     """Invariant 3: the order of a deletion."""
     _, manifest = write(1)
     calls.arm(None)
-    store.delete(manifest)
+    store.delete(manifest.name)
     names = ["delete checkpoints/epoch_1/manifest.json", "delete checkpoints/epoch_1"]
     assert calls.names == names
 
@@ -136,7 +138,7 @@ def test_a_name_is_written_again_only_after_its_manifest_is_deleted(
 @pytest.mark.parametrize("when", MOMENTS)
 @pytest.mark.parametrize("call", [0, 1, 2, 3])
 def test_a_rewrite_that_fails_anywhere_leaves_the_old_the_new_or_none(
-    store, artifacts, write, calls, call, when, tmp_path
+    store, artifacts, write, calls, call, when, tmp_path, one_at_a_time
 ):
     """Invariant 1: a name that is written again is never a mixture, wherever that stops."""
     folder, old = write(1)
@@ -213,7 +215,7 @@ def test_a_stale_index_is_harmless(store, artifacts, write, tmp_path):
     for manifest in manifests:
         store.put(tmp_path / "spool" / manifest.name, manifest)
     store.write_index(manifests[:2], tmp_path)
-    store.delete(manifests[0])
+    store.delete(manifests[0].name)
     assert store.list() == manifests[1:]
 
 
@@ -252,7 +254,8 @@ def test_a_listing_costs_one_call_more_for_each_that_is_not_indexed(store, write
     store.write_index(manifests[:3], tmp_path)
     calls.arm(None)
     assert store.list() == manifests
-    assert calls.names[2:] == [f"download checkpoints/epoch_{n}/manifest.json" for n in (4, 5)]
+    fetched = [f"download checkpoints/epoch_{n}/manifest.json" for n in (4, 5)]
+    assert sorted(calls.names[2:]) == fetched
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_metrics.json", "manifest.json"])
@@ -293,10 +296,9 @@ def test_a_name_is_written_twice_by_one_store_only_after_its_manifest_is_deleted
     store, write, calls
 ):
     """What this store wrote itself counts as seen, without a listing (invariant 1)."""
-    folder, manifest = write(1)
-    store.put(folder, manifest)
+    store.put(*write(1))
     calls.arm(None)
-    store.put(folder, manifest)
+    store.put(*write(1))
     assert calls.names[0] == "delete checkpoints/epoch_1/manifest.json"
 
 
@@ -326,3 +328,248 @@ def test_content_of_another_epoch_is_damage(store, write, tmp_path):
     store.put(folder, other)
     with pytest.raises(CheckpointDamaged, match="holds epoch 1, step 10"):
         store.get(other, tmp_path / "got")
+
+
+@pytest.fixture
+def write_parts(tmp_path, make_checkpoint):
+    """Return a function that writes a checkpoint in parts to the local disk."""
+
+    def write(epoch, weight=None):
+        folder = tmp_path / "spool" / f"epoch_{epoch}"
+        weight = torch.arange(400.0) if weight is None else weight
+        content = make_checkpoint(epoch, model_state_dict={"weight": weight})
+        options = {"attempt": 1, "kept": True, "metrics": {}, "part_bytes": 600}
+        return folder, write_checkpoint(folder, content, **options)
+
+    return write
+
+
+def uploads(calls):
+    return [name.removeprefix("upload checkpoints/epoch_1/") for name in calls.names]
+
+
+def test_an_interrupted_upload_goes_on_with_what_is_missing(
+    store, artifacts, write_parts, calls, tmp_path, one_at_a_time
+):
+    """No part goes up twice, by the same process or by another (issue 3)."""
+    folder, manifest = write_parts(1)
+    paths = [entry.path for entry in manifest.files]
+    assert len(paths) > 5
+    calls.arm(3)
+    with pytest.raises(StoreUnavailable):
+        store.put(folder, manifest)
+    calls.arm(2)
+    with pytest.raises(StoreUnavailable):
+        store.put(folder, manifest)
+    assert uploads(calls)[1] == paths[3]
+    calls.arm(None)
+    again = CheckpointStore(artifacts, "r1")
+    again.list()
+    calls.arm(None)
+    again.put(folder, manifest)
+    assert uploads(calls)[1:] == [*paths[4:], MANIFEST_FILE]
+    assert again.get(manifest, tmp_path / "got")["epoch"] == 1
+
+
+def test_parts_of_equal_content_all_go_up(
+    store, artifacts, write_parts, calls, tmp_path, one_at_a_time
+):
+    """Weights that are all zero make equal parts, and none of them may be left out."""
+    folder, manifest = write_parts(1, torch.zeros(4000))
+    assert len({entry.sha256 for entry in manifest.files}) < len(manifest.files)
+    calls.arm(8)
+    with pytest.raises(StoreUnavailable):
+        store.put(folder, manifest)
+    calls.arm(None)
+    store.put(folder, manifest)
+    assert store.get(manifest, tmp_path / "got")["epoch"] == 1
+
+
+def test_what_was_uploaded_is_sent_again_where_the_store_has_lost_it(
+    store, artifacts, write_parts, calls, tmp_path, one_at_a_time
+):
+    """A note of what went up is worth nothing once the folder in the store is gone."""
+    folder, manifest = write_parts(1)
+    calls.arm(4)
+    with pytest.raises(StoreUnavailable):
+        store.put(folder, manifest)
+    calls.arm(None)
+    artifacts.delete("checkpoints/epoch_1")
+    store.put(folder, manifest)
+    assert store.get(manifest, tmp_path / "got")["epoch"] == 1
+
+
+@pytest.mark.parametrize("num_failing", [1, 2])
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_each_upload_is_tried_again(
+    store, write, calls, pauses, call, num_failing, tmp_path, one_at_a_time
+):
+    """A broken connection costs one file, not the checkpoint; pauses grow, under 2 s in all."""
+    folder, manifest = write(1)
+    calls.arm(call, "half", num_failing)
+    store.put(folder, manifest)
+    assert len(calls.names) == 3 + num_failing
+    assert len(set(calls.names)) == 3
+    assert len(pauses) == num_failing
+    assert pauses == sorted(pauses)
+    assert 0 < sum(pauses) < 2.5
+    assert weights(store, manifest, tmp_path / "got") == 1
+
+
+def test_pauses_are_never_in_step(store, write, calls, pauses):
+    """Many processes that lost one server do not all come back at one moment."""
+    for epoch in range(1, 6):
+        folder, manifest = write(epoch)
+        calls.arm(0, num_failing=1)
+        store.put(folder, manifest)
+    assert len(set(pauses)) == 5
+
+
+def test_a_store_that_stays_away_is_told_after_some_tries(store, write, calls, one_at_a_time):
+    """Trying is bounded: what is behind it decides how to go on."""
+    folder, manifest = write(1)
+    calls.arm(0)
+    with pytest.raises(StoreUnavailable):
+        store.put(folder, manifest)
+    assert calls.names.count("upload checkpoints/epoch_1/checkpoint.pth") == 3
+
+
+@pytest.fixture
+def remote(artifacts, calls):
+    """Return a store that passes for a server's, over the same files."""
+    return CheckpointStore(type(artifacts)(artifacts.root, calls, is_remote=True), "r1")
+
+
+def cut_downloads(artifacts, monkeypatch, times):
+    """Let the first `times` downloads of a checkpoint.pth end early, without an error."""
+    download, done = artifacts.download, []
+
+    def cut(path, local_file):
+        download(path, local_file)
+        if path.endswith(".pth") and len(done) < times:
+            done.append(path)
+            content = local_file.read_bytes()
+            local_file.unlink()
+            local_file.write_bytes(content[:-1])
+
+    monkeypatch.setattr(artifacts, "download", cut)
+
+
+def test_a_download_that_was_cut_short_is_fetched_again(remote, write, tmp_path, monkeypatch):
+    """HTTP may end early without an error; the size tells, and a second fetch helps."""
+    folder, manifest = write(1)
+    remote.put(folder, manifest)
+    cut_downloads(remote._artifacts, monkeypatch, 1)
+    assert weights(remote, manifest, tmp_path / "got") == 1
+
+
+def test_a_damaged_file_is_not_fetched_for_ever(remote, write, calls, tmp_path, monkeypatch):
+    """What differs twice is damaged where it lies."""
+    folder, manifest = write(1)
+    remote.put(folder, manifest)
+    cut_downloads(remote._artifacts, monkeypatch, 99)
+    calls.arm(None)
+    with pytest.raises(CheckpointDamaged, match=r"checkpoint\.pth has "):
+        remote.get(manifest, tmp_path / "got")
+    assert calls.names.count("download checkpoints/epoch_1/checkpoint.pth") == 2
+
+
+def test_a_damaged_local_file_is_read_once(store, artifacts, write, calls, tmp_path):
+    """A file of this disk does not change by reading it again."""
+    folder, manifest = write(1)
+    store.put(folder, manifest)
+    path = artifacts.root / "checkpoints" / "epoch_1" / "checkpoint.pth"
+    path.write_bytes(path.read_bytes()[:-1])
+    calls.arm(None)
+    with pytest.raises(CheckpointDamaged):
+        store.get(manifest, tmp_path / "got")
+    assert calls.names.count("download checkpoints/epoch_1/checkpoint.pth") == 1
+
+
+def test_parts_are_fetched_verified_and_joined(remote, write_parts, tmp_path):
+    """A checkpoint in parts comes back from a store as it went there."""
+    folder, manifest = write_parts(1)
+    remote.put(folder, manifest)
+    [listed] = remote.list()
+    assert listed == manifest
+    got = remote.get(listed, tmp_path / "got")
+    assert torch.equal(got["model_state_dict"]["weight"], torch.arange(400.0))
+
+
+def test_a_local_store_shares_the_bytes_of_the_spool(store, artifacts, write):
+    """What lies on the same file system is given a second name, not written again (issue 3)."""
+    folder, manifest = write(1)
+    store.put(folder, manifest)
+    stored = artifacts.root / "checkpoints" / "epoch_1"
+    for entry in manifest.files:
+        assert (stored / entry.path).samefile(folder / entry.path)
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_no_manifest_and_no_later_file_without_the_lease(store, artifacts, write, calls, call):
+    """One writer (invariant 8): from the moment the lease is lost nothing more goes up."""
+    asked = []
+
+    def check_lease():
+        asked.append(len(calls.names))
+        if len(asked) > call:
+            raise Superseded("r1", 1, 2)
+
+    folder, manifest = write(1)
+    if call == 4:
+        store.put(folder, manifest, check_lease)
+        assert len(asked) == 4, "first byte, two files, manifest"
+        return
+    with pytest.raises(Superseded):
+        store.put(folder, manifest, check_lease)
+    assert f"upload checkpoints/epoch_1/{MANIFEST_FILE}" not in calls.names
+    assert len(calls.names) <= max(call - 1, 0)
+
+
+def test_what_a_killed_upload_left_is_found_and_what_is_damaged_is_not(store, artifacts, write):
+    """Only a folder without any manifest is a leftover: a broken one may be somebody's."""
+    for epoch in (1, 2, 3):
+        store.put(*write(epoch))
+    checkpoints = artifacts.root / "checkpoints"
+    (checkpoints / "epoch_1" / MANIFEST_FILE).write_bytes(b"{")
+    (checkpoints / "epoch_2" / MANIFEST_FILE).unlink()
+    manifests = store.list()
+    assert [m.epoch for m in manifests] == [3]
+    assert store.leftovers(manifests) == ["epoch_2"]
+    store.delete("epoch_2")
+    assert store.leftovers(manifests) == []
+    assert sorted(artifacts.list("checkpoints")) == ["epoch_1", "epoch_3"]
+
+
+def test_one_that_is_checked_is_whole_damaged_or_never_was(store, artifacts, write, tmp_path):
+    """`check` tells a damaged checkpoint from a folder that never became one."""
+    for epoch in (1, 2, 3):
+        store.put(*write(epoch))
+    checkpoints = artifacts.root / "checkpoints"
+    (checkpoints / "epoch_2" / "checkpoint.pth").unlink()
+    (checkpoints / "epoch_3" / MANIFEST_FILE).unlink()
+    assert store.check("epoch_1", tmp_path / "1").epoch == 1
+    with pytest.raises(CheckpointDamaged, match="is missing"):
+        store.check("epoch_2", tmp_path / "2")
+    assert store.check("epoch_3", tmp_path / "3") is None
+    assert list(store.examine()) == ["epoch_1", "epoch_2", "epoch_3"]
+    assert store.examine()["epoch_3"] is None
+
+
+@pytest.mark.parametrize("part", ["config", "data"])
+def test_content_that_lacks_what_a_resume_needs_is_damage(store, write, tmp_path, part):
+    """A file that loads without options or data is not gone on from (invariant 7)."""
+    folder, manifest = write(1, **{part: None})
+    store.put(folder, manifest)
+    with pytest.raises(CheckpointDamaged, match=f"lacks {part}"):
+        store.get(manifest, tmp_path / "got")
+
+
+def test_a_manifest_of_absurd_size_is_not_read(store, artifacts, write, monkeypatch):
+    """What is read before it is verified is bounded."""
+    store.put(*write(1))
+    store.put(*write(2))
+    path = artifacts.root / "checkpoints" / "epoch_2" / MANIFEST_FILE
+    monkeypatch.setattr(store_module, "MAX_MANIFEST_BYTES", path.stat().st_size)
+    path.write_bytes(path.read_bytes() + b" ")
+    assert [m.epoch for m in store.list()] == [1]

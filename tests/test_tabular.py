@@ -114,6 +114,17 @@ def test_small_and_odd_tables_do_not_crash(tmp_path, shape):
     assert math.isfinite(metrics["val_loss"])
 
 
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 0.7, 1e-12])
+def test_a_constant_prediction_has_no_correlation(tmp_path, constant):
+    """The correlation is undefined then, not the chance result of rounding."""
+    task = make_task(tmp_path, num_rows=395)
+    model = task.build_model()
+    torch.nn.init.constant_(model.linear.bias, constant)
+    metrics = task.evaluate(model)
+    assert math.isnan(metrics["val_pearson"])
+    assert math.isnan(metrics["val_spearman"])
+
+
 def test_a_diverged_model_gives_metrics_that_say_so(tmp_path):
     """NaN weights give NaN metrics, not an exception."""
     task = make_task(tmp_path)
@@ -175,8 +186,8 @@ def test_the_ridge_acts_on_the_gradient_alone():
     assert torch.equal(gradients[1] - gradients[0], torch.full((1, 3), 2 * 0.5))
 
 
-@pytest.mark.parametrize(("hidden_size", "threads"), [(192, 1), (4096, 8)])
+@pytest.mark.parametrize(("hidden_size", "threads"), [(192, 1), (768, 4), (4096, 8)])
 def test_only_large_models_get_more_than_one_thread(tmp_path, hidden_size, threads):
-    """Small steps are slower on many threads, far slower on a busy machine."""
+    """Each thread gets enough to do: on a busy machine small shares are far slower than none."""
     model = make_task(tmp_path, hidden_size=hidden_size).build_model()
     assert choose_threads(model, batch_size=512, available=8) == threads

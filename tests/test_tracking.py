@@ -13,8 +13,8 @@ from train.environment import redact
 from train.errors import RunNotUsable, StoreUnavailable
 from train.metrics import Point
 from train.tracking import (
+    EPOCH_TAG,
     FINGERPRINT_TAG,
-    LATEST_CHECKPOINT_TAG,
     MAX_TAG_CHARS,
     Artifacts,
     RunRecord,
@@ -169,13 +169,13 @@ def test_a_deleted_run_is_refused_with_how_to_bring_it_back(tracking, record, cl
 def test_a_relative_sqlite_uri_is_explained(tracking):
     """`mlflow run` works in another folder, where a relative URI names another database."""
     os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
-    with pytest.raises(RunNotUsable, match="four slashes"):
+    with pytest.raises(RunNotUsable, match="Use the full path: sqlite:////full"):
         Tracking().get_run("0" * 32)
 
 
 def test_search_finds_our_runs_with_a_checkpoint_newest_first(tracking, client):
     """Runs of others, and runs that never committed, are left out."""
-    ours = {FINGERPRINT_TAG: "f", LATEST_CHECKPOINT_TAG: "checkpoints/epoch_1/checkpoint.pth"}
+    ours = {FINGERPRINT_TAG: "f", EPOCH_TAG: "1"}
     made = []
     for number, tags in enumerate([ours, {}, {FINGERPRINT_TAG: "f"}, ours], start=1):
         run = client.create_run("0", start_time=1_000 * number, tags=tags)

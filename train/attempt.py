@@ -6,12 +6,14 @@ made for the launch, or a new one where there is none in the same experiment.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from train import environment
 from train.commands import train_command
-from train.errors import RunNotUsable
+from train.errors import RunNotUsable, Superseded
 from train.tracking import PARENT_TAG, RunRecord, Tracking
 
 
@@ -96,17 +98,52 @@ class Attempt:
             {**tags, "train.attempt": str(self.number), "mlflow.note.content": self._note()},
         )
 
+    def check_lease(self) -> None:
+        """Make sure that no later attempt was claimed.
+
+        Raises:
+            Superseded: One was.
+        """
+        newest = self.tracking.get_run(self.run_id).attempts
+        if newest > self.number:
+            raise Superseded(self.run_id, self.number, newest)
+
+    def journal(self, status: str, last_epoch: int) -> dict[str, object]:
+        """Return what `from_journal` needs to end the attempt in another process."""
+        return {
+            "run_id": self.run_id,
+            "number": self.number,
+            "first_epoch": self.first_epoch,
+            "child_id": self.child_id,
+            "link": self.link,
+            "stray_id": self.stray_id,
+            "status": status,
+            "last_epoch": last_epoch,
+        }
+
+    @classmethod
+    def from_journal(cls, tracking: Tracking, entry: Mapping[str, Any]) -> Attempt:
+        """Make the attempt that was recorded, for `end`."""
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
+        return cls(tracking, **{name: entry[name] for name in names})
+
     def end(self, status: str, last_epoch: int) -> None:
         """Set the status of the attempt's runs: FINISHED, FAILED or KILLED.
+
+        The run itself is left alone once a later attempt has it.
 
         Args:
             status: How it ended.
             last_epoch: Epochs completed.
         """
+        ended = {self.stray_id, self.child_id, self.run_id} - {None}
+        try:
+            self.check_lease()
+        except Superseded:
+            ended.discard(self.run_id)
         # The run itself first: its status must not wait for a child that somebody deleted.
-        for run_id in dict.fromkeys((self.run_id, self.child_id, self.stray_id)):
-            if run_id is not None:
-                self.tracking.set_status(run_id, status)
+        for run_id in sorted(filter(None, ended), key=lambda run_id: run_id != self.run_id):
+            self.tracking.set_status(run_id, status)
         if self.child_id != self.run_id:
             epochs = f"epochs {self.first_epoch}-{last_epoch}"
             if last_epoch < self.first_epoch:
@@ -115,14 +152,15 @@ class Attempt:
             self.tracking.rename(self.child_id, name)
 
     def _note(self) -> str:
-        resume = train_command({"resume_run": self.run_id})
-        fork = train_command({"resume_run": self.run_id, "resume_epoch": "best", "fork": True})
+        resume = train_command({"resume_run": self.run_id}, ".")
+        fork = train_command({"resume_run": self.run_id, "resume_epoch": "best", "fork": True}, ".")
         return f"Resume:\n```\n{resume}\n```\nFork from the best epoch:\n```\n{fork}\n```\n"
 
 
 def run_link(tracking: Tracking, record: RunRecord) -> str:
     """Return where MLflow's UI shows the run; for a database, where `mlflow ui` would."""
     server = environment.redact(tracking.uri.rstrip("/"))
-    if not server.startswith("http"):
-        server = "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
+    page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
+    if server.startswith("http"):
+        return f"{server}/{page}"
+    return f"http://127.0.0.1:5000/{page} (once `mlflow ui` runs)"

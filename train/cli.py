@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from train import environment
 from train.config import Config, Launch, options_of, parse, to_text
-from train.errors import TrainError
+from train.errors import CheckpointError, RunNotUsable, TrainError
 
 _EPILOG = """\b
 Through MLflow each option is a parameter:
@@ -37,8 +40,17 @@ class _Group(click.Group):
             message = error.format_message().removesuffix(".").replace("'?", "'")
             click.echo(f"error: {message}. `{command} --help` lists what there is", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:  # such as a full disk, or a folder that cannot be written
+            if ctx.meta.get("train.debug"):
+                raise
+            if error.errno == errno.EPIPE:  # whoever read our output has had enough
+                raise
+            hint = ". TRAIN_HOME names another folder for the cache and the spool"
+            hint = hint if ctx.invoked_subcommand == "run" else ""
+            click.echo(f"error: {error}{hint}", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("error: stopped by SIGINT", err=True)
+            click.echo("error: stopped by a signal before training began", err=True)
             ctx.exit(75)
 
 
@@ -108,9 +120,11 @@ def _run_command(**values: Any) -> None:
     Config(**given)  # refuses bad values before anything is imported or opened
 
     from train.report import Reporter
+    from train.signals import stop_at_once
 
     reporter = Reporter()
     reporter.open_log()
+    stop_at_once()
     try:
         logging.getLogger("train").info("Loading torch and MLflow …")
         from train.launch import open_run
@@ -136,6 +150,112 @@ def list_command(run: str | None, as_json: bool) -> None:
     tracking = Tracking()
     rows = listing.checkpoint_rows(tracking, run) if run else listing.run_rows(tracking)
     listing.show(rows, run, as_json)
+
+
+@main.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON array.")
+@click.pass_context
+def verify(ctx: click.Context, run: str, as_json: bool) -> None:
+    """Download and check every checkpoint of RUN; exit code 4 if one is damaged."""
+    from train import maintenance
+    from train.tracking import Tracking
+
+    rows = []
+    for row in maintenance.verify_rows(Tracking(), run):
+        rows.append(row)
+        if not as_json:
+            click.echo(f"{row['name']:<12} {row['status']:<12} {row['found']}".rstrip())
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    ctx.exit(CheckpointError.exit_code if any(r["status"] == "damaged" for r in rows) else 0)
+
+
+@main.command()
+@click.argument("run")
+@click.option("--keep_last", type=click.IntRange(1), help="The newest so many.  [the run's]")
+@click.option("--keep_best", type=click.IntRange(1), help="The best so many.  [the run's]")
+@click.option("--keep_every", type=click.IntRange(1), help="Every so-many-th epoch.  [as saved]")
+@click.option("--dry_run", is_flag=True, help="Only tell what would be deleted.")
+def prune(
+    run: str, keep_last: int | None, keep_best: int | None, keep_every: int | None, dry_run: bool
+) -> None:
+    """Delete checkpoints of RUN; the newest good one and the best stay always."""
+    from train import maintenance
+    from train.tracking import Tracking
+
+    tracking = Tracking()
+    retention = maintenance.retention_of(tracking, run, keep_last, keep_best, keep_every)
+    gone = maintenance.prune(tracking, run, retention, dry_run)
+    verb = "would delete" if dry_run else "deleted"
+    for manifest in gone:
+        click.echo(f"{verb} {manifest.name}  {manifest.bytes / 1e6:.2f} MB")
+    total = sum(manifest.bytes for manifest in gone)
+    click.echo(f"{verb} {len(gone)} checkpoints, {total / 1e6:.2f} MB")
+
+
+@main.command()
+@click.argument("run")
+@click.option("--epoch", default="latest", metavar="N|latest|best", help="Which one.  [latest]")
+@click.option("--to", required=True, type=click.Path(dir_okay=False), help="The file to write.")
+def export(run: str, epoch: str, to: str) -> None:
+    """Write a checkpoint of RUN as one plain .pth file, with the script version's keys."""
+    from train import maintenance
+    from train.tracking import Tracking
+
+    manifest = maintenance.export(Tracking(), run, epoch, Path(to))
+    click.echo(f"{manifest.name} of run {run} is in {to}")
+
+
+@main.command()
+@click.argument("run")
+@click.option("--epoch", default="latest", metavar="N|latest|best", help="Which one.  [latest]")
+@click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON object.")
+def show(run: str, epoch: str, as_json: bool) -> None:
+    """Show what a checkpoint of RUN holds: manifest, state, options, environment."""
+    from train import maintenance
+    from train.tracking import Tracking
+
+    found = maintenance.describe(Tracking(), run, epoch)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for heading in ("manifest", "options", "environment", "state"):
+        click.echo(f"{heading}:")
+        for key, value in found[heading].items():
+            click.echo(f"  {key:<40} {value}")
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--as_fork", is_flag=False, flag_value="true", default="false", type=click.BOOL,
+              help="Make a new run of what a later attempt has overtaken.")  # fmt: skip
+@click.pass_context
+def sync(ctx: click.Context, run: str | None, as_fork: bool) -> None:
+    """Publish what waits on this disk: of RUN, or of every run of the server."""
+    from train.launch import sync_run
+    from train.report import Reporter
+    from train.sync import waiting_runs
+    from train.tracking import Tracking
+
+    reporter = Reporter()
+    reporter.open_log()
+    try:
+        tracking = Tracking()
+        run_ids = [run] if run else waiting_runs(environment.home(), tracking.uri)
+        failed: TrainError | None = None
+        for run_id in run_ids:
+            try:
+                sync_run(tracking, run_id, as_fork, reporter)
+            except RunNotUsable as error:  # it must not keep the others from being published
+                failed = error
+                click.echo(f"error: {error}", err=True)
+        if not run_ids:
+            click.echo(f"nothing of {environment.redact(tracking.uri)} waits on this disk")
+        if failed is not None:
+            ctx.exit(failed.exit_code)
+    finally:
+        reporter.close_log()
 
 
 main.add_command(

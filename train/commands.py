@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from train import environment
 from train.config import to_text
 
 
-def train_command(options: Mapping[str, Any]) -> str:
-    """Return the full command that starts the program with `options`, ready to paste."""
+def train_command(options: Mapping[str, Any], project: str | None = None) -> str:
+    """Return the full command that starts the program with `options`, ready to paste.
+
+    Args:
+        options: Name to value.
+        project: What `mlflow run` is given; default: this project by its full path, which is
+            right in every folder.
+    """
     words = {name: shlex.quote(to_text(value)) for name, value in options.items()}
     if environment.launched_run_id() is None:
         return " ".join(["python -m train run", *(f"--{k} {v}" for k, v in words.items())])
-    start = "mlflow run . --env-manager local"
+    start = f"mlflow run {project or _project()} --env-manager local"
     return " ".join([start, *(f"-P {k}={v}" for k, v in words.items())])
+
+
+def _project() -> str:
+    """Return where `mlflow run` finds this project; it works in the project's folder."""
+    here = Path.cwd()
+    if here.is_relative_to(tempfile.gettempdir()) and here.name.startswith("tmp"):
+        return "<project>"  # a temporary copy of a zip or a git repository
+    return shlex.quote(str(here))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -22,7 +23,7 @@ class OnResume(Enum):
 
     CHANGE = "the given value wins"
     FORK = "refused: only a fork may change it"
-    NEVER = "refused, also by a fork: another model shape is another run"
+    NEVER = "refused, also by a fork: another model, or other inputs, make another run"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,9 @@ def parse(config_class: type, name: str, text: str) -> Any:
     """
     field, _ = options_of(config_class)[name]
     kind = str(field.type)
-    if "None" in kind and text.strip().lower() in ("", "none"):
+    if not text.strip() and not kind.startswith("tuple"):
+        raise UsageError(f"{name}= has no value: leave it out, or see that its variable is set")
+    if "None" in kind and text.strip().lower() == "none":
         return None
     try:
         if kind.startswith("tuple"):
@@ -94,6 +97,8 @@ def _validate(config: Any) -> None:
         value = getattr(config, name)
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name}={value} is not a finite number")
         if opt.choices and value not in opt.choices:
             raise UsageError(f"{name}={value!r} is not one of {', '.join(opt.choices)}")
         if opt.minimum is not None and not value >= opt.minimum:  # `not >=` refuses NaN too
@@ -216,10 +221,10 @@ class Config:
         on_resume=FORK,
     )
     target: str | None = option(
-        None, "Column to predict; required for a table of your own.", "Data", on_resume=FORK
+        None, "Column to predict; required for a table of your own.", "Data", on_resume=NEVER
     )
     drop: tuple[str, ...] = option(
-        (), "Columns to leave out, separated by commas (leaks, keys).", "Data", on_resume=FORK
+        (), "Columns to leave out, separated by commas (leaks, keys).", "Data", on_resume=NEVER
     )
     val_fraction: float = option(
         0.2,
@@ -243,7 +248,7 @@ class Config:
         "target); metrics are always on the original scale.",
         "Data",
         choices=("auto", "linear", "log"),
-        on_resume=FORK,
+        on_resume=NEVER,
     )
     upload_data: str = option(
         "auto",
@@ -259,6 +264,33 @@ class Config:
         "always.",
         "Checkpoints",
         minimum=1,
+    )
+
+    keep_last: int = option(
+        1, "Besides those, how many of the newest checkpoints stay.", "Checkpoints", minimum=1
+    )
+    keep_best: int = option(
+        1, "Besides those, how many of the best checkpoints stay.", "Checkpoints", minimum=1
+    )
+    upload: str = option(
+        "async",
+        "How checkpoints get to the store: async (while training goes on), sync (training waits "
+        "for each), off (not at all: they stay on this machine's disk).",
+        "Checkpoints",
+        choices=("async", "sync", "off"),
+    )
+    max_spool_bytes: int = option(
+        20_000_000_000,
+        "How much may wait on local disk for its upload before training waits too.",
+        "Checkpoints",
+        minimum=0,
+    )
+    drain_seconds: float = option(
+        60.0,
+        "How long the end of training waits for what is not uploaded yet; what is left then is "
+        "published by `train sync`, or by the next resume on this disk.",
+        "Checkpoints",
+        minimum=0,
     )
 
     def __post_init__(self) -> None:

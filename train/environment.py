@@ -25,15 +25,18 @@ def prepare_process() -> None:
     """Set what must be set before torch and mlflow are imported; what the user set stays.
 
     Idle OpenMP threads sleep instead of spinning (on a loaded machine spinning costs tens of
-    seconds an epoch), CUDA's sums have a fixed order, and a server that does not answer is
-    reported after seconds, not after minutes.
+    seconds an epoch), CUDA's sums have a fixed order, a server that does not answer is reported
+    after seconds, not after minutes, and MLflow's retries draw no number from the global
+    generator, which belongs to the training.
     """
     for name, value in {
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
@@ -57,9 +60,10 @@ def home() -> Path:
     return Path(cache).expanduser().absolute() / "resumable-train"
 
 
-def spool(tracking_uri: str, run_id: str) -> Path:
-    """Return the folder of this run's files that are on their way to the store."""
-    key = hashlib.sha256(tracking_uri.encode()).hexdigest()[:12]
+def run_folder(tracking_uri: str, run_id: str) -> Path:
+    """Return this disk's folder for the run: what is on its way to the store, or stays here."""
+    server = tracking_uri.rstrip("/").lower().replace("://localhost", "://127.0.0.1")
+    key = hashlib.sha256(server.encode()).hexdigest()[:12]
     return home() / "runs" / f"{key}-{run_id}"
 
 

@@ -7,10 +7,12 @@
     │   └── DataNotFound (FileNotFoundError)    3
     ├── CheckpointError                         4   no checkpoint to go on from
     │   ├── CheckpointNotFound (LookupError)    4
+    │   ├── CheckpointFileNotFound (FileNotFoundError)  4
     │   └── CheckpointDamaged (ValueError)      4
     ├── NonFinite (ArithmeticError)             5   loss or gradients are NaN or infinite
     ├── RunNotUsable (LookupError)              6   the run is unknown, deleted, finished, taken
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
+    ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
 
 Each message is one line: what failed, what was found against what was expected, what to do.
@@ -34,6 +36,10 @@ class UsageError(TrainError, ValueError):
     exit_code = 2
 
 
+def _shown(value: object) -> object:
+    return "empty" if value == "" else value
+
+
 class ForkNeeded(UsageError):
     """Options given on a resume that would make it another training.
 
@@ -46,7 +52,7 @@ class ForkNeeded(UsageError):
     def __init__(self, run_id: str, changes: Mapping[str, tuple[object, object]], command: str):
         self.run_id, self.changes, self.command = run_id, dict(changes), command
         listed = ", ".join(
-            f"{name} is {old} in the run and {new} was given"
+            f"{name} is {_shown(old)} in the run and {_shown(new)} was given"
             for name, (old, new) in changes.items()
         )
         super().__init__(
@@ -105,17 +111,38 @@ class CheckpointNotFound(CheckpointError, LookupError):
         )
 
 
+class CheckpointFileNotFound(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint file.
+
+    Args:
+        path: The path as it was given.
+        searched: The absolute path that was looked at.
+    """
+
+    def __init__(self, path: str, searched: str):
+        self.path, self.searched = path, searched
+        super().__init__(
+            f"checkpoint file '{path}' was not found: searched '{searched}'. Under `mlflow run` a "
+            "relative path starts in the project's folder; pass an absolute path"
+        )
+
+    def __str__(self) -> str:  # OSError would print its arguments its own way
+        return str(self.args[0])
+
+
 class CheckpointDamaged(CheckpointError, ValueError):
     """A checkpoint whose bytes are not what its manifest says.
 
     Args:
         name: The checkpoint: "epoch_12 of run 'a1b2'", or a file's path.
         found: What was found, against what was expected.
+        others: The epochs whose checkpoints may be asked for instead.
     """
 
-    def __init__(self, name: str, found: str):
-        self.name, self.found = name, found
-        super().__init__(f"checkpoint {name} is damaged: {found}")
+    def __init__(self, name: str, found: str, others: Iterable[str] = ()):
+        self.name, self.found, self.others = name, found, list(others)
+        hint = f". The run also has {', '.join(self.others)}" if self.others else ""
+        super().__init__(f"checkpoint {name} is damaged: {found}{hint}")
 
 
 class NonFinite(TrainError, ArithmeticError):
@@ -158,6 +185,25 @@ class StoreUnavailable(TrainError, ConnectionError):
     """The tracking server, or the place of the artifacts, cannot be used."""
 
     exit_code = 7
+
+
+class Superseded(TrainError):
+    """A later attempt has been claimed: this one publishes nothing more and stops.
+
+    Args:
+        run_id: The run.
+        attempt: The attempt that stops.
+        newest: The newest attempt.
+    """
+
+    exit_code = 8
+
+    def __init__(self, run_id: str, attempt: int, newest: int):
+        self.run_id, self.attempt, self.newest = run_id, attempt, newest
+        super().__init__(
+            f"attempt {attempt} of run '{run_id}' was overtaken by attempt {newest}: it publishes "
+            "nothing more and stops"
+        )
 
 
 class Interrupted(TrainError):

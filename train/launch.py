@@ -8,7 +8,6 @@ nothing that existed is changed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +15,29 @@ from typing import Any
 
 from train import environment, rng
 from train.attempt import Attempt
+from train.checkpoint.format import load_checkpoint, write_checkpoint
 from train.checkpoint.pipeline import Pipeline
-from train.checkpoint.store import CheckpointStore
-from train.commands import train_command
-from train.config import Config, Launch, OnResume, options_of, to_text
-from train.data.dataset import Dataset, source_fingerprint
-from train.data.provide import cache_folder, prepare_cached, recover, upload
-from train.errors import ForkNeeded, Interrupted, RunNotUsable, TrainError, UsageError
+from train.checkpoint.policy import Retention
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import RunFolder, Spool
+from train.config import Config, Launch
+from train.data.dataset import Dataset
+from train.data.provide import prepare_cached, recover
+from train.describe import data_info, describe, identity, params, upload_data
+from train.errors import (
+    Interrupted,
+    RunNotUsable,
+    TrainError,
+)
 from train.metrics import History
+from train.options import changes_data, forked_config, require_epochs_left, resumed_config
 from train.report import Reporter
 from train.run import Run, Start
-from train.script import check_fits, read_script_checkpoint
-from train.source import Source, find_source, local_path, require_local_artifacts
+from train.script import check_fits, read_checkpoint_file
+from train.source import Source, find_run, find_source, open_store, require_local_artifacts
+from train.sync import good_checkpoints, publish_waiting
 from train.tasks.tabular import TabularTask, choose_threads
-from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
+from train.tracking import HOST_TAG, RunRecord, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,7 @@ class _Launcher:
     reporter: Reporter
     home: Path
     attempt: Attempt | None = None  # once it is claimed
+    folders: dict[str, RunFolder] = dataclasses.field(default_factory=dict)
 
     def new_run(self, experiment_id: str) -> RunRecord:
         """Return the run for a fresh start or a fork: the launch's own, or a new one."""
@@ -54,8 +63,15 @@ class _Launcher:
         tags = environment.source_tags()
         return self.tracking.create_run(experiment_id, None, tags)
 
+    def folder(self, record: RunRecord) -> RunFolder:
+        """Return this disk's folder for the run, one object for each run."""
+        path = environment.run_folder(self.tracking.uri, record.run_id)
+        return self.folders.setdefault(record.run_id, RunFolder(path))
+
     def close(self, status: str) -> None:
         """Close what was opened, after an error."""
+        for folder in self.folders.values():
+            folder.release()
         try:
             if self.attempt is not None:
                 self.attempt.end(status, self.attempt.first_epoch - 1)
@@ -84,16 +100,19 @@ def open_run(given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Op
     tracking.probe()
     launched_id = environment.launched_run_id()
     launched = tracking.get_run(launched_id) if launched_id else None
+    if launched is not None and launched.attempts:
+        raise RunNotUsable(
+            launched.run_id,
+            "was named by MLFLOW_RUN_ID or --run-id, and has been trained already: to go on with "
+            f"it pass resume_run={launched.run_id} in place of that",
+        )
     launcher = _Launcher(tracking, launched, given, reporter, environment.home())
     try:
         if launch.resume_from is not None:
             return _from_file(launcher, Path(launch.resume_from))
         if launch.resume_run is None:
             return _fresh(launcher)
-        source = find_source(tracking, launch.resume_run, launch.resume_epoch)
-        if launch.fork or not source.is_newest:
-            return _fork(launcher, source)
-        return _in_place(launcher, source)
+        return _resume(launcher, find_run(tracking, launch.resume_run), launch)
     except BaseException as error:  # a stop by Ctrl-C must close the run too
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         launcher.close("KILLED" if stopped else "FAILED")
@@ -108,34 +127,63 @@ def _fresh(launcher: _Launcher) -> Opened:
     require_local_artifacts(record)
     attempt = Attempt.first(launcher.tracking, record)
     start = Start(None, History())
-    pipeline = _begin(launcher, task, record, attempt, _identity(task))
-    _describe(launcher, task, record)
+    pipeline = _begin(launcher, task, record, attempt, identity(task))
+    describe(launcher.tracking, task, record, launcher.home)
     return _run(launcher, task, attempt, pipeline, start)
+
+
+def _resume(launcher: _Launcher, record: RunRecord, launch: Launch) -> Opened:
+    """Go on with a run, or fork it where an older checkpoint is asked for."""
+    tracking, folder = launcher.tracking, launcher.folder(record)
+    store = open_store(tracking, record, folder)
+    if folder.acquire():
+        # What this disk has and the store has not yet comes first: it is newer.
+        overtaken = publish_waiting(tracking, record, store, folder)
+        for spool in overtaken:
+            _tell_overtaken(record, spool)
+        record = tracking.get_run(record.run_id)
+    source = find_source(record, store, launch.resume_epoch)
+    if launch.fork or not source.is_newest:
+        folder.release()
+        return _fork(launcher, source)
+    if not folder.acquire():
+        raise RunNotUsable(
+            record.run_id,
+            "is being trained by another process on this machine: wait for it, or fork with "
+            "fork=true",
+        )
+    return _in_place(launcher, source)
 
 
 def _in_place(launcher: _Launcher, source: Source) -> Opened:
     record, tracking = source.record, launcher.tracking
-    config = _resumed_config(launcher, source)
+    config = resumed_config(source, launcher.given)
     task = _task(config, _recover(launcher, source, config))
     # IMPORTANT: all that is read comes before the claim; the claim is the first change.
     published = tracking.published(record.run_id, record.metrics)
     attempt = Attempt.another(
-        tracking, record, launcher.launched, source.epoch + 1, _params(task.config)
+        tracking, record, launcher.launched, source.epoch + 1, params(task.config)
     )
-    _announce(source)
-    pipeline = _begin(launcher, task, record, attempt, _identity(task), source)
+    _announce(source, config)
+    pipeline = _begin(launcher, task, record, attempt, identity(task), source)
     if source.checkpoint is None:
-        _describe(launcher, task, record)
+        describe(launcher.tracking, task, record, launcher.home)
+    elif launcher.given.get("upload_data") == "yes":
+        upload_data(launcher.tracking, task, record, launcher.home)
     return _run(launcher, task, attempt, pipeline, Start(source.checkpoint, published))
 
 
 def _fork(launcher: _Launcher, source: Source) -> Opened:
     if source.checkpoint is None:
         raise RunNotUsable(source.record.run_id, "has no checkpoint yet, so there is no fork of it")
-    config = _forked_config(launcher, source)
+    config = forked_config(source, launcher.given)
     dataset = _recover(launcher, source, source.config)
-    if any(options_of(Config)[name][1].group == "Data" for name in _changes(launcher, source)):
+    if changes_data(source, launcher.given):
         # Other rows, but the model's inputs stay what they were.
+        log.warning(
+            "The rows are split anew: some that the run was trained on may now validate it, so "
+            "that its metrics look better than they are"
+        )
         dataset = prepare_cached(config, launcher.home, dataset.preprocessing)
     tags = {
         "train.forked_from_run": source.record.run_id,
@@ -146,45 +194,120 @@ def _fork(launcher: _Launcher, source: Source) -> Opened:
     if config.seed != source.config.seed:
         checkpoint["rng"] = rng.fresh("fork", config.seed, source.epoch)
     return _from_checkpoint(
-        launcher, _task(config, dataset), checkpoint, tags, source.record.experiment_id
+        launcher, _task(config, dataset), [checkpoint], tags, source.record.experiment_id
     )
 
 
 def _from_file(launcher: _Launcher, path: Path) -> Opened:
-    config = Config(**launcher.given)
-    checkpoint = read_script_checkpoint(path, config)
-    _require_epochs_left(config, checkpoint["epoch"], f"file '{path}'")
+    config, checkpoint = read_checkpoint_file(path, launcher.given)
+    require_epochs_left(config, checkpoint["epoch"], f"file '{path}'")
     task = _task(config, prepare_cached(config, launcher.home, None))
     check_fits(checkpoint, task, path)
     tags = {"train.resumed_from_file": path.name}
     experiment_id = launcher.tracking.experiment_id()
-    return _from_checkpoint(launcher, task, checkpoint, tags, experiment_id)
+    return _from_checkpoint(launcher, task, [checkpoint], tags, experiment_id)
 
 
 def _from_checkpoint(
     launcher: _Launcher,
     task: TabularTask,
-    checkpoint: dict[str, Any],
+    checkpoints: list[dict[str, Any]],
     tags: Mapping[str, str],
     experiment_id: str,
 ) -> Opened:
-    """Start a new run whose first act is to commit a checkpoint of its own, then its history."""
+    """Start a new run whose first act is to commit checkpoints of its own, with their history.
+
+    It goes on from the last of `checkpoints`.
+    """
     record = launcher.new_run(experiment_id)
     require_local_artifacts(record)
+    checkpoint = checkpoints[-1]
     epoch = checkpoint["epoch"]
     attempt = Attempt.first(launcher.tracking, record, first_epoch=epoch + 1)
     pipeline = _begin(launcher, task, record, attempt, tags)
-    _describe(launcher, task, record)
-    checkpoint |= {"config": task.config.to_dict(), "data": _data_info(task.dataset)}
+    describe(launcher.tracking, task, record, launcher.home)
     history = History()
     history.load_state_dict(checkpoint["history"])
-    pipeline.unpublished = list(history)
-    pipeline.commit(checkpoint, history.at(epoch), kept=True)
+    pipeline.publisher.add(history)
+    for one in checkpoints:
+        one |= {"config": task.config.to_dict(), "data": data_info(task.dataset)}
+        path, metrics = pipeline.spool.path(f"epoch_{one['epoch']}"), history.at(one["epoch"])
+        manifest = write_checkpoint(path, one, attempt=1, kept=True, metrics=metrics)
+        pipeline.publisher.commit(manifest)
+        pipeline.spool.remove(manifest.name)
     # IMPORTANT: the run counts as one of ours only now: without its checkpoint it would start
     # again from epoch 1, and that is not what was asked for.
-    launcher.tracking.set_tags(record.run_id, _identity(task))
+    launcher.tracking.set_tags(record.run_id, identity(task))
     _announce_epoch(epoch, checkpoint["best_corr"], checkpoint["best_epoch"])
     return _run(launcher, task, attempt, pipeline, Start(checkpoint, history))
+
+
+def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter) -> None:
+    """Publish what waits of a run on this disk.
+
+    Args:
+        tracking: The server.
+        run_id: The run.
+        as_fork: Make a new run of what a later attempt has overtaken.
+        reporter: Where the log goes.
+
+    Raises:
+        RunNotUsable: A process on this machine is working on the run, and publishes it itself.
+    """
+    record = find_run(tracking, run_id)
+    run_id = record.run_id
+    folder = RunFolder(environment.run_folder(tracking.uri, run_id))
+    if not folder.acquire():
+        raise RunNotUsable(run_id, "is being trained by a process here, which publishes it itself")
+    try:
+        if not folder.waiting():
+            log.info("Nothing of run '%s' waits on this disk", run_id)
+        store = open_store(tracking, record, folder)
+        for spool in publish_waiting(tracking, record, store, folder):
+            if as_fork:
+                new_id = fork_spool(tracking, record, spool, reporter)
+                log.info("Attempt %d is now run %s: resume it by that", spool.attempt, new_id)
+            else:
+                _tell_overtaken(record, spool)
+    finally:
+        folder.release()
+
+
+def _tell_overtaken(record: RunRecord, spool: Spool) -> None:
+    log.warning(
+        "Attempt %d of run '%s' was overtaken by attempt %d, so what it left in '%s' is kept and "
+        "not published: `python -m train sync %s --as_fork true` makes a run of it",
+        spool.attempt, record.run_id, record.attempts, spool.folder, record.run_id,
+    )  # fmt: skip
+
+
+def fork_spool(tracking: Tracking, record: RunRecord, spool: Spool, reporter: Reporter) -> str:
+    """Make a run of the checkpoints that an overtaken attempt left on this disk.
+
+    Returns:
+        The ID of the new run, which is KILLED: it can be resumed.
+    """
+    manifests = good_checkpoints(spool)
+    paths = [spool.path(manifest.name) for manifest in manifests]
+    checkpoints = [
+        load_checkpoint(path, manifest, str(path))
+        for path, manifest in zip(paths, manifests, strict=True)
+    ]
+    config = Config.from_dict(checkpoints[-1]["config"])
+    folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
+    store = open_store(tracking, record, folder)
+    source = Source(record, store, manifests, manifests[-1], checkpoints[-1], config)
+    launcher = _Launcher(tracking, None, {}, reporter, environment.home())
+    tags = {
+        "train.forked_from_run": record.run_id,
+        "train.forked_from_epoch": str(source.epoch),
+    }
+    task = _task(config, _recover(launcher, source, config))
+    run, _ = _from_checkpoint(launcher, task, checkpoints, tags, record.experiment_id)
+    launcher.close("KILLED")
+    launcher.folders[run.run_id].spool(1).discard()
+    spool.discard()
+    return run.run_id
 
 
 def _begin(
@@ -196,47 +319,38 @@ def _begin(
     source: Source | None = None,
 ) -> Pipeline:
     """Set the run RUNNING, and make the pipeline for its checkpoints."""
+    tracking, config = launcher.tracking, task.config
     launcher.attempt = attempt
-    tracking = launcher.tracking
-    spool = environment.spool(tracking.uri, record.run_id)
+    folder = launcher.folder(record)
+    folder.acquire()
+    spool = folder.spool(attempt.number)
+    launcher.reporter.log_to(spool.log_file)
+    is_off = config.upload == "off"
+    tags = {**tags, **({HOST_TAG: environment.hostname()} if is_off else {})}
+    versions = {f"train.version.{k}": v for k, v in environment.versions().items()}
+    attempt.begin({**tags, **versions, "train.code": environment.code_version() or "unknown"})
+    spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
     if source is not None:
         store, manifests = source.store, source.manifests
     else:
-        store, manifests = CheckpointStore(tracking.artifacts(record), record.run_id), []
-    pipeline = Pipeline(tracking, store, attempt.number, spool, manifests)
-    launcher.reporter.log_to(pipeline.log_file)
-    folder = local_path(record.artifact_uri)
-    if folder is not None:
-        log.info("Checkpoints go to %s: on this machine only", folder)
-    versions = {f"train.version.{k}": v for k, v in environment.versions().items()}
-    attempt.begin({**tags, **versions, "train.code": environment.code_version() or "unknown"})
-    return pipeline
-
-
-def _describe(launcher: _Launcher, task: TabularTask, record: RunRecord) -> None:
-    """Log what a new run is: options, dataset, and the prepared data itself."""
-    tracking, dataset = launcher.tracking, task.dataset
-    tracking.mark_experiment(record.experiment_id)
-    tracking.log_params(record.run_id, _params(task.config), known=record.params)
-    preprocessing = dataset.preprocessing
-    columns = {f.column: "double" for f in preprocessing.numeric}
-    columns |= {f.column: "string" for f in preprocessing.categorical}
-    rows = {"train_rows": len(dataset.train), "val_rows": len(dataset.val)}
-    tracking.log_dataset(
-        record.run_id, dataset.name, dataset.fingerprint, dataset.source, columns, rows
+        record = dataclasses.replace(record, tags={**record.tags, **tags})
+        store, manifests = open_store(tracking, record, folder), []
+    if store.folder is not None:
+        log.info("Checkpoints go to %s: on this machine only", store.folder)
+    retention = Retention.of(config)
+    publisher = Publisher(
+        tracking, store, spool, retention, manifests, not is_off, attempt.check_lease
     )
-    artifacts = tracking.artifacts(record)
-    folder = cache_folder(launcher.home, dataset.fingerprint)
-    upload(folder, task.config.upload_data, lambda path: artifacts.upload(path, "data"))
+    return Pipeline(publisher, spool, config.max_spool_bytes, config.upload == "sync")
 
 
 def _run(
     launcher: _Launcher, task: TabularTask, attempt: Attempt, pipeline: Pipeline, start: Start
 ) -> Opened:
-    reporter = launcher.reporter
+    reporter, folder = launcher.reporter, launcher.folders[attempt.run_id]
     for sentence in task.dataset.report:
         log.info("%s", sentence)
-    run = Run(task.config, attempt, pipeline, start, _data_info(task.dataset), reporter)
+    run = Run(task.config, attempt, pipeline, folder, start, data_info(task.dataset), reporter)
     return run, task
 
 
@@ -254,99 +368,21 @@ def _task(config: Config, dataset: Dataset) -> TabularTask:
     return TabularTask(dataset, config.replace(threads=threads), device)
 
 
-def _identity(task: TabularTask) -> dict[str, str]:
-    """Return the tags by which a run is known as one of ours, and found again."""
-    fingerprint = task.dataset.fingerprint
-    return {
-        FINGERPRINT_TAG: task.config.fingerprint(task.name, fingerprint),
-        OPTIONS_TAG: json.dumps(task.config.to_dict()),
-        DATA_TAG: fingerprint,
-    }
-
-
-def _data_info(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "fingerprint": dataset.fingerprint,
-        "name": dataset.name,
-        "train_rows": len(dataset.train),
-        "val_rows": len(dataset.val),
-    }
-
-
-def _params(config: Config) -> dict[str, str]:
-    return {name: to_text(getattr(config, name)) for name in options_of(Config)}
-
-
 def _recover(launcher: _Launcher, source: Source, config: Config) -> Dataset:
     """Return the data of the run that is gone on from."""
     artifacts = launcher.tracking.artifacts(source.record)
-    fingerprint = _fingerprint(source)
     return recover(
-        config, launcher.home, fingerprint, lambda name, to: artifacts.download(f"data/{name}", to)
+        config,
+        launcher.home,
+        source.data_fingerprint,
+        lambda name, to: artifacts.download(f"data/{name}", to),
     )
 
 
-def _fingerprint(source: Source) -> str:
-    """Return what the run's data must be."""
-    if source.checkpoint is not None:
-        return str(source.checkpoint["data"]["fingerprint"])
-    return source.record.tags[DATA_TAG]
-
-
-def _changes(launcher: _Launcher, source: Source) -> dict[str, tuple[str, str]]:
-    """Return the given options that would make it another training: name to (old, new)."""
-    return {
-        name: (to_text(getattr(source.config, name)), to_text(value))
-        for name, value in launcher.given.items()
-        if options_of(Config)[name][1].on_resume is not OnResume.CHANGE
-        and value != getattr(source.config, name)
-    }
-
-
-def _resumed_config(launcher: _Launcher, source: Source) -> Config:
-    """Return the run's options, with those that were given where that is sound."""
-    run_id, given = source.record.run_id, launcher.given
-    config = source.config.replace(**given)
-    changes = _changes(launcher, source)
-    if "data" in changes and source_fingerprint(config) == _fingerprint(source):
-        del changes["data"]  # the same table in another place
-    if changes:
-        fork = {"resume_run": run_id, "fork": True, **given}
-        raise ForkNeeded(run_id, changes, train_command(fork))
-    if source.record.status == "FINISHED" and "epochs" not in given:
-        more = train_command({"resume_run": run_id, "epochs": 2 * source.epoch})
-        raise RunNotUsable(
-            run_id, f"is finished after {source.epoch} epochs: pass a larger epochs, as in {more}"
-        )
-    if config.epochs < source.epoch:
-        raise UsageError(
-            f"epochs={config.epochs} is fewer than the {source.epoch} that run '{run_id}' has "
-            "completed: epochs counts from the run's beginning"
-        )
-    return config
-
-
-def _forked_config(launcher: _Launcher, source: Source) -> Config:
-    for name, (old, new) in _changes(launcher, source).items():
-        if options_of(Config)[name][1].on_resume is OnResume.NEVER:
-            raise UsageError(
-                f"{name} is {old} in run '{source.record.run_id}' and {new} was given: a fork "
-                "goes on with the same model. Start a fresh run for another one"
-            )
-    config = source.config.replace(**launcher.given)
-    _require_epochs_left(config, source.epoch, f"run '{source.record.run_id}'")
-    return config
-
-
-def _require_epochs_left(config: Config, done: int, of: str) -> None:
-    if config.epochs <= done:
-        raise UsageError(
-            f"the checkpoint of {of} has {done} epochs behind it and epochs={config.epochs}: "
-            "nothing is left to train. Pass a larger epochs"
-        )
-
-
-def _announce(source: Source) -> None:
+def _announce(source: Source, config: Config) -> None:
+    if source.epoch >= config.epochs:
+        log.info("Nothing is left to train: the run has its %d epochs", source.epoch)
+        return
     if source.checkpoint is None:
         log.info("Run '%s' died before its first checkpoint", source.record.run_id)
         log.info("Starting again from epoch 1 (从 epoch 1 重新开始)")

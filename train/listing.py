@@ -10,15 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from train.checkpoint.format import CHECKPOINT_FILE
+from train import environment
+from train.checkpoint.manifest import CHECKPOINT_FILE
 from train.checkpoint.policy import find_best
-from train.checkpoint.store import ROOT, CheckpointStore
+from train.checkpoint.spool import RunFolder
+from train.checkpoint.store import ROOT
 from train.commands import train_command
 from train.metrics import MONITOR
-from train.source import find_run, require_local_artifacts
+from train.source import find_run, open_store
 from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, Tracking
 
 Row = dict[str, Any]
+
+MIN_WIDTH = 130
 
 
 def run_rows(tracking: Tracking) -> list[Row]:
@@ -49,8 +53,8 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
     Costs three calls to the server, and one for each checkpoint not yet in the index.
     """
     record = find_run(tracking, run_id)
-    require_local_artifacts(record)
-    manifests = CheckpointStore(tracking.artifacts(record), record.run_id).list()
+    folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
+    manifests = open_store(tracking, record, folder).list()
     best = find_best(manifests)
     return [
         {
@@ -75,17 +79,24 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no edge to wrap at
+    console = make_console()
     if not rows:
         what = f"run '{run_id}' has no checkpoint" if run_id else "no run here has a checkpoint"
         console.print(what, markup=False, highlight=False)
         return
     console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
-    example = run_id or rows[0]["run_id"]
-    hint = f"resume: {train_command({'resume_run': example})}"
+    options: dict[str, Any] = {"resume_run": run_id or rows[0]["run_id"]}
+    if rows[0].get("status") == "FINISHED":
+        options["epochs"] = 2 * (rows[0]["epoch"] or 1)
+    hint = f"resume: {train_command(options)}"
     console.print(hint, markup=False, highlight=False, soft_wrap=True)
+
+
+def make_console() -> Console:
+    """Return a console for tables: no cell is cut, a narrow terminal breaks the lines itself."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    return console
 
 
 def _run_table(rows: list[Row]) -> Table:

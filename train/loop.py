@@ -45,7 +45,7 @@ def train(run: Run, task: Task) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
     schedule = Schedule(config)
     run.restore(TrainState(model, optimizer, schedule))
-    if schedule.is_past_horizon(config.epochs):
+    if run.state.epoch < config.epochs and schedule.is_past_horizon(config.epochs):
         log.warning(
             "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
             "floor, %.3g. A fork may stretch it: fork=true schedule_epochs=%d",

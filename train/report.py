@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
-from train.checkpoint.format import Manifest
 from train.config import Config
 from train.metrics import MONITOR
 
@@ -88,10 +88,8 @@ class Reporter:
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:3.0f} % ETA"),
             TimeRemainingColumn(),
             console=self._console,
         )
@@ -111,18 +109,22 @@ class Reporter:
         epoch: int,
         metrics: Mapping[str, float],
         best_epoch: int | None,
-        manifest: Manifest,
+        note: str,
     ) -> None:
-        """Tell how an epoch went, after its checkpoint is committed."""
+        """Tell how an epoch went; `note` says what is to be said of its checkpoint."""
         shown = [
             f"{k} {metrics[k]:.5f}" for k in ("train_loss", "val_loss", MONITOR) if k in metrics
         ]
         best = " (best)" if epoch == best_epoch else f" (best: epoch {best_epoch})"
         line = f"epoch {epoch}  {'  '.join(shown)}{best if best_epoch else ''}"
-        kept = f"  {manifest.name} kept" if manifest.kept else ""
-        epoch_log.info("%s  %.1f s%s", line, metrics["epoch_seconds"], kept)
+        line += f"  [{note}]" if note else ""
+        epoch_log.info("%s  %.1f s", line, metrics["epoch_seconds"])
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=epoch, description=line)
+            short = f"epoch {epoch}/{self._epochs} loss {metrics.get('val_loss', math.nan):.4g}"
+            short += f" corr {metrics.get(MONITOR, math.nan):.4f}"
+            short += f" best {best_epoch}" if best_epoch else ""
+            short += f" [{note}]" if note and note != "kept" else ""
+            self._bar.update(self._bar.task_ids[0], completed=epoch, description=escape(short))
 
     def end(self) -> None:
         """Take the bar away."""

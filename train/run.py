@@ -15,6 +15,7 @@ The order of the words is the order of the work. Nothing here knows what is trai
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -23,13 +24,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+import torch
+
 from train import environment
 from train.attempt import Attempt
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import SavePolicy
+from train.checkpoint.spool import RunFolder
+from train.checkpoint.staging import changed_by_step
 from train.commands import train_command
 from train.config import Config
-from train.errors import CheckpointError, Interrupted, TrainError
+from train.errors import CheckpointError, Interrupted, Superseded, TrainError
 from train.metrics import MONITOR, History, Point, is_wall_clock
 from train.report import Reporter
 from train.signals import StopRequest
@@ -59,7 +64,8 @@ class Run:
     Args:
         config: The options in force.
         attempt: The claimed attempt.
-        pipeline: Commits its checkpoints.
+        pipeline: Commits its checkpoints; its threads are started with the run.
+        folder: This disk's folder for the run, acquired; released when the run is closed.
         start: Where it begins.
         data: What checkpoints say of the data.
         reporter: What the terminal shows.
@@ -70,6 +76,7 @@ class Run:
         config: Config,
         attempt: Attempt,
         pipeline: Pipeline,
+        folder: RunFolder,
         start: Start,
         data: Mapping[str, Any],
         reporter: Reporter,
@@ -77,6 +84,8 @@ class Run:
         self.config = config
         self.attempt = attempt
         self._pipeline = pipeline
+        self._folder = folder
+        self._spool = pipeline.spool
         self._start = start
         self._constants = {
             "config": config.to_dict(),
@@ -89,7 +98,6 @@ class Run:
         self._stop = StopRequest()
         self._differs_reported = False
         self._epoch_started = 0.0
-        self._last_epoch = attempt.first_epoch - 1  # epochs committed
 
     @property
     def run_id(self) -> str:
@@ -114,6 +122,9 @@ class Run:
             CheckpointError: The checkpoint does not fit the model or the optimizer.
         """
         self._state = state
+        if isinstance(state.optimizer, torch.optim.Optimizer):
+            # What is being set aside must be whole before a step changes it.
+            state.optimizer.register_step_pre_hook(lambda *_: self._pipeline.hold_update())
         checkpoint = self._start.checkpoint
         if checkpoint is None:
             return
@@ -124,7 +135,6 @@ class Run:
                 f"the checkpoint of epoch {checkpoint.get('epoch')} does not fit this program's "
                 f"model: {' '.join(str(error).split())[:300]}"
             ) from error
-        self._pipeline.unpublished = state.history.missing_from(self._start.published)
 
     def epochs(self) -> Iterator[int]:
         """Yield the number of each epoch that is left, from 1; `save` must end each.
@@ -133,7 +143,6 @@ class Run:
             Interrupted: A signal asked to stop.
         """
         self._reporter.begin(self.config, self.state.epoch)
-        self._pipeline.settle()
         while self.state.epoch < self.config.epochs and not self._stops_early():
             self._stop.check(self.state.epoch)
             epoch = self.state.epoch + 1
@@ -167,6 +176,8 @@ class Run:
         seconds = time.monotonic() - self._epoch_started
         speed = num_samples / max(seconds, 1e-9)
         measured = {**metrics, "epoch_seconds": seconds, "samples_per_second": speed}
+        if self._pipeline.timings is not None:  # of the commit before
+            measured |= self._pipeline.timings.as_metrics()
         now = max(now_ms(), state.history.last_timestamp_ms() + 1)
         for key, value in measured.items():
             self._record(Point(key, epoch, now, float(value)))
@@ -180,7 +191,7 @@ class Run:
     def _record(self, point: Point) -> None:
         published = self._start.published.get(point.key, point.step)
         if published is None:
-            self._pipeline.unpublished.append(point)
+            self._pipeline.publisher.add([point])
         elif not is_wall_clock(point.key) and not _same(published.value, point.value):
             self._report_difference(published, point)
         self.state.history.add(published or point)
@@ -198,10 +209,10 @@ class Run:
             )
 
     def save(self) -> None:
-        """Complete the epoch: commit a checkpoint, then publish its metrics.
+        """Complete the epoch: set its checkpoint aside, to be committed in the background.
 
-        Raises:
-            StoreUnavailable: The store does not answer; earlier checkpoints are safe.
+        Its metrics are published after that. While the store is away everything waits on local
+        disk, and training goes on.
         """
         state = self.state
         state.epoch += 1
@@ -209,11 +220,13 @@ class Run:
         checkpoint = {**state.capture(), **self._constants, "timestamp": now_ms() / 1000}
         is_last = state.epoch == self.config.epochs or self._stops_early()
         kept = self._policy.keeps(state.epoch, is_last)
-        manifest = self._pipeline.commit(checkpoint, metrics, kept)
-        self._last_epoch = state.epoch
-        if kept:
-            self._pipeline.upload_log()
-        self._reporter.epoch(state.epoch, metrics, state.best_epoch, manifest)
+        optimizer = state.optimizer
+        may_wait = None
+        if isinstance(optimizer, torch.optim.Optimizer):
+            may_wait = changed_by_step(optimizer)
+        self._pipeline.save(checkpoint, metrics, kept, may_wait)
+        note = self._pipeline.condition or ("kept" if kept else "")
+        self._reporter.epoch(state.epoch, metrics, state.best_epoch, note)
 
     def _stops_early(self) -> bool:
         patience, state = self.config.early_stopping, self.state
@@ -222,6 +235,12 @@ class Run:
     def __enter__(self) -> Run:
         """Take over the signals: from here they stop training between two steps."""
         self._stop.install()
+        if self._start.checkpoint is not None:
+            # What was committed and not published when the attempt before died.
+            history = History()
+            history.load_state_dict(self._start.checkpoint["history"])
+            self._pipeline.publisher.add(history.missing_from(self._start.published))
+        self._pipeline.open()
         log.info("Run %s, attempt %d: %s", self.run_id, self.attempt.number, self.attempt.link)
         return self
 
@@ -233,20 +252,65 @@ class Run:
     ) -> None:
         """Close the run: FINISHED, KILLED by a signal, or FAILED."""
         self._reporter.end()
-        self._stop.uninstall()
         status = "FINISHED"
         if error is not None:
-            status = "KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED"
-        self._tell_end(status, self._last_epoch)
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt | Superseded)
+            status = "KILLED" if stopped else "FAILED"
+        last_epoch = self._state.epoch if self._state else self.attempt.first_epoch - 1
+        if not isinstance(error, Superseded):
+            self._tell_end(status, last_epoch)
         try:
-            try:
-                self._pipeline.upload_log()
-            finally:  # the status is true even where the log cannot be stored
-                self.attempt.end(status, self._last_epoch)
-        except TrainError as closing_error:
+            self._close(status, last_epoch)
+        except BaseException as failure:  # of a thread; the run must not stay RUNNING
+            self._close_after(failure, last_epoch)
             if error is None:
                 raise
-            log.warning("The run could not be closed as %s: %s", status, closing_error)
+            if failure is not error:  # what ended training is the one to tell
+                log.warning("The run could not be closed as %s: %s", status, failure)
+        finally:
+            self._stop.uninstall()
+            self._folder.release()
+        if error is None and self._pipeline.is_paused:
+            raise CheckpointError(
+                f"the newest epochs of run '{self.run_id}' could not be saved: make room on the "
+                f"disk of '{self._spool.folder}' and resume it"
+            )
+
+    def _close(self, status: str, last_epoch: int) -> None:
+        """Wait until all is in the store, or tell what waits."""
+        try:
+            self._spool.write_journal(self.attempt.journal(status, last_epoch))
+        except OSError as full:  # the end can still reach the server, where it counts
+            log.warning("The end of the attempt is not recorded on this disk: %s", full)
+        ending = functools.partial(self._end, status, last_epoch)
+        if not self._pipeline.close(ending, self.config.drain_seconds):
+            log.warning(
+                "%d checkpoints and the end of run %s wait on this disk (%s): "
+                "`python -m train sync %s` publishes them",
+                self._pipeline.num_waiting, self.run_id, self._spool.folder, self.run_id,
+            )  # fmt: skip
+
+    def _close_after(self, failure: BaseException, last_epoch: int) -> None:
+        """Close the run after one of the threads has ended with an error."""
+        status = "FAILED"
+        if isinstance(failure, Superseded):
+            status = "KILLED"
+            log.warning(
+                "What this attempt had not published is kept in '%s': `python -m train sync %s "
+                "--as_fork true` makes a run of it",
+                self._spool.folder, self.run_id,
+            )  # fmt: skip
+        try:
+            self.attempt.end(status, last_epoch)
+        except TrainError as error:  # the first error is the one to tell
+            log.warning("The run could not be closed: %s", error)
+
+    def _end(self, status: str, last_epoch: int) -> None:
+        if status == "FINISHED" and self._pipeline.is_paused:
+            status = "FAILED"  # its last epochs are nowhere but in this process
+        self.attempt.end(status, last_epoch)  # first: it is true even where the log cannot go up
+        self._pipeline.publisher.upload_log()
+        self._spool.discard()
 
     def _tell_end(self, status: str, last_epoch: int) -> None:
         best = ""
@@ -256,9 +320,26 @@ class Run:
             )
         log.info("%s after epoch %d%s", status, last_epoch, best)
         options: dict[str, Any] = {"resume_run": self.run_id}
-        if status == "FINISHED":
-            options["epochs"] = 2 * last_epoch
-        log.info("Go on with: %s", train_command(options))
+        if status != "FINISHED":
+            log.info("Go on with: %s", train_command(options))
+        elif last_epoch < self.config.epochs:
+            log.info(
+                "Stopped early: val_pearson has not risen for %d epochs",
+                last_epoch - (self.state.best_epoch or 0),
+            )
+            log.info(
+                "Go on all the same: %s",
+                train_command({**options, "early_stopping": 0, "epochs": self.config.epochs}),
+            )
+        else:
+            longer = {"epochs": 2 * last_epoch}
+            log.info("Train longer, at the last learning rate: %s", train_command(options | longer))
+            if self.config.schedule != "cosine":
+                return
+            longer |= {"schedule_epochs": 2 * last_epoch, "fork": True}
+            log.info(
+                "Train longer, as a fork with a new schedule: %s", train_command(options | longer)
+            )
 
 
 def _same(a: float, b: float) -> bool:

@@ -6,15 +6,17 @@ The script's files hold NumPy scalars; the three names those need are allowed, n
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from train import rng
-from train.checkpoint.format import FORMAT_VERSION
+from train.checkpoint.format import refuse_compressed, unreadable
+from train.checkpoint.manifest import FORMAT_VERSION
 from train.config import Config
-from train.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
+from train.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound
 from train.metrics import MONITOR, History, Point
 from train.schedule import Schedule
 from train.tasks import Task
@@ -22,37 +24,42 @@ from train.tasks import Task
 log = logging.getLogger(__name__)
 
 _OUR_KEYS = {
-    "step", "scheduler_state_dict", "best_corr", "best_epoch", "history", "rng",
+    "step", "scheduler_state_dict", "best_corr", "best_epoch", "history", "rng", "config",
 }  # fmt: skip
 _HISTORIES = {"train_losses": "train_loss", "val_losses": "val_loss", "aucs": MONITOR}
 
 
-def read_script_checkpoint(path: Path, config: Config) -> dict[str, Any]:
+def read_checkpoint_file(path: Path, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """Read a plain checkpoint file as a checkpoint of this format.
 
     Args:
         path: The file.
-        config: The options of the run that starts from it.
+        given: The options that were given. Those that were not are the file's own where it is of
+            our format, and the defaults where it is the script's, which holds none.
+
+    Returns:
+        The options of the run that starts from it, and the checkpoint.
 
     Raises:
-        CheckpointNotFound: There is no such file.
+        CheckpointFileNotFound: There is no such file.
         CheckpointDamaged: It cannot be read, or holds code.
         CheckpointError: It lacks what training needs.
     """
     if not path.is_file():
-        raise CheckpointNotFound(str(path.absolute()), "that path", [])
+        raise CheckpointFileNotFound(str(path), str(path.absolute()))
     saved = _load(path)
     _require({"epoch", "model_state_dict", "optimizer_state_dict"}, saved, path)
     if saved.get("format_version") == FORMAT_VERSION:
         _require(_OUR_KEYS, saved, path)
-        return saved
+        return Config.from_dict({**saved["config"], **given}), saved
     log.warning(
         "'%s' holds no random state and no data order: training goes on from its weights, but "
         "not exactly as it would have without the stop",
         path,
     )
+    config = Config(**given)
     try:
-        return _converted(saved, path, config)
+        return config, _converted(saved, path, config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(f"checkpoint file '{path}' cannot be used ({found})") from error
@@ -77,12 +84,13 @@ def _load(path: Path) -> dict[str, Any]:
         np.dtype,
         np.dtypes.Float64DType,
     ]
+    with path.open("rb") as file:
+        refuse_compressed(file, f"file '{path}'")
     try:
         with torch.serialization.safe_globals(allowed):
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
-        found = " ".join(str(error).split())[:200]
-        raise CheckpointDamaged(f"file '{path}'", f"it cannot be read safely ({found})") from error
+        raise CheckpointDamaged(f"file '{path}'", unreadable(error)) from error
     if not isinstance(saved, dict):
         raise CheckpointError(f"checkpoint file '{path}' holds a {type(saved).__name__}, no dict")
     return saved
@@ -105,7 +113,10 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
     if set(saved.get("scheduler_state_dict") or {}) == set(schedule.state_dict()):
         schedule.load_state_dict(saved["scheduler_state_dict"])
     elif saved.get("scheduler_state_dict"):
-        log.warning("Its schedule is of another kind: schedule=%s starts afresh", config.schedule)
+        log.warning(
+            "The state of its schedule is not used: from epoch %d the rate follows schedule=%s",
+            epoch + 1, config.schedule,
+        )  # fmt: skip
     return {
         "format_version": FORMAT_VERSION,
         "epoch": epoch,

@@ -11,6 +11,13 @@ from train.errors import Interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+def stop_at_once() -> None:
+    """Until training begins, let every such signal raise KeyboardInterrupt where it comes."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 class StopRequest:
     """Remembers the first signal; the loop asks for it between two steps.
 

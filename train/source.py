@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-from train.checkpoint.format import Manifest
+from train import environment
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
+from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.errors import (
@@ -22,7 +23,17 @@ from train.errors import (
     StoreUnavailable,
     TrainError,
 )
-from train.tracking import LATEST_CHECKPOINT_TAG, OPTIONS_TAG, RunRecord, Tracking
+from train.tracking import (
+    DATA_TAG,
+    EPOCH_TAG,
+    HOST_TAG,
+    OPTIONS_TAG,
+    PARENT_TAG,
+    Artifacts,
+    RunRecord,
+    Tracking,
+    local_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +64,13 @@ class Source:
         return self.manifest.epoch if self.manifest else 0
 
     @property
+    def data_fingerprint(self) -> str:
+        """What the run's data must be."""
+        if self.checkpoint is not None:
+            return str(self.checkpoint["data"]["fingerprint"])
+        return self.record.tags[DATA_TAG]
+
+    @property
     def is_newest(self) -> bool:
         """Whether nothing newer can be gone on from."""
         return not self.manifests or self.manifest == self.manifests[-1]
@@ -65,7 +83,12 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
         RunNotUsable: There is none.
     """
     if wanted != "latest":
-        return tracking.get_run(wanted)
+        record = tracking.get_run(wanted)
+        parent_id = record.tags.get(PARENT_TAG)
+        if parent_id is None or record.is_ours:
+            return record
+        log.info("Run '%s' is an attempt of run '%s', which is the one to use", wanted, parent_id)
+        return tracking.get_run(parent_id)
     experiment_id = tracking.experiment_id()
     for record in tracking.search_runs(experiment_id):
         if record.status != "FINISHED":
@@ -77,24 +100,39 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
     )
 
 
-def find_source(tracking: Tracking, wanted: str, resume_epoch: str | None) -> Source:
+def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> CheckpointStore:
+    """Return the run's checkpoints: in its artifacts, or on this disk with upload=off.
+
+    Raises:
+        StoreUnavailable: They are on another machine's disk, or their folder was moved away.
+    """
+    host = record.tags.get(HOST_TAG)
+    if host is None:
+        require_local_artifacts(record)
+        return CheckpointStore(tracking.artifacts(record), record.run_id)
+    if host != environment.hostname():
+        raise StoreUnavailable(
+            f"the checkpoints of run '{record.run_id}' were not uploaded (upload=off): they are on "
+            f"the disk of '{host}', and this is '{environment.hostname()}'. Go on there"
+        )
+    return CheckpointStore(Artifacts(str(folder.artifacts())), record.run_id)
+
+
+def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
     """Choose a checkpoint, download it, verify it, load it.
 
     Args:
-        tracking: The server.
-        wanted: A run ID, or "latest".
+        record: The run.
+        store: Its checkpoints.
         resume_epoch: An epoch, "best", or None or "latest" for the newest: then a damaged one
             is passed over with a warning, and the next older is taken.
 
     Raises:
-        RunNotUsable: There is no such run, or it is not of this program.
+        RunNotUsable: It is not of this program.
         CheckpointNotFound: The run has no checkpoint of that epoch.
         CheckpointDamaged: The one that was asked for is damaged, or all are.
-        StoreUnavailable: The store does not answer, or has been moved away.
+        StoreUnavailable: The store does not answer.
     """
-    record = find_run(tracking, wanted)
-    require_local_artifacts(record)
-    store = CheckpointStore(tracking.artifacts(record), record.run_id)
     manifests = store.list()
     if not manifests:
         return _never_committed(record, store, resume_epoch)
@@ -103,10 +141,10 @@ def find_source(tracking: Tracking, wanted: str, resume_epoch: str | None) -> So
         if newest_wanted:
             manifest, checkpoint = _newest_good(store, manifests, Path(folder))
         else:
-            manifest = _pick(record.run_id, manifests, str(resume_epoch))
-            checkpoint = store.get(manifest, Path(folder))
+            manifest = pick(record.run_id, manifests, str(resume_epoch))
+            checkpoint = _get_or_name_others(store, manifest, manifests, Path(folder))
     good = [m for m in manifests if not newest_wanted or m.step <= manifest.step]
-    config = _options(record) or Config.from_dict(checkpoint["config"])
+    config = options_of_run(record) or Config.from_dict(checkpoint["config"])
     return Source(record, store, good, manifest, checkpoint, config)
 
 
@@ -123,31 +161,26 @@ def require_local_artifacts(record: RunRecord) -> None:
     if root is None or len(root.parents) < 4:
         return
     store, project = root.parents[2], root.parents[3]
-    if root.exists() or (project.exists() and LATEST_CHECKPOINT_TAG not in record.tags):
+    if root.exists() or (project.exists() and EPOCH_TAG not in record.tags):
         return
     moved = Path.cwd() / store.name
     if (moved / root.relative_to(store)).exists():
         found = f"they lie in '{moved}'. Move the project back, or leave a link: "
         found += f"mkdir -p '{project}' && ln -s '{moved}' '{store}'"
     else:
-        found = f"and not in '{moved}' either. Bring that folder back, or a link to it"
+        found = (
+            f"it was moved or deleted. Bring '{project}' back, or a link to it; for a new run "
+            "MLFLOW_EXPERIMENT_NAME=<new name> keeps its files in this folder"
+        )
     raise StoreUnavailable(
         f"the files of run '{record.run_id}' are recorded at '{root}', which does not exist: "
         f"{found}"
     )
 
 
-def local_path(artifact_uri: str) -> Path | None:
-    """Return the folder that an artifact URI names on this machine, None for a server's."""
-    parsed = urlparse(artifact_uri)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    return Path(artifact_uri) if not parsed.scheme else None
-
-
 def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
-    config = _options(record) if record.is_ours else None
-    if LATEST_CHECKPOINT_TAG in record.tags:
+    config = options_of_run(record) if record.is_ours else None
+    if EPOCH_TAG in record.tags:
         raise CheckpointNotFound(record.run_id, "any epoch, though it had some", [])
     if config is None:
         raise RunNotUsable(
@@ -160,16 +193,33 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
     return Source(record, store, [], None, None, config)
 
 
-def _pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
+def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
+    """Return the checkpoint that is meant by an epoch, "latest" or "best".
+
+    Raises:
+        CheckpointNotFound: There is none; the message lists those there are.
+    """
+    if wanted == "latest" and manifests:
+        return manifests[-1]
     if wanted == "best":
         best = find_best(manifests)
         if best is not None:
             return best
         raise CheckpointNotFound(run_id, "a best epoch", [str(m.epoch) for m in manifests])
     for manifest in manifests:
-        if manifest.epoch == int(wanted):
+        if str(manifest.epoch) == wanted:
             return manifest
     raise CheckpointNotFound(run_id, f"epoch {wanted}", [str(m.epoch) for m in manifests])
+
+
+def _get_or_name_others(
+    store: CheckpointStore, manifest: Manifest, manifests: list[Manifest], folder: Path
+) -> Mapping[str, Any]:
+    try:
+        return store.get(manifest, folder)
+    except CheckpointDamaged as error:
+        others = [str(m.epoch) for m in manifests if m != manifest]
+        raise CheckpointDamaged(error.name, error.found, others) from error
 
 
 def _newest_good(
@@ -186,7 +236,7 @@ def _newest_good(
     raise first_error
 
 
-def _options(record: RunRecord) -> Config | None:
+def options_of_run(record: RunRecord) -> Config | None:
     """Return the options that the newest attempt ran with, None if the tag does not tell."""
     try:
         return Config.from_dict(json.loads(record.tags[OPTIONS_TAG]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,7 +40,8 @@ class TrainState:
 
     def note_best(self, value: float, epoch: int) -> None:
         """Take `value` of MONITOR if it is the best so far: never NaN; a tie keeps the older."""
-        if math.isfinite(value) and (self.best_corr is None or value > self.best_corr):
+        finite = abs(value) < 1e308  # MLflow gives an infinite value back as ±1.8e308
+        if finite and (self.best_corr is None or value > self.best_corr):
             self.best_corr, self.best_epoch = value, epoch
 
     def capture(self) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from train import environment
-from train.errors import RunNotUsable, StoreUnavailable, UsageError
+from train.errors import RunNotUsable, StoreUnavailable
+from train.files import link_or_copy
 from train.metrics import History, Point
 
 MAX_BATCH_METRICS = 900  # MLflow takes 1,000 items a request
@@ -29,6 +31,7 @@ PARENT_TAG = "mlflow.parentRunId"
 FINGERPRINT_TAG = "train.fingerprint"  # marks a run as one of ours
 OPTIONS_TAG = "train.options"  # the options of the newest attempt, as JSON
 EPOCH_TAG = "train.epoch"  # of the newest checkpoint
+HOST_TAG = "train.checkpoints_on"  # the machine whose disk has them, with upload=off
 DATA_TAG = "train.data"  # fingerprint of the data
 ATTEMPT_PARAM = "train.attempt."  # + N: claims attempt N, since params are write-once
 
@@ -37,7 +40,6 @@ ATTEMPT_PARAM = "train.attempt."  # + N: claims attempt N, since params are writ
 def _translated(doing: str, run_id: str = "") -> Iterator[None]:
     """Turn what MLflow raises while `doing` something into one of our errors."""
     from mlflow.exceptions import MlflowException
-    from requests import RequestException
 
     try:
         yield
@@ -45,7 +47,7 @@ def _translated(doing: str, run_id: str = "") -> Iterator[None]:
         if run_id and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RunNotUsable(run_id, _not_found(error)) from error
         raise _unavailable(doing, error) from error
-    except (RequestException, OSError) as error:
+    except Exception as error:  # each kind of store and database driver raises its own
         raise _unavailable(doing, error) from error
 
 
@@ -53,16 +55,22 @@ def _unavailable(doing: str, error: Exception) -> StoreUnavailable:
     import mlflow
 
     uri = environment.redact(mlflow.get_tracking_uri())
-    if "://" not in uri or uri.startswith("file:"):
+    if uri.startswith(("file:", "/", ".")):
+        folder = local_path(uri)
         return StoreUnavailable(
-            f"'{uri}' is an MLflow file store, which MLflow no longer opens: migrate it with "
-            "`mlflow migrate-filestore`, or name another store, as in "
-            "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+            f"'{uri}' is an MLflow file store, which MLflow no longer opens: `mlflow "
+            f"migrate-filestore --source {folder} --target sqlite:///mlflow.db` migrates it; in "
+            "any case name a store from now on: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
         )
     if "Max retries exceeded" in str(error):
         return StoreUnavailable(
             f"the tracking server at {uri} does not answer ({doing}): start it, or check "
             "MLFLOW_TRACKING_URI"
+        )
+    if "Invalid Host header" in str(error):
+        return StoreUnavailable(
+            f"the tracking server at {uri} refuses to be called by that name: start it with "
+            f"--allowed-hosts {urlparse(uri).netloc}"
         )
     return StoreUnavailable(f"{doing} failed: {_one_line(error)}")
 
@@ -78,19 +86,20 @@ def _not_found(error: Exception) -> str:
     if "not found" not in str(error).lower():
         return f"cannot be used: {_one_line(error)}"
     hint = "check the ID, and MLFLOW_TRACKING_URI"
-    if _is_relative_sqlite(uri):
-        hint = _RELATIVE_SQLITE_HINT
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        hint = (
+            "a relative sqlite URI starts in the folder of each process, and `mlflow run` works "
+            "in the project's folder. Use the full path: sqlite:////full/path/mlflow.db"
+        )
     return f"is not on the tracking server {uri}: {hint}"
 
 
-_RELATIVE_SQLITE_HINT = (
-    "a relative sqlite URI starts in the folder of each process, and `mlflow run` works in the "
-    "project's folder. Use four slashes and the full path, sqlite:////full/path/mlflow.db"
-)
-
-
-def _is_relative_sqlite(uri: str) -> bool:
-    return uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")
+def local_path(artifact_uri: str) -> Path | None:
+    """Return the folder that an artifact URI names on this machine, None for a server's."""
+    parsed = urlparse(artifact_uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(artifact_uri) if not parsed.scheme else None
 
 
 class Artifacts:
@@ -105,6 +114,7 @@ class Artifacts:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         self.uri = uri
+        self.folder = local_path(uri)
         self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
 
     def list(self, path: str = "") -> list[str]:
@@ -113,19 +123,38 @@ class Artifacts:
             found = self._repository.list_artifacts(path or None)
         return [posixpath.basename(info.path) for info in found]
 
-    def upload(self, local_file: Path, folder: str) -> None:
-        """Store `local_file` under its own name in `folder`, replacing what is there."""
+    def upload(self, local_file: Path, folder: str, give_away: bool = False) -> None:
+        """Store `local_file` under its own name in `folder`, replacing what is there.
+
+        Args:
+            local_file: The file; it stays where it is.
+            folder: Where to put it.
+            give_away: The file is not changed any more: a store in a local folder may then give
+                it a second name in place of writing its bytes a second time.
+        """
         with _translated(f"uploading '{folder}/{local_file.name}' to {self.uri}"):
+            if give_away and self.folder is not None:
+                link_or_copy(local_file, self.folder / folder / local_file.name)
+                return
             self._repository.log_artifact(str(local_file), folder)
 
     def download(self, path: str, local_file: Path) -> None:
         """Fetch the file at `path`; nothing about its content is checked.
+
+        What comes from a local folder may be the same file under a second name: it is to be read,
+        not written.
 
         Raises:
             FileNotFoundError: There is no such file.
             StoreUnavailable: The store does not answer.
         """
         local_file.parent.mkdir(parents=True, exist_ok=True)
+        if self.folder is not None:
+            if {"..", "/"} & {*Path(path).parts} or not (self.folder / path).exists():
+                raise FileNotFoundError(path)
+            with _translated(f"downloading '{path}' from {self.uri}"):
+                link_or_copy(self.folder / path, local_file)
+            return
         try:
             self._repository._download_file(path, str(local_file))
         except Exception as error:  # each store raises its own kind for "no such file"
@@ -181,10 +210,8 @@ class Tracking:
         for noisy in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = mlflow.get_tracking_uri()
-        try:
+        with _translated("connecting"):
             self._client = MlflowClient(self.uri)
-        except Exception as error:  # stores and database drivers have errors of their own
-            raise _unavailable("connecting", error) from error
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
@@ -192,10 +219,8 @@ class Tracking:
         Raises:
             StoreUnavailable: It does not answer.
         """
-        try:
+        with _translated("connecting"):
             self._client.search_experiments(max_results=1)
-        except Exception as error:  # stores and database drivers have errors of their own
-            raise _unavailable("connecting", error) from error
 
     def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data
@@ -233,8 +258,7 @@ class Tracking:
             while True:
                 page = self._client.search_runs(
                     [experiment_id],
-                    f"tags.`{FINGERPRINT_TAG}` LIKE '%' "
-                    f"AND tags.`{LATEST_CHECKPOINT_TAG}` LIKE '%'",
+                    f"tags.`{FINGERPRINT_TAG}` LIKE '%' AND tags.`{EPOCH_TAG}` LIKE '%'",
                     order_by=["attributes.start_time DESC"],
                     page_token=token,
                 )
@@ -251,15 +275,6 @@ class Tracking:
         with _translated(f"opening experiment '{name}'"):
             found = self._client.get_experiment_by_name(name)
             return found.experiment_id if found else self._client.create_experiment(name)
-
-    def artifact_root(self, experiment_id: str) -> str:
-        """Return where the runs of the experiment keep their files."""
-        with _translated(f"reading experiment '{experiment_id}'"):
-            try:
-                experiment = self._client.get_experiment(experiment_id)
-            except Exception as error:  # the kind depends on the store
-                raise UsageError(f"experiment '{experiment_id}' does not exist") from error
-        return str(experiment.artifact_location)
 
     def mark_experiment(self, experiment_id: str) -> None:
         """Make the UI open the experiment as one of model training."""

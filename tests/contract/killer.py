@@ -1,53 +1,83 @@
 """Runs the command line and kills its own process with SIGKILL at one durable step.
 
-    killer.py before:upload:3 run --epochs 6
+    killer.py before:upload:3@2 run --epochs 6
 
-kills right before the third call of `upload`; `after:` right after it. Steps are
+kills right before the third call of `upload` since epoch 2 began to be written; `after:` right
+after it. Checkpoints are cut into small parts, so that there are several. Steps are
 
-    write       a checkpoint's files are written to the local disk
+    write       a checkpoint's files are written to the spool
+    fsync       a file or a folder of the spool is brought to the disk
+    rename      a file or a folder of the spool gets its final name
     upload      one file goes to the artifact store
     publish     metrics go to the tracking server
     tags        tags go to the tracking server
     delete      something is deleted from the artifact store
 """
 
+import functools
 import os
+import re
 import signal
 import sys
 
-from train import cli
-from train.checkpoint import pipeline
+from train import cli, files
+from train.checkpoint import format, pipeline
 from train.tracking import Artifacts, Tracking
 
 OWNERS = {
-    "write": (pipeline, "write_checkpoint"),
+    "fsync": (files.os, "fsync"),
+    "rename": (files.os, "replace"),
     "upload": (Artifacts, "upload"),
     "publish": (Tracking, "log_points"),
     "tags": (Tracking, "set_tags"),
     "delete": (Artifacts, "delete"),
 }
+PART_BYTES = 4096
 
 
-def arm(when: str, step: str, number: int) -> None:
-    """Replace the function of `step` by one that dies at its `number`-th call."""
+def die() -> None:
+    """End as if the machine had been switched off."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(when: str, step: str, number: int, epoch: int) -> None:
+    """Let the process die at the `number`-th call of `step` for the checkpoint of `epoch`."""
+    calls = -1  # not counted yet
+    small_parts = functools.partial(format.write_checkpoint, part_bytes=PART_BYTES)
+
+    def write_checkpoint(folder, state, **options):
+        nonlocal calls
+        if state["epoch"] != epoch:
+            return small_parts(folder, state, **options)
+        if (when, step) == ("before", "write"):
+            die()
+        calls = 0
+        manifest = small_parts(folder, state, **options)
+        if (when, step) == ("after", "write"):
+            die()
+        return manifest
+
+    pipeline.write_checkpoint = write_checkpoint
+    if step == "write":
+        return
     owner, name = OWNERS[step]
     original = getattr(owner, name)
-    calls = 0
 
     def dying(*args, **kwargs):
         nonlocal calls
-        calls += 1
-        if calls == number and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+        calls += calls >= 0
+        this = calls
+        if this == number and when == "before":
+            die()
         result = original(*args, **kwargs)
-        if calls == number and when == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if this == number and when == "after":
+            die()
         return result
 
     setattr(owner, name, dying)
 
 
 if __name__ == "__main__":
-    when, step, number = sys.argv[1].split(":")
-    arm(when, step, int(number))
+    when, step, number, epoch = re.fullmatch(r"(\w+):(\w+):(\d+)@(\d+)", sys.argv[1]).groups()
+    arm(when, step, int(number), int(epoch))
     cli.main(sys.argv[2:])

@@ -58,6 +58,7 @@ def run(tracking_uri, table):
         (["--device", "tpu9"], 2, ["device='tpu9'"]),
         (["--resume_epoch", "3"], 2, ["resume_run=<id>"]),
         (["--fork", "true"], 2, ["resume_run=<id>"]),
+        (["--resume_run", ""], 2, ["resume_run=", "variable"]),
         (["--data", "gone.csv", "--target", "y"], 3, ["gone.csv", "searched", "absolute path"]),
         (["--data", "table.csv"], 3, ["target=", "'price'"]),
         (["--data", "table.csv", "--target", "prize"], 3, ["'prize'", "did you mean 'price'"]),
@@ -102,7 +103,6 @@ def test_a_finished_run(run):
         ("seed", "0", "7"),
         ("batch_size", "64", "32"),
         ("lr", "0.002", "0.5"),
-        ("hidden_size", "16", "8"),
     ],
 )
 def test_another_training_is_refused(run, name, old, new):
@@ -111,6 +111,39 @@ def test_another_training_is_refused(run, name, old, new):
     line = refused(2, "--resume_run", run_id, "--epochs", "3", f"--{name}", new)
     assert f"{name} is {old} in the run and {new} was given" in line
     assert f"--resume_run {run_id} --fork true --epochs 3 --{name} {new}" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "new"), [("hidden_size", "8"), ("target", "size"), ("drop", "color")]
+)
+def test_another_model_is_another_run(run, name, new):
+    """What neither a resume nor a fork can change is refused by both, without advice to fork."""
+    for options in ((), ("--fork",)):
+        words = ("--resume_run", run.info.run_id, "--epochs", "3", f"--{name}", new, *options)
+        line = refused(2, *words)
+        assert f"{new} was given" in line
+        assert "fresh run" in line
+        assert "--fork true" not in line
+
+
+def test_a_run_named_by_the_launcher_is_not_trained_over(run, tracking_uri):
+    """`mlflow run --run-id` of a run that has been trained is refused, and changes nothing."""
+    before = client(tracking_uri).get_run(run.info.run_id).to_dictionary()
+    os.environ["MLFLOW_RUN_ID"] = run.info.run_id
+    line = refused(6, *TINY)
+    assert f"resume_run={run.info.run_id}" in line
+    assert client(tracking_uri).get_run(run.info.run_id).to_dictionary() == before
+
+
+def test_an_attempts_id_leads_to_its_run(run, tracking_uri):
+    """The ID that `mlflow run` prints last is the attempt's: it works as well."""
+    run_id = run.info.run_id
+    assert cli("run", "--resume_run", run_id, "--epochs", "3").exit_code == 0
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    [child] = client(tracking_uri).search_runs(["0"], query)
+    result = cli("run", "--resume_run", child.info.run_id, "--epochs", "4")
+    assert result.exit_code == 0, result.output
+    assert len(client(tracking_uri).get_metric_history(run_id, "lr")) == 4
 
 
 def test_other_data_is_refused_and_the_same_in_another_place_is_not(run, table, tmp_path):

@@ -1,112 +1,386 @@
-"""The way of a checkpoint: write → upload → commit → publish → point → prune.
+"""The way of a checkpoint: stage → write → upload → commit → publish → point → prune.
 
-Each step begins when the one before is done, so that whenever the process dies, what the store
-shows is true: metrics only of epochs that can be resumed, a pointer only to what is committed.
+Training waits for staging only. Two threads do the rest: one writes to the spool on local disk,
+one brings to the store what is there (see `publisher`).
+
+Checkpoints that are neither kept nor the best give way: to a newer one while they wait for their
+upload, and entirely where the buffers are still being written. Their metrics travel with the next.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import logging
-import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import math
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from train.checkpoint.format import CHECKPOINT_FILE, Manifest, write_checkpoint
-from train.checkpoint.policy import find_best, to_prune
-from train.checkpoint.store import ROOT, CheckpointStore
-from train.metrics import Point
-from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, Tracking
+from train.checkpoint.format import write_checkpoint
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.policy import find_best
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import Spool
+from train.checkpoint.staging import MayWait, Staged, Stager
+from train.metrics import MONITOR
 
 log = logging.getLogger(__name__)
 
+# IMPORTANT: a generator of its own; the global one belongs to the training.
+_jitter = random.Random()
+
+MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
+PATIENCE_SECONDS = 2.0  # after which a wait is announced
+SPACE_FACTOR = 1.1  # room wanted on the disk, in sizes of the last checkpoint
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What the newest commit cost."""
+
+    stall_seconds: float
+    write_seconds: float
+    upload_seconds: float
+    bytes: int
+
+    def as_metrics(self) -> dict[str, float]:
+        """Return them under the names they are published by."""
+        return {f"checkpoint_{name}": float(v) for name, v in dataclasses.asdict(self).items()}
+
+
+@dataclass
+class _Item:
+    """A checkpoint on its way."""
+
+    staged: Staged
+    metrics: Mapping[str, float]
+    kept: bool
+    stall_seconds: float
+
+
+@dataclass
+class _Spooled:
+    """A checkpoint in the spool."""
+
+    manifest: Manifest
+    stall_seconds: float
+    write_seconds: float
+
+
+@dataclass
+class _Shared:
+    """What the threads share; read and changed only while `changed` is held."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    spooled: list[_Spooled] = field(default_factory=list)
+    uploading: _Spooled | None = None
+    num_writing: int = 0  # handed over by training, not yet in the spool
+    offline: bool = False
+    closing: bool = False
+    error: BaseException | None = None
+
+    def num_bytes(self) -> int:
+        """Return the size of what is in the spool."""
+        return sum(spooled.manifest.bytes for spooled in self.spooled)
+
 
 class Pipeline:
-    """Commits the checkpoints of one attempt.
+    """Saves the checkpoints of one attempt in the background.
 
     Args:
-        tracking: Where metrics and tags go.
-        store: The run's checkpoints.
-        attempt: The number of this attempt.
-        folder: Local folder for files on their way.
-        manifests: The good checkpoints that the run has already, oldest first. One known to be
-            damaged must not be among them: it would count as the newest, or as the best.
+        publisher: Brings them to the store.
+        spool: Where they are written first.
+        max_spool_bytes: How much may wait on local disk before training waits.
+        is_sync: Whether `save` waits for the commit, as long as the store answers.
     """
 
     def __init__(
         self,
-        tracking: Tracking,
-        store: CheckpointStore,
-        attempt: int,
-        folder: Path,
-        manifests: Iterable[Manifest] = (),
+        publisher: Publisher,
+        spool: Spool,
+        max_spool_bytes: float = math.inf,
+        is_sync: bool = False,
     ) -> None:
-        self._tracking, self._store, self._attempt = tracking, store, attempt
-        self._folder = folder
-        self.manifests = list(manifests)
-        self.unpublished: list[Point] = []
+        self.publisher = publisher
+        self.timings: Timings | None = None
+        self.spool, self._is_sync = spool, is_sync
+        self._max_spool_bytes = max_spool_bytes
+        self._stager = Stager()
+        self._staged: Staged | None = None  # whose copy may still be under way
+        self._hold_seconds = 0.0
+        best = find_best(publisher.manifests)
+        self._best_score = -math.inf if best is None or best.score is None else best.score
+        self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._shared = _Shared()
+        self.is_paused = False  # whether the newest checkpoint could not be written
+        self._largest_bytes = 0  # of those written
+        self._ending: Callable[[], None] = lambda: None
+        self._writer = self._thread(self._write_all)
+        self._uploader = self._thread(self._upload_all)
 
-    def commit(
-        self, checkpoint: Mapping[str, Any], metrics: Mapping[str, float], kept: bool
-    ) -> Manifest:
-        """Save one checkpoint and publish the metrics that it covers.
+    def open(self) -> None:
+        """Start the threads."""
+        self._writer.start()
+        self._uploader.start()
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        kept: bool,
+        may_wait: MayWait | None = None,
+    ) -> None:
+        """Save a checkpoint: stage it now, and do the rest in the background.
 
         Args:
-            checkpoint: What `checkpoint.pth` is to hold.
+            state: What `checkpoint.pth` is to hold.
             metrics: The epoch's own metrics, for the manifest.
-            kept: Whether it stays for good, or until a newer one is committed.
+            kept: Whether it stays for good. One that is neither kept nor a new best is passed
+                over where the one before is still being written.
+            may_wait: Tells the tensors that only an optimizer step changes; see `hold_update`.
+                Default: none are.
 
         Raises:
-            StoreUnavailable: The store does not answer; what was committed stays.
+            BaseException: What ended one of the threads.
         """
-        folder = self._folder / f"epoch_{checkpoint['epoch']}"
-        manifest = write_checkpoint(
-            folder, checkpoint, attempt=self._attempt, kept=kept, metrics=metrics
-        )
-        self._store.put(folder, manifest)
-        self.manifests.append(manifest)
-        self.settle()
-        shutil.rmtree(folder, ignore_errors=True)
-        return manifest
+        self._raise_error()
+        if not (self._is_best(metrics) or kept or self._stager.is_free):
+            return
+        started = time.monotonic()
+        self._staged = self._stager.stage(state, may_wait)
+        stall_seconds = time.monotonic() - started + self._hold_seconds
+        self._hold_seconds = 0.0
+        with self._shared.changed:
+            self._shared.num_writing += 1
+        self._items.put(_Item(self._staged, metrics, kept, stall_seconds))
+        if self._is_sync:
+            self._wait_until_committed()
 
-    def settle(self) -> None:
-        """Do what follows a commit: publish, point, prune.
-
-        A resume begins with it, since the attempt before may have died in between.
-        """
-        # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
-        self._tracking.log_points(self._store.run_id, self.unpublished)
-        self.unpublished = []
-        if self.manifests:
-            self._point_to(self.manifests[-1])
-            self._prune()
+    def hold_update(self) -> None:
+        """Wait, right before the weights change, until they are set aside."""
+        if self._staged is not None:
+            started = time.monotonic()
+            self._staged.hold_update()
+            self._staged = None
+            self._hold_seconds += time.monotonic() - started
 
     @property
-    def log_file(self) -> Path:
-        """The attempt's log, on local disk."""
-        return self._folder / f"attempt_{self._attempt}.log"
+    def condition(self) -> str:
+        """How the way to the store is, in words: "" where nothing is to be told."""
+        with self._shared.changed:
+            waiting = len(self._shared.spooled)
+            return f"offline, {waiting} waiting" if self._shared.offline else ""
 
-    def upload_log(self) -> None:
-        """Store the attempt's log, as far as it is written."""
-        self._store.upload(self.log_file, "logs")
+    @property
+    def num_waiting(self) -> int:
+        """Checkpoints in the spool that are not committed."""
+        with self._shared.changed:
+            return len(self._shared.spooled)
 
-    def _point_to(self, manifest: Manifest) -> None:
-        best = find_best(self.manifests)
-        tags = {
-            LATEST_CHECKPOINT_TAG: f"{ROOT}/{manifest.name}/{CHECKPOINT_FILE}",
-            EPOCH_TAG: str(manifest.epoch),
-        }
-        if best is not None:
-            tags["train.best_epoch"] = str(best.epoch)
-        self._tracking.set_tags(self._store.run_id, tags)
+    def close(self, ending: Callable[[], None], drain_seconds: float) -> bool:
+        """Wait until everything is in the store.
 
-    def _prune(self) -> None:
-        """Delete what need not stay.
+        Args:
+            ending: What comes last, in the background: closing the run.
+            drain_seconds: How long to wait.
 
-        The index is written first and without it, so that it never names what is gone.
+        Returns:
+            Whether everything is, `ending` included; else the spool holds the rest.
+
+        Raises:
+            BaseException: What ended one of the threads.
         """
-        gone = to_prune(self.manifests)
-        self.manifests = [m for m in self.manifests if m not in gone]
-        self._store.write_index(self.manifests, self._folder)
-        for manifest in gone:
-            self._store.delete(manifest)
+        self._ending = ending
+        with self._shared.changed:
+            self._shared.closing = True
+            self._shared.changed.notify_all()
+        self._items.put(None)
+        self._writer.join()
+        self._uploader.join(min(drain_seconds, PATIENCE_SECONDS))
+        if self._uploader.is_alive():
+            waiting = self.num_waiting
+            log.info("Waiting up to %g s for the store (%d to upload) …", drain_seconds, waiting)
+            self._uploader.join(max(0.0, drain_seconds - PATIENCE_SECONDS))
+        self._raise_error()
+        return not self._uploader.is_alive()
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        score = metrics.get(MONITOR, math.nan)
+        if not score > self._best_score:  # NaN is never best
+            return False
+        self._best_score = score
+        return True
+
+    def _wait_until_committed(self) -> None:
+        shared = self._shared
+        with shared.changed:
+            shared.changed.wait_for(
+                lambda: shared.error or shared.offline or not (shared.num_writing or shared.spooled)
+            )
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._shared.error is not None:
+            raise self._shared.error
+
+    def _thread(self, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # raised again in the training thread
+                with self._shared.changed:
+                    self._shared.error = error
+                    self._shared.changed.notify_all()
+
+        # A daemon: a server that never answers must not keep the process from ending.
+        return threading.Thread(target=guarded, daemon=True)
+
+    # The writer's thread.
+
+    def _write_all(self) -> None:
+        while (item := self._items.get()) is not None:
+            spooled = None
+            try:
+                spooled = self._write(item)
+            except OSError as error:
+                if not self.is_paused:
+                    log.warning("Saving is paused, training goes on: %s", error)
+                self.is_paused = True
+            finally:
+                item.staged.release()
+            with self._shared.changed:
+                self._shared.num_writing -= 1
+                if spooled is not None:
+                    self._shared.spooled.append(spooled)
+                    self._drop_overtaken()
+                self._shared.changed.notify_all()
+
+    def _write(self, item: _Item) -> _Spooled:
+        item.staged.wait()
+        self._wait_for_room()
+        started = time.monotonic()
+        manifest = write_checkpoint(
+            self.spool.path(f"epoch_{item.staged.state['epoch']}"),
+            item.staged.state,
+            attempt=self.spool.attempt,
+            kept=item.kept,
+            metrics=item.metrics,
+        )
+        self.is_paused = False
+        self._largest_bytes = max(self._largest_bytes, manifest.bytes)
+        return _Spooled(manifest, item.stall_seconds, time.monotonic() - started)
+
+    def _wait_for_room(self) -> None:
+        """Wait until the spool has room for one more, as far as that can be known.
+
+        Raises:
+            OSError: The disk has none.
+        """
+        shared, largest = self._shared, self._largest_bytes
+        with shared.changed:
+
+            def has_room() -> bool:
+                fits = shared.num_bytes() + largest <= self._max_spool_bytes
+                # After an error there would never be room, and training must hear of it.
+                return fits or not shared.spooled or shared.closing or shared.error is not None
+
+            if not has_room():
+                log.warning(
+                    "The spool is full (%.1f GB wait for their upload): training will wait",
+                    shared.num_bytes() / 1e9,
+                )
+                shared.changed.wait_for(has_room)
+        free_bytes = self.spool.free_bytes()
+        if free_bytes < SPACE_FACTOR * largest:
+            raise OSError(f"the disk of '{self.spool.folder}' has {free_bytes:,} bytes free")
+
+    def _drop_overtaken(self) -> None:
+        """Take out of the spool what a newer one makes needless before its upload has begun."""
+        shared = self._shared
+        stored = self.publisher.manifests
+        # The one under way may be committed already: it must not count twice.
+        waiting = [s.manifest for s in shared.spooled if s.manifest not in stored]
+        gone = self.publisher.retention.to_prune([*stored, *waiting])
+        for spooled in list(shared.spooled):
+            if spooled.manifest in gone and spooled is not shared.uploading:
+                shared.spooled.remove(spooled)
+                self.spool.remove(spooled.manifest.name)
+
+    # The uploader's thread.
+
+    def _upload_all(self) -> None:
+        shared = self._shared
+        self._until_it_works(self.publisher.settle, None)  # what the attempt before left undone
+        while True:
+            with shared.changed:
+                shared.changed.wait_for(
+                    lambda: (
+                        shared.spooled
+                        or shared.error
+                        or (shared.closing and not shared.num_writing)
+                    )
+                )
+                spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
+                if shared.error:
+                    return
+            if spooled is None:
+                self._until_it_works(self._ending, None)
+                return
+            self._until_it_works(functools.partial(self._upload, spooled), spooled)
+
+    def _upload(self, spooled: _Spooled) -> None:
+        started = time.monotonic()
+        manifest = spooled.manifest
+        self.publisher.commit(manifest)
+        if manifest.kept:
+            self.publisher.upload_log()
+        self.spool.remove(manifest.name)
+        self.timings = Timings(
+            stall_seconds=spooled.stall_seconds,
+            write_seconds=spooled.write_seconds,
+            upload_seconds=time.monotonic() - started,
+            bytes=manifest.bytes,
+        )
+        with self._shared.changed:
+            self._shared.spooled.remove(spooled)
+            self._shared.uploading = None
+            self._shared.changed.notify_all()
+
+    def _until_it_works(self, work: Callable[[], None], spooled: _Spooled | None) -> None:
+        """Do it again and again while the server is away, until it is done or overtaken."""
+        for number in itertools.count():
+            try:
+                work()
+            except OSError as error:  # the store is away, or the disk is full
+                if not self._wait_offline(number, error, spooled):
+                    return
+            else:
+                break
+        with self._shared.changed:
+            if self._shared.offline:
+                log.info("The server answers again")
+            self._shared.offline = False
+
+    def _wait_offline(self, number: int, error: Exception, spooled: _Spooled | None) -> bool:
+        """Wait for the next try; return False if meanwhile the checkpoint was overtaken."""
+        shared = self._shared
+        with shared.changed:
+            if not shared.offline:
+                log.warning("%s. What is saved waits on this disk, and is published later", error)
+            shared.offline, shared.uploading = True, None
+            self._drop_overtaken()
+            shared.changed.notify_all()
+            seconds = min(MAX_RETRY_SECONDS, 0.5 * 2**number) * _jitter.uniform(0.5, 1.0)
+
+            def is_overtaken() -> bool:
+                return spooled is not None and spooled not in shared.spooled
+
+            shared.changed.wait_for(is_overtaken, seconds)
+            shared.uploading = spooled
+            return not is_overtaken()

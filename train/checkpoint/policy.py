@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from train.checkpoint.format import Manifest
+from train.checkpoint.manifest import Manifest
+from train.config import Config
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,44 @@ class SavePolicy:
         return is_last or epoch % self.every_epochs == 0
 
 
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: any of these is enough.
+
+    Args:
+        last: The newest so many, at least 1.
+        best: The so many with the highest score, at least 1.
+        every: Those of every so-many-th epoch; None: those that were marked as kept when they
+            were saved.
+    """
+
+    last: int = 1
+    best: int = 1
+    every: int | None = None
+
+    @classmethod
+    def of(cls, options: Config | None, every: int | None = None) -> Retention:
+        """Return what a run's options ask for; the least there is where they are not known."""
+        if options is None:
+            return cls(every=every)
+        return cls(options.keep_last, options.keep_best, every)
+
+    def to_prune(self, manifests: Iterable[Manifest]) -> list[Manifest]:
+        """Return those that may go, oldest first."""
+        ordered = sorted(manifests, key=lambda m: m.step)
+        stay = [*ordered[-max(self.last, 1) :], *ranked(ordered)[: max(self.best, 1)]]
+        return [m for m in ordered if m not in stay and not self._is_marked(m)]
+
+    def _is_marked(self, manifest: Manifest) -> bool:
+        return manifest.kept if self.every is None else manifest.epoch % self.every == 0
+
+
+def ranked(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Return those with a finite score, the highest first, the oldest of equals first."""
+    scored = [(m.score, m) for m in manifests if m.score is not None]
+    return [m for _, m in sorted(scored, key=lambda pair: (-pair[0], pair[1].step))]
+
+
 def find_best(manifests: Iterable[Manifest]) -> Manifest | None:
     """Return the one with the highest finite score, the oldest of equals; None if none has."""
-    scored = [m for m in manifests if m.score is not None]
-    return max(scored, key=lambda m: (m.score, -m.epoch, -m.step), default=None)
-
-
-def to_prune(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Return those that may go: neither kept, nor the newest, nor the best."""
-    ordered = sorted(manifests, key=lambda m: m.step)
-    best = find_best(ordered)
-    return [m for m in ordered[:-1] if not m.kept and m != best]
+    return next(iter(ranked(manifests)), None)

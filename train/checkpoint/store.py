@@ -11,27 +11,62 @@ derived: what it lacks is looked up, what it names wrongly is found out before i
 from __future__ import annotations
 
 import json
+import logging
+import random
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from train.checkpoint.format import (
-    CHECKPOINT_FILE,
+from train.checkpoint.format import load_checkpoint, verify_file
+from train.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     NAME,
+    FileEntry,
     Manifest,
-    load_checkpoint,
     parse_manifest,
-    verify,
 )
-from train.errors import CheckpointDamaged, CheckpointError
+from train.checkpoint.spool import UPLOADED_FILE
+from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
 from train.files import atomic_write
 from train.tracking import Artifacts
 
+log = logging.getLogger(__name__)
+
 ROOT = "checkpoints"
 INDEX_FILE = "index.json"
+MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
+NUM_TRANSFERS = 4  # at a time
+LONG_BYTES = 200 << 20  # from which a transfer is announced
+NUM_TRIES = 3  # of each transfer
+
+T = TypeVar("T")
+
+# IMPORTANT: a generator of its own; the global one belongs to the training.
+_jitter = random.Random()
+
+
+def retried(transfer: Callable[[], T]) -> T:
+    """Run one transfer; when it fails try again, a little later each time and never in step.
+
+    Raises:
+        StoreUnavailable: The last try failed too.
+    """
+    for number in range(1, NUM_TRIES):
+        try:
+            return transfer()
+        except StoreUnavailable as error:
+            log.debug("try %d: %s", number, error)
+            time.sleep(_jitter.uniform(0.5, 1.0) * 0.1 * 4**number)  # under 2 s in all
+    return transfer()
+
+
+def _line(entry: FileEntry) -> str:
+    """Return how an uploaded file is noted; by its path too, since parts can be equal."""
+    return f"{entry.sha256} {entry.path}"
 
 
 class CheckpointStore:
@@ -45,7 +80,13 @@ class CheckpointStore:
     def __init__(self, artifacts: Artifacts, run_id: str) -> None:
         self._artifacts = artifacts
         self.run_id = run_id
-        self._seen: set[str] = set()  # folders in the store, committed or not
+        self._names: set[str] = set()  # folders in the store, committed or not
+        self._leftovers: set[str] = set()  # those without a manifest
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the files lie, if that is a folder of this machine."""
+        return self._artifacts.folder
 
     def list(self) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first.
@@ -53,25 +94,75 @@ class CheckpointStore:
         Costs two calls, and one for each checkpoint that the index does not have.
         A manifest that cannot be read counts as none.
         """
-        names = [n for n in self._artifacts.list(ROOT) if NAME.fullmatch(n)]
-        self._seen.update(names)
-        if not names:
-            return []
-        indexed = self._read_index()
-        found = [indexed.get(name) or self._find_manifest(name) for name in names]
-        return sorted((m for m in found if m is not None), key=lambda m: (m.step, m.epoch))
+        return [m for m in self.examine().values() if m is not None]
 
-    def put(self, folder: Path, manifest: Manifest) -> None:
-        """Upload the files in `folder`, the manifest last: then the checkpoint exists."""
+    def examine(self) -> dict[str, Manifest | None]:
+        """Return folder name to manifest, None where there is none to be read, oldest first."""
+        self._names = {n for n in self._artifacts.list(ROOT) if NAME.fullmatch(n)}
+        indexed = self._read_index() if self._names else {}
+        with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+            found = dict(
+                pool.map(lambda n: (n, indexed.get(n) or self._find_manifest(n)), self._names)
+            )
+        return dict(sorted(found.items(), key=lambda item: int(item[0].split("_")[-1])))
+
+    def check(self, name: str, folder: Path) -> Manifest | None:
+        """Verify one checkpoint, downloaded into `folder`; None if it was never committed.
+
+        Raises:
+            CheckpointDamaged: It is not what its manifest says, or the manifest is no such.
+        """
+        try:
+            manifest = self._read_manifest(name)
+        except FileNotFoundError:
+            return None
+        return self.fetch(manifest, folder)
+
+    def put(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        check_lease: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Upload the checkpoint in the local `folder`, the manifest last: then it exists.
+
+        Files go up several at a time, each retried by itself. What of `folder` is uploaded is
+        noted in it, so that an interrupted upload goes on with what is missing.
+
+        Args:
+            folder: What `write_checkpoint` wrote.
+            manifest: What it returned.
+            check_lease: Called before each file and before the manifest; raises to stop.
+        """
         remote = f"{ROOT}/{manifest.name}"
+        check_lease()
+        done = self._uploaded(folder, remote)
         # IMPORTANT: a name is written again only after its manifest is gone.
-        if manifest.name in self._seen:
+        if manifest.name in self._names and not done:
             self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
-        self._seen.add(manifest.name)
-        for entry in manifest.files:
-            self._artifacts.upload(folder / entry.path, remote)
+        self._names.add(manifest.name)
+
+        def send(entry: FileEntry) -> None:
+            check_lease()
+            path = folder / entry.path
+            target = f"{remote}/{entry.path}".rpartition("/")[0]
+            retried(lambda: self._artifacts.upload(path, target, give_away=True))
+            with open(folder / UPLOADED_FILE, "a") as file:
+                file.write(f"{_line(entry)}\n")
+
+        with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+            list(pool.map(send, [e for e in manifest.files if _line(e) not in done]))
+        check_lease()
         # IMPORTANT: the manifest comes last; it is the commit.
-        self._artifacts.upload(folder / MANIFEST_FILE, remote)
+        retried(lambda: self._artifacts.upload(folder / MANIFEST_FILE, remote, give_away=True))
+
+    def _uploaded(self, folder: Path, remote: str) -> set[str]:
+        """Return the lines of the files that an earlier upload of `folder` has brought."""
+        try:
+            done = set((folder / UPLOADED_FILE).read_text().splitlines())
+        except FileNotFoundError:
+            return set()
+        return done if self._artifacts.list(remote) else set()
 
     def get(self, manifest: Manifest, folder: Path) -> dict[str, Any]:
         """Download a checkpoint into `folder`, verify it, and only then load it.
@@ -79,28 +170,68 @@ class CheckpointStore:
         Raises:
             CheckpointDamaged: It is not what its manifest says, or half of it is gone.
         """
-        name = f"{manifest.name} of run '{self.run_id}'"
-        try:
-            stored = self._read_manifest(manifest.name)
-            for entry in stored.files:
-                self._artifacts.download(f"{ROOT}/{stored.name}/{entry.path}", folder / entry.path)
-        except FileNotFoundError as error:
-            raise CheckpointDamaged(name, f"{error} is missing") from error
-        verify(folder, stored, name)
-        checkpoint = load_checkpoint(folder / CHECKPOINT_FILE, name)
+        stored = self.fetch(manifest, folder)
+        title = self._title(manifest)
+        checkpoint = load_checkpoint(folder, stored, title)
+        for key in ("config", "data"):
+            if not isinstance(checkpoint.get(key), dict):
+                raise CheckpointDamaged(title, f"it lacks {key}")
         found = (checkpoint.get("epoch"), checkpoint.get("step"))
         if found != (stored.epoch, stored.step):
             raise CheckpointDamaged(
-                name, f"it holds epoch {found[0]}, step {found[1]}, not what its manifest says"
+                title, f"it holds epoch {found[0]}, step {found[1]}, not what its manifest says"
             )
         return checkpoint
 
-    def delete(self, manifest: Manifest) -> None:
-        """Remove a checkpoint."""
-        remote = f"{ROOT}/{manifest.name}"
+    def fetch(self, manifest: Manifest, folder: Path) -> Manifest:
+        """Download a checkpoint into `folder` and verify it; return its manifest as stored.
+
+        Several files at a time, each verified by itself and fetched again where it differs, since
+        a download can be cut short without an error.
+
+        Raises:
+            CheckpointDamaged: It is not what its manifest says, or half of it is gone.
+        """
+        title = self._title(manifest)
+        if manifest.bytes > LONG_BYTES and self._artifacts.folder is None:
+            log.info("Downloading %s (%.1f GB) …", title, manifest.bytes / 1e9)
+
+        def receive(entry: FileEntry) -> None:
+            remote = f"{ROOT}/{manifest.name}/{entry.path}"
+            for is_last in (False, True):
+                retried(lambda: self._artifacts.download(remote, folder / entry.path))
+                try:
+                    return verify_file(folder, entry, title)
+                except CheckpointDamaged:
+                    if is_last or self._artifacts.folder:
+                        raise
+
+        try:
+            stored = self._read_manifest(manifest.name)
+            with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
+                list(pool.map(receive, stored.files))
+        except FileNotFoundError as error:
+            raise CheckpointDamaged(title, f"{error} is missing") from error
+        return stored
+
+    def delete(self, name: str) -> None:
+        """Remove a checkpoint, or what is left of one."""
+        remote = f"{ROOT}/{name}"
         # IMPORTANT: the manifest goes first; what is left without one is no checkpoint.
         self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
         self._artifacts.delete(remote)
+        self._names.discard(name)
+
+    def leftovers(self, manifests: Iterable[Manifest]) -> Sequence[str]:
+        """Return the folders, as last listed, that have no manifest at all.
+
+        Args:
+            manifests: Those that are known to have one.
+        """
+        unknown = self._names - {m.name for m in manifests}
+        return [
+            n for n in sorted(unknown) if MANIFEST_FILE not in self._artifacts.list(f"{ROOT}/{n}")
+        ]
 
     def write_index(self, manifests: Iterable[Manifest], folder: Path) -> None:
         """Replace the index, by way of a file in the local `folder`."""
@@ -116,15 +247,19 @@ class CheckpointStore:
         """Store a file of the run that is no part of a checkpoint."""
         self._artifacts.upload(local_file, folder)
 
+    def _title(self, manifest: Manifest) -> str:
+        return f"{manifest.name} of run '{self.run_id}'"
+
     def _read(self, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file"
-            self._artifacts.download(path, local)
+            retried(lambda: self._artifacts.download(path, local))
+            if local.stat().st_size > MAX_MANIFEST_BYTES:
+                raise CheckpointDamaged(path, f"it has {local.stat().st_size:,} bytes")
             return local.read_bytes()
 
     def _read_manifest(self, name: str) -> Manifest:
-        text = self._read(f"{ROOT}/{name}/{MANIFEST_FILE}")
-        return parse_manifest(text, name)
+        return parse_manifest(self._read(f"{ROOT}/{name}/{MANIFEST_FILE}"), name)
 
     def _find_manifest(self, name: str) -> Manifest | None:
         try:

@@ -256,7 +256,7 @@ def target_values(table: pa.Table, target: str) -> NDArray[np.float64]:
     require_column(table.column_names, target, "target")
     column = table[target]
     if kind_of(column) != "numeric":
-        example = next((value for value in column.to_pylist() if value is not None), None)
+        example = next(iter(column.drop_null().slice(0, 1).to_pylist()), None)
         others = [n for n in table.column_names if kind_of(table[n]) == "numeric"]
         raise DataError(
             f"target '{target}' is not a number: it holds {column.type}, such as {example!r}. "

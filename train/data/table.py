@@ -23,7 +23,7 @@ from train.errors import DataError, DataNotFound
 
 SHIPPED: Final = {"diamonds": Path(__file__).with_name("diamonds.csv.gz")}
 _KINDS: Final = "CSV (.csv, .csv.gz), Parquet (.parquet, or a folder of such files), or .npz"
-_MAX_BLOCK_BYTES: Final = 2**31 - 1  # pyarrow's own limit
+_MAX_CSV_ROW_BYTES: Final = 2**24  # a megabyte, pyarrow's default, is little for wide tables
 
 
 def locate(data: str) -> Path:
@@ -122,14 +122,9 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    with pa.input_stream(str(path), compression="detect") as stream:
-        content = stream.read()
-    # One block, because pyarrow infers the types from the first block alone: a column that is
-    # whole numbers for a megabyte and 1.5 after it would be an error.
-    block_bytes = min(max(len(content), 1), _MAX_BLOCK_BYTES)
     table = pyarrow.csv.read_csv(
-        pa.BufferReader(content),
-        read_options=pyarrow.csv.ReadOptions(block_size=block_bytes),
+        path,
+        read_options=pyarrow.csv.ReadOptions(block_size=_MAX_CSV_ROW_BYTES),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True),
     )

@@ -1,0 +1,177 @@
+"""Invariant 10: an outage stops nothing and loses nothing."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from proxy import FaultyProxy
+from support import (
+    SMALL,
+    checkpoint,
+    comparable,
+    curves,
+    differences,
+    environment,
+    index,
+    launch,
+    mlflow_server,
+    only_run,
+    wait_for,
+    write_table,
+)
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = (*SMALL, "--target", "price", "--dropout", "0.1", "--checkpoint_freq", "10")
+QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+def start(*options, cwd, env):
+    """Start `train run` in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", "run", *options],
+        cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def until(process, beginning):
+    """Read what a process prints up to a line that begins so."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith(beginning):
+            return printed
+    raise AssertionError("".join(printed))
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    """A run of 200 epochs in a store of its own; return (store, run ID)."""
+    uri = f"sqlite:///{tmp_path}/undisturbed.db"
+    table = str(write_table(tmp_path / "table.csv", num_rows=4000))
+    env = environment(tmp_path / "home", uri)
+    done = launch(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    return uri, only_run(uri).info.run_id
+
+
+def assert_equal(expected, found, tmp_path):
+    """Weights, curves and the set of checkpoints are the same in both (store, run ID)."""
+    saved = [
+        comparable(checkpoint(*pair, tmp_path / f"c{i}"))
+        for i, pair in enumerate((expected, found))
+    ]
+    assert differences(*saved) == []
+    assert curves(*expected) == curves(*found)
+    assert index(*expected, tmp_path / "i1") == index(*found, tmp_path / "i2")
+
+
+def test_the_server_is_away_for_a_while(undisturbed, tmp_path):
+    """Training goes on while the server is gone, and everything is there once it is back."""
+    table = str(tmp_path / "table.csv")
+    with mlflow_server(tmp_path / "server") as server:
+        env = environment(tmp_path / "elsewhere", server.address, **QUICK)
+        process = start(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
+        until(process, "epoch 20 ")
+        server.stop()
+        until(process, "epoch 180 ")
+        server.start()
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+        run = only_run(server.address)
+        assert run.info.status == "FINISHED"
+        assert_equal(undisturbed, (server.address, run.info.run_id), tmp_path)
+
+
+def test_the_server_is_away_for_good(undisturbed, tmp_path):
+    """The process ends with exit code 0 and says what waits; `train sync` publishes it, and a
+    second one finds nothing."""
+    table = str(tmp_path / "table.csv")
+    with mlflow_server(tmp_path / "server") as server:
+        env = environment(tmp_path / "elsewhere", server.address, **QUICK)
+        words = (*OPTIONS, "--data", table, "--epochs", "200", "--drain_seconds", "1")
+        process = start(*words, cwd=tmp_path, env=env)
+        printed = until(process, "epoch 20 ")
+        server.stop()
+        printed += process.communicate(timeout=120)[0].splitlines(keepends=True)
+        assert process.returncode == 0, printed
+        assert any("offline, " in line for line in printed)
+        assert "train sync" in printed[-1]
+        server.start()
+        run = only_run(server.address)
+        assert run.info.status == "RUNNING"
+        for expected in ("Published what attempt 1", "waits on this disk"):
+            done = subprocess.run(
+                [sys.executable, "-m", "train", "sync"],
+                cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert expected in done.stdout, done
+        assert only_run(server.address).info.status == "FINISHED"
+        assert_equal(undisturbed, (server.address, run.info.run_id), tmp_path)
+
+
+def test_a_connection_that_misbehaves(undisturbed, tmp_path):
+    """Broken connections, answers cut short, 503 and slowness cost neither a metric nor a
+    checkpoint, and never the training."""
+    table = str(tmp_path / "table.csv")
+    with mlflow_server(tmp_path / "server") as server:
+        proxy = FaultyProxy(server.port)
+        env = environment(tmp_path / "elsewhere", proxy.address, **QUICK)
+        process = start(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
+        until(process, "epoch 10 ")
+        for fault in ("reset", ("cut", 300), "503", "delay", ("cut", 9000)):
+            hits = proxy.num_hits(fault)
+            proxy.fault = fault
+            wait_for(lambda: proxy.num_hits(fault) > hits)  # noqa: B023 - called at once
+            proxy.fault = None
+            passed = proxy.num_hits(None)
+            wait_for(lambda: proxy.num_hits(None) > passed + 4)  # noqa: B023
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+        proxy.close()
+        run = only_run(server.address)
+        assert run.info.status == "FINISHED"
+        assert_equal(undisturbed, (server.address, run.info.run_id), tmp_path)
+
+
+def test_a_frozen_attempt_that_wakes_up(undisturbed, tmp_path):
+    """Invariant 8: while one attempt is frozen another takes over on another machine; the first,
+    awake again, publishes nothing more and ends with exit code 8."""
+    table = str(tmp_path / "table.csv")
+    with mlflow_server(tmp_path / "server") as server:
+        env = environment(tmp_path / "frozen", server.address)
+        process = start(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
+        until(process, "epoch 30 ")
+        process.send_signal(signal.SIGSTOP)
+        run_id = only_run(server.address).info.run_id
+        env = environment(tmp_path / "other", server.address)
+        again = launch("--resume_run", run_id, cwd=tmp_path, env=env)
+        assert again.returncode == 0, again.stderr
+        process.send_signal(signal.SIGCONT)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 8, printed
+        assert "was overtaken by attempt 2" in printed
+        assert only_run(server.address).info.status == "FINISHED"
+        assert_equal(undisturbed, (server.address, run_id), tmp_path)
+
+
+def test_killed_while_the_server_is_away(undisturbed, tmp_path):
+    """A resume on the same disk goes on from the newest spooled checkpoint, which it publishes
+    first; what is on another disk is overtaken, kept, and made a fork."""
+    table = str(tmp_path / "table.csv")
+    with mlflow_server(tmp_path / "server") as server:
+        env = environment(tmp_path / "elsewhere", server.address, **QUICK)
+        process = start(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
+        until(process, "epoch 20 ")
+        server.stop()
+        until(process, "epoch 150 ")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        server.start()
+        run_id = only_run(server.address).info.run_id
+        again = launch("--resume_run", run_id, cwd=tmp_path, env=env)
+        assert again.returncode == 0, again.stderr
+        first = int(again.stdout.split("Resuming training from epoch ")[1].split(" ")[0])
+        assert first > 100, "the spool holds what was trained during the outage"
+        assert_equal(undisturbed, (server.address, run_id), tmp_path)

@@ -1,0 +1,242 @@
+"""The manifest: whatever a store may hold under its name is read rightly or refused."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.checkpoint.manifest import (
+    CHECKPOINT_FILE,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    parse_manifest,
+)
+from train.errors import CheckpointDamaged, CheckpointError
+
+VALID = {
+    "format_version": FORMAT_VERSION,
+    "epoch": 3,
+    "step": 30,
+    "attempt": 1,
+    "created": "2026-01-02T03:04:05+00:00",
+    "kept": True,
+    "metrics": {"val_loss": 0.5, "val_pearson": None},
+    "files": [{"path": CHECKPOINT_FILE, "bytes": 5, "sha256": "a" * 64}],
+}
+WRITTEN = json.dumps(VALID, indent=1).encode()
+
+texts = st.text(max_size=8)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
+documents = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4)
+)
+
+
+def test_a_truncated_manifest_is_no_manifest():
+    """A manifest that was cut anywhere does not commit anything (invariant 1)."""
+    for end in range(0, len(WRITTEN)):
+        with pytest.raises(CheckpointDamaged, match="is not JSON"):
+            parse_manifest(WRITTEN[:end], "epoch_3")
+
+
+def parses_or_is_refused(text):
+    """Return the manifest, or None if one of our own errors refused it, in one line."""
+    try:
+        return parse_manifest(text, "epoch_3")
+    except CheckpointError as error:
+        message = str(error)
+    assert "\n" not in message
+    return None
+
+
+def test_any_changed_bit_of_a_manifest_is_refused_or_read():
+    """A flipped bit in a manifest never ends in another error than ours."""
+    for at in range(len(WRITTEN)):
+        changed = bytearray(WRITTEN)
+        changed[at] ^= 1 << (at % 8)
+        parses_or_is_refused(bytes(changed))
+
+
+@given(st.binary(max_size=40) | documents.map(lambda d: json.dumps(d).encode()))
+def test_any_bytes_are_refused_with_our_own_error(text):
+    """Bytes that are no manifest are damage, whatever JSON they may be (invariant 6)."""
+    assert parses_or_is_refused(text) is None
+
+
+@given(st.sampled_from(sorted(VALID)), documents)
+def test_any_value_of_a_field_is_refused_or_read(field, value):
+    """A field of any type and size gives a manifest or our own error, never another."""
+    manifest = parses_or_is_refused(json.dumps({**VALID, field: value}).encode())
+    if manifest is not None:
+        assert {**VALID, field: value} == manifest.to_dict()
+
+
+@given(st.sampled_from(["path", "bytes", "sha256"]), documents)
+def test_any_value_in_a_file_entry_is_refused_or_read(field, value):
+    """A file entry of any type and size gives a manifest or our own error, never another."""
+    entry = {**VALID["files"][0], field: value}
+    others = VALID["files"] if field == "path" else []
+    parses_or_is_refused(json.dumps({**VALID, "files": [entry, *others]}).encode())
+
+
+def test_the_valid_manifest_is_valid():
+    """The document that the tests below change is read as it is."""
+    assert parse_manifest(json.dumps(VALID).encode(), "epoch_3").to_dict() == VALID
+
+
+@pytest.mark.parametrize("field", sorted(VALID))
+def test_a_missing_field_is_damage(field):
+    """No field of a manifest has a default."""
+    document = {k: v for k, v in VALID.items() if k != field}
+    with pytest.raises(CheckpointDamaged):
+        parse_manifest(json.dumps(document).encode(), "epoch_3")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "../other/checkpoint.pth",
+        "..",
+        ".",
+        ".hidden",
+        "-rf",
+        "a/b",
+        "a\\b",
+        "C:x",
+        "a\n",
+        "a\0b",
+        "",
+        "a" * 101,
+        "ünsafe",
+        "%2e%2e",
+        MANIFEST_FILE,
+    ],
+)
+def test_no_path_leaves_the_folder(path):
+    """A file entry names a plain file directly in the checkpoint's folder (invariant 6)."""
+    files = [*VALID["files"], {**VALID["files"][0], "path": path}]
+    with pytest.raises(CheckpointDamaged, match="bad file entries"):
+        parse_manifest(json.dumps({**VALID, "files": files}).encode(), "epoch_3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 4}, "epoch 4, which is not this folder's"),
+        ({"epoch": True}, "epoch True"),
+        ({"epoch": 3.0}, "epoch 3.0"),
+        ({"epoch": -3}, "epoch -3"),
+        ({"step": "30"}, "step '30'"),
+        ({"step": 2**63}, f"step {2**63}"),
+        ({"attempt": None}, "attempt None"),
+        ({"kept": 1}, "kept 1"),
+        ({"created": 5}, "creat"),
+        ({"format_version": True}, "format_version True"),
+        ({"format_version": "1"}, "format_version '1'"),
+        ({"metrics": [1]}, "bad metrics"),
+        ({"metrics": {"val_loss": True}}, "bad metrics"),
+        ({"metrics": {"val_loss": "0.5"}}, "bad metrics"),
+        ({"files": []}, "files"),
+        ({"files": {}}, "bad file entries"),
+        ({"files": VALID["files"] * 2}, "files"),
+        ({"files": [{**VALID["files"][0], "path": "other.pth"}]}, "files"),
+        ({"files": [{**VALID["files"][0], "bytes": True}]}, "bad file entries"),
+        ({"files": [{**VALID["files"][0], "sha256": "A" * 64}]}, "bad file entries"),
+        ({"files": ["checkpoint.pth"]}, "bad file entries"),
+    ],
+)
+def test_a_wrong_field_is_damage_and_is_named(changes, message):
+    """What is wrong with a manifest is said with the value that was found."""
+    with pytest.raises(CheckpointDamaged) as caught:
+        parse_manifest(json.dumps({**VALID, **changes}).encode(), "epoch_3")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_metrics_that_are_not_finite_are_damage(literal):
+    """Python's JSON takes NaN and Infinity; a manifest with them was not written by us."""
+    text = json.dumps({**VALID, "metrics": {"val_loss": 0}}).replace('"val_loss": 0', "%s")
+    with pytest.raises(CheckpointDamaged, match="bad metrics"):
+        parse_manifest((text % f'"val_loss": {literal}').encode(), "epoch_3")
+
+
+def test_a_newer_format_is_told_apart_from_damage():
+    """A checkpoint of a newer version is no damage: the message asks for that version."""
+    with pytest.raises(CheckpointError, match=r"format version 2.* reads 1") as caught:
+        parse_manifest(json.dumps({**VALID, "format_version": 2}).encode(), "epoch_3")
+    assert not isinstance(caught.value, CheckpointDamaged)
+
+
+def test_deeply_nested_json_is_damage():
+    """JSON that exhausts the parser's stack is refused like any other."""
+    with pytest.raises(CheckpointDamaged, match="is not JSON"):
+        parse_manifest(b"[" * 100_000, "epoch_3")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_an_integer_too_large_for_a_metric_is_damage(value):
+    """A whole number beyond a double is refused like every other value that is not finite."""
+    text = json.dumps({**VALID, "metrics": {"val_loss": value}}).encode()
+    with pytest.raises(CheckpointDamaged, match="bad metrics"):
+        parse_manifest(text, "epoch_3")
+
+
+@pytest.mark.parametrize("created", ["yesterday", "", "2026-01-02T03:04:05", None])
+def test_a_time_of_creation_that_is_none_is_damage(created):
+    """Whoever lists checkpoints can rely on a time with its zone."""
+    with pytest.raises(CheckpointDamaged, match="created"):
+        parse_manifest(json.dumps({**VALID, "created": created}).encode(), "epoch_3")
+
+
+def entries(*paths):
+    return [{"path": path, "bytes": 5, "sha256": "a" * 64} for path in paths]
+
+
+def parts(*numbers):
+    return entries(*(f"{CHECKPOINT_FILE}/part-{number:05d}" for number in numbers))
+
+
+@pytest.mark.parametrize("numbers", [[0], [0, 1, 2], [1, 0]])
+def test_all_parts_of_one_file_are_a_checkpoint(numbers):
+    """Parts are numbered from 0 without a gap; the order in the manifest does not matter."""
+    text = json.dumps({**VALID, "files": [*parts(*numbers), *entries("m.json")]}).encode()
+    manifest = parse_manifest(text, "epoch_3")
+    assert len(manifest.files) == len(numbers) + 1
+    assert manifest.bytes == 5 * len(manifest.files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        parts(1),
+        parts(0, 2),
+        parts(0, 1, 1),
+        [*parts(0, 1), *entries(CHECKPOINT_FILE)],
+        [*parts(0), *entries(f"{CHECKPOINT_FILE}/part-1")],
+        entries("m.json"),
+        [*parts(0), *entries("m.json/part-00000", "m.json/part-00000")],
+        [*parts(0), *entries("m.json/../part-00000")],
+        [*parts(0), *entries("../checkpoint.pth/part-00001")],
+        [*parts(0), *entries(f"{CHECKPOINT_FILE}/part-000001")],
+    ],
+    ids=lambda files: ",".join(file["path"] for file in files),
+)
+def test_missing_doubled_or_misnumbered_parts_are_damage(files):
+    """A checkpoint is one file, or all parts of one: nothing between (invariant 1)."""
+    with pytest.raises(CheckpointDamaged):
+        parse_manifest(json.dumps({**VALID, "files": files}).encode(), "epoch_3")
+
+
+def test_a_manifest_knows_its_name_score_and_size():
+    """What listings and policies ask of it is derived, not stored twice."""
+    files = (FileEntry(CHECKPOINT_FILE, 5, "a" * 64), FileEntry("m.json", 2, "b" * 64))
+    manifest = Manifest(
+        epoch=3, step=30, attempt=1, created=VALID["created"], kept=False,
+        metrics={"val_pearson": 0.0}, files=files,
+    )  # fmt: skip
+    assert (manifest.name, manifest.score, manifest.bytes) == ("epoch_3", 0.0, 7)
+    assert parse_manifest(json.dumps(manifest.to_dict()).encode(), "epoch_3") == manifest

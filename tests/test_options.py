@@ -1,0 +1,175 @@
+"""Options that are given for a run that exists: taken, refused with the way out, or a fork."""
+
+import dataclasses
+
+import pytest
+
+from train.checkpoint.manifest import FileEntry, Manifest
+from train.config import Config, OnResume, options_of
+from train.data.dataset import source_fingerprint
+from train.errors import ForkNeeded, RunNotUsable, UsageError
+from train.options import changes_data, forked_config, require_epochs_left, resumed_config
+from train.source import Source
+from train.tracking import RunRecord
+
+CONFIG = Config(epochs=10, data="t.csv", target="y", seed=3)
+
+
+def source(config=CONFIG, epoch=4, status="KILLED", fingerprint="d" * 64):
+    """Return a run that got that far."""
+    record = RunRecord("r1", "", "0", status, "/nowhere", 0, {}, {}, {})
+    files = (FileEntry("checkpoint.pth", 1, "a" * 64),)
+    manifest = Manifest(
+        epoch=epoch, step=epoch, attempt=1, created="2026-01-02T03:04:05+00:00", kept=True,
+        metrics={}, files=files,
+    )  # fmt: skip
+    return Source(
+        record, None, [manifest], manifest, {"data": {"fingerprint": fingerprint}}, config
+    )
+
+
+def of_kind(kind):
+    return sorted(n for n, (_, o) in options_of(Config).items() if o.on_resume is kind)
+
+
+def other(name):
+    """Return another value than the run's for an option."""
+    field, option = options_of(Config)[name]
+    now = getattr(CONFIG, name)
+    if option.choices:
+        return next(choice for choice in option.choices if choice != now)
+    if str(field.type).startswith("tuple"):
+        return ("a",)
+    if "str" in str(field.type):
+        return "cpu" if name == "device" else "other"
+    if isinstance(now, float):
+        return now / 2
+    return option.maximum if now in (None, 0) and option.maximum else (now or 0) + 1
+
+
+def test_without_options_the_run_keeps_its_own():
+    """Options that are not given keep the run's values (design 2)."""
+    assert resumed_config(source(), {}) == CONFIG
+    assert forked_config(source(), {}) == CONFIG
+
+
+@pytest.mark.parametrize("name", [n for n in of_kind(OnResume.CHANGE) if n != "upload"])
+def test_what_leaves_the_training_the_same_is_taken(name):
+    """Given options win where that is sound, and no fork is needed."""
+    given = {name: other(name)}
+    assert resumed_config(source(), given) == CONFIG.replace(**given)
+    assert forked_config(source(), given) == CONFIG.replace(**given)
+
+
+@pytest.mark.parametrize("name", of_kind(OnResume.FORK))
+def test_what_makes_it_another_training_is_refused_with_the_fork(name, tmp_path):
+    """Both values and the whole command are in the refusal; the fork itself takes them."""
+    given = {name: other(name)}
+    if name == "data":
+        (tmp_path / "other").write_text("x,y\n1,2\n")
+    with pytest.raises(ForkNeeded) as caught:
+        resumed_config(source(), given)
+    assert list(caught.value.changes) == [name]
+    assert "--resume_run r1" in caught.value.command
+    assert "--fork true" in caught.value.command
+    assert f"--{name} " in caught.value.command
+    assert forked_config(source(), given) == CONFIG.replace(**given)
+
+
+@pytest.mark.parametrize("name", of_kind(OnResume.NEVER))
+def test_another_model_is_refused_by_resume_and_fork(name):
+    """No command is offered that would be refused in turn."""
+    for decide in (resumed_config, forked_config):
+        with pytest.raises(UsageError, match=f"^{name} is .* in run 'r1' and ") as caught:
+            decide(source(), {name: other(name)})
+        assert not isinstance(caught.value, ForkNeeded)
+
+
+@pytest.mark.parametrize("name", sorted(options_of(Config)))
+def test_the_runs_own_value_may_be_given(name):
+    """Giving an option the value that it has changes nothing."""
+    given = {name: getattr(CONFIG, name)}
+    assert resumed_config(source(), given) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "is_refused"),
+    [
+        ("async", "sync", False),
+        ("sync", "async", False),
+        ("off", "off", False),
+        ("async", "off", True),
+        ("sync", "off", True),
+        ("off", "async", True),
+        ("off", "sync", True),
+    ],
+)
+def test_a_runs_checkpoints_stay_in_one_place(own, given, is_refused):
+    """`upload` may change its pace on a resume, not whether checkpoints leave this disk."""
+    run = source(CONFIG.replace(upload=own))
+    if not is_refused:
+        assert resumed_config(run, {"upload": given}).upload == given
+        return
+    with pytest.raises(ForkNeeded) as caught:
+        resumed_config(run, {"upload": given})
+    assert caught.value.changes == {"upload": (own, given)}
+    assert forked_config(run, {"upload": given}).upload == given
+
+
+def test_the_same_table_in_another_place_is_no_change(tmp_path):
+    """On another machine the table lies elsewhere; its content decides."""
+    (tmp_path / "moved.csv").write_text("x,y\n1,2\n3,4\n")
+    config = CONFIG.replace(data="moved.csv")
+    run = source(fingerprint=source_fingerprint(config))
+    assert resumed_config(run, {"data": "moved.csv"}) == config
+    (tmp_path / "moved.csv").write_text("x,y\n1,2\n3,5\n")
+    with pytest.raises(ForkNeeded):
+        resumed_config(run, {"data": "moved.csv"})
+
+
+def test_a_finished_run_wants_more_epochs():
+    """There is nothing left to train without them, and the message has the command."""
+    done = source(epoch=10, status="FINISHED")
+    with pytest.raises(RunNotUsable, match=r"finished after 10 epochs.*--epochs 20"):
+        resumed_config(done, {})
+    assert resumed_config(done, {"epochs": 11}).epochs == 11
+
+
+def test_fewer_epochs_than_there_are_is_refused():
+    """`epochs` counts from the run's beginning, and the message says so."""
+    with pytest.raises(UsageError, match="epochs=3 is fewer than the 4"):
+        resumed_config(source(), {"epochs": 3})
+    assert resumed_config(source(), {"epochs": 4}).epochs == 4
+
+
+@pytest.mark.parametrize("epochs", [3, 4])
+def test_a_fork_without_an_epoch_left_is_refused(epochs):
+    """A fork that has nothing to train would be a copy."""
+    with pytest.raises(UsageError, match=f"run 'r1' has 4 epochs behind it and epochs={epochs}"):
+        forked_config(source(), {"epochs": epochs})
+    require_epochs_left(CONFIG, 9, "it")
+    with pytest.raises(UsageError, match="of it has 10 epochs"):
+        require_epochs_left(CONFIG, 10, "it")
+
+
+def test_a_value_outside_its_limits_is_refused_first():
+    """A bad value is told as such, not as a fork."""
+    with pytest.raises(UsageError, match="batch_size=0 is too small") as caught:
+        resumed_config(source(), {"batch_size": 0})
+    assert not isinstance(caught.value, ForkNeeded)
+
+
+def test_what_is_about_the_data_is_known():
+    """Only options of the group "Data" ask for the table again."""
+    for name, (_, option) in options_of(Config).items():
+        is_about = option.group == "Data" and option.on_resume is not OnResume.CHANGE
+        assert changes_data(source(), {name: other(name)}) is is_about, name
+    assert not changes_data(source(), {"data": CONFIG.data})
+
+
+def test_nothing_here_changes_the_source():
+    """Deciding is a pure function: the source is what it was."""
+    run = source()
+    before = dataclasses.asdict(run.config)
+    resumed_config(run, {"epochs": 99})
+    assert dataclasses.asdict(run.config) == before

@@ -1,0 +1,292 @@
+"""Whenever a commit stops, what the store shows is true, and whoever comes next completes it."""
+
+import pytest
+
+from train.checkpoint.format import write_checkpoint
+from train.checkpoint.policy import Retention
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import Spool
+from train.checkpoint.store import CheckpointStore
+from train.errors import StoreUnavailable, Superseded
+from train.metrics import History, Point
+from train.tracking import LATEST_CHECKPOINT_TAG
+
+pytestmark = pytest.mark.usefixtures("one_at_a_time")
+
+KEYS = ("train_loss", "val_loss", "val_pearson")
+# The calls of a commit whose predecessor is pruned, in the order that must not change.
+COMMIT = [
+    "upload checkpoints/epoch_2/checkpoint.pth",
+    "upload checkpoints/epoch_2/checkpoint_metrics.json",
+    "upload checkpoints/epoch_2/manifest.json",
+    "publish 2 2 2",
+    "point to checkpoints/epoch_2/checkpoint.pth",
+    "upload checkpoints/index.json",
+    "delete checkpoints/epoch_1/manifest.json",
+    "delete checkpoints/epoch_1",
+]
+
+
+class Attempt:
+    """What an attempt does with a publisher: resume, train epochs, commit each."""
+
+    def __init__(self, tracking, record, artifacts, make_checkpoint, folder, **options):
+        self.tracking, self.run_id, self.make_checkpoint = tracking, record.run_id, make_checkpoint
+        self.spool = Spool(folder, 1)
+        store = CheckpointStore(artifacts, record.run_id)
+        manifests = store.list()
+        options = {"retention": Retention(), **options}
+        self.publisher = Publisher(tracking, store, self.spool, manifests=manifests, **options)
+        self.history, self.epoch = History(), 0
+        if manifests:
+            content = store.get(manifests[-1], folder / "got")
+            self.history.load_state_dict(content["history"])
+            self.epoch = content["epoch"]
+        published = tracking.published(self.run_id, KEYS)
+        self.publisher.add(self.history.missing_from(published))
+        self.publisher.settle()
+
+    def write(self, epoch, score=None, kept=False):
+        """Measure an epoch and write its checkpoint to the spool."""
+        for key in KEYS:
+            time_ms = max(1000 * epoch, self.history.last_timestamp_ms() + 1)
+            point = Point(key, epoch, time_ms, epoch / 100 if score is None else score)
+            self.history.add(point)
+            self.publisher.add([point])
+        content = self.make_checkpoint(epoch, history=self.history.state_dict())
+        path, metrics = self.spool.path(f"epoch_{epoch}"), self.history.at(epoch)
+        return write_checkpoint(path, content, attempt=1, kept=kept, metrics=metrics)
+
+    def train_to(self, last_epoch, kept=False):
+        while self.epoch < last_epoch:
+            self.epoch += 1
+            self.publisher.commit(self.write(self.epoch, kept=kept))
+
+
+@pytest.fixture
+def attempt(recorded_tracking, record, artifacts, make_checkpoint, tmp_path):
+    """Return a function that begins the next attempt at one and the same run."""
+
+    def begin(**options):
+        folder = tmp_path / "spool"
+        return Attempt(recorded_tracking, record, artifacts, make_checkpoint, folder, **options)
+
+    return begin
+
+
+def rows(tracking, run_id):
+    """Return (key, step) of every row that the tracking server has."""
+    client = tracking._client
+    return sorted((k, m.step) for k in KEYS for m in client.get_metric_history(run_id, k))
+
+
+def test_metrics_follow_the_commit_and_the_pointer_follows_the_metrics(attempt, calls):
+    """Files, manifest, metrics, pointer, index, prune: invariants 1, 2 and 3 in one list."""
+    first = attempt()
+    first.train_to(1)
+    calls.arm(None)
+    first.train_to(2)
+    assert calls.names == COMMIT
+
+
+def expect_truth(tracking, record, artifacts, folder):
+    """Check what must hold at any moment; return the newest epoch that can be resumed."""
+    store = CheckpointStore(artifacts, record.run_id)
+    manifests = store.list()
+    for manifest in manifests:
+        store.get(manifest, folder / manifest.name)
+    newest = manifests[-1].epoch
+    published = {step for _, step in rows(tracking, record.run_id)}
+    assert published <= set(range(1, newest + 1)), "published without a checkpoint that holds it"
+    pointer = tracking.get_run(record.run_id).tags[LATEST_CHECKPOINT_TAG]
+    assert (artifacts.root / pointer).with_name("manifest.json").exists(), "points to nothing"
+    return newest
+
+
+@pytest.mark.parametrize(
+    ("call", "when"),
+    [(c, w) for c in range(len(COMMIT)) for w in ("before", "after")]
+    + [(c, "half") for c, name in enumerate(COMMIT) if name.startswith(("upload", "publish"))],
+)
+def test_a_commit_that_stops_anywhere_tells_the_truth_and_is_completed(
+    attempt, tracking, record, artifacts, calls, tmp_path, call, when
+):
+    """Publish after commit, point after commit (invariants 1, 2), and no gap or double after."""
+    first = attempt()
+    first.train_to(1)
+    calls.arm(call, when)
+    with pytest.raises(StoreUnavailable, match=f"{COMMIT[call]} failed on purpose"):
+        first.train_to(2)
+    calls.arm(None)
+    newest = expect_truth(tracking, record, artifacts, tmp_path / "checked")
+    committed = call > 2 or (call == 2 and when == "after")
+    assert newest == (2 if committed else 1)
+
+    attempt()  # a resume settles what the attempt before left, before it trains
+    store = CheckpointStore(artifacts, record.run_id)
+    assert [m.epoch for m in store.list()] == [newest]
+    assert rows(tracking, record.run_id) == sorted(
+        (k, s) for k in KEYS for s in range(1, newest + 1)
+    )
+    attempt().train_to(3)
+    assert expect_truth(tracking, record, artifacts, tmp_path / "checked again") == 3
+    assert rows(tracking, record.run_id) == sorted((k, step) for k in KEYS for step in (1, 2, 3))
+
+
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+@pytest.mark.parametrize("call", range(len(COMMIT)))
+def test_the_same_attempt_can_go_on_after_an_outage(
+    attempt, tracking, record, artifacts, calls, call, when, tmp_path
+):
+    """Invariant 10: a commit is called again after any outage, with nothing twice or missing."""
+    first = attempt()
+    first.train_to(1)
+    manifest = first.write(2)
+    calls.arm(call, when)
+    with pytest.raises(StoreUnavailable):
+        first.publisher.commit(manifest)
+    calls.arm(None)
+    first.publisher.commit(manifest)
+    done = rows(tracking, record.run_id)
+    assert done == sorted((k, step) for k in KEYS for step in (1, 2))
+    assert expect_truth(tracking, record, artifacts, tmp_path / "checked") == 2
+    assert artifacts.list("checkpoints/epoch_1") == []
+    calls.arm(None)
+    first.publisher.commit(manifest)
+    assert not [name for name in calls.names if name.startswith("upload checkpoints/epoch_")]
+    assert rows(tracking, record.run_id) == done
+
+
+@pytest.mark.parametrize("call", [3, 4, 5, 6, 7])
+def test_what_was_committed_and_not_told_travels_with_the_next(
+    attempt, tracking, record, calls, call
+):
+    """Points that could not be published are published with the next commit (invariant 10)."""
+    first = attempt()
+    first.train_to(1)
+    calls.arm(call, "half")
+    with pytest.raises(StoreUnavailable):
+        first.train_to(2)
+    calls.arm(None)
+    first.train_to(3)
+    assert rows(tracking, record.run_id) == sorted((k, step) for k in KEYS for step in (1, 2, 3))
+
+
+def test_points_that_wait_are_published_oldest_first(attempt, calls):
+    """A backlog goes out before the epoch that is committed, in the order of its steps."""
+    first = attempt()
+    first.train_to(1)
+    first.publisher.add(Point("late", step, step, 0.0) for step in (0, 1))
+    calls.arm(None)
+    first.train_to(2)
+    assert "publish 0 1 2 2 2" in calls.names
+    calls.arm(None)
+    first.publisher.settle()
+    assert "publish" in calls.names, "something was published twice"
+
+
+def test_points_of_epochs_that_are_not_committed_wait(attempt, calls):
+    """Publish after commit (invariant 2): what training has measured since stays back."""
+    first = attempt()
+    committed = first.write(1)
+    ahead = first.write(2)
+    calls.arm(None)
+    first.publisher.commit(committed)
+    assert "publish 1 1 1" in calls.names
+    calls.arm(None)
+    first.publisher.settle()
+    assert "publish" in calls.names
+    first.publisher.commit(ahead)
+    assert "publish 2 2 2" in calls.names
+
+
+def test_without_a_place_for_it_no_pointer_is_set(attempt, tracking, record):
+    """With upload=off MLflow's pointer would name files that are not there; the epoch is told."""
+    attempt(points_here=False).train_to(2)
+    tags = tracking.get_run(record.run_id).tags
+    assert LATEST_CHECKPOINT_TAG not in tags
+    assert tags["train.epoch"] == "2"
+
+
+def test_a_pointer_to_parts_names_their_folder(attempt, tracking, record, make_checkpoint):
+    """A large checkpoint is a folder of parts, and that is what MLflow's functions download."""
+    first = attempt()
+    content = make_checkpoint(1)
+    path = first.spool.path("epoch_1")
+    manifest = write_checkpoint(path, content, attempt=1, kept=True, metrics={}, part_bytes=500)
+    assert len(manifest.files) > 2
+    first.publisher.commit(manifest)
+    pointer = tracking.get_run(record.run_id).tags[LATEST_CHECKPOINT_TAG]
+    assert pointer == "checkpoints/epoch_1/checkpoint.pth"
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_an_overtaken_attempt_publishes_nothing_more(attempt, calls, call):
+    """One writer (invariant 8): the lease is asked for before each step that others could see.
+
+    Before the first byte, before each file, before the manifest, and after it.
+    """
+    asked = []
+
+    def check_lease():
+        asked.append(len(calls.names))
+        if len(asked) > call:
+            raise Superseded("r1", 1, 2)
+
+    first = attempt(check_lease=check_lease)
+    calls.arm(None)
+    manifest = first.write(1)
+    if call == 5:
+        first.publisher.commit(manifest)
+        assert len(asked) == 5
+        return
+    with pytest.raises(Superseded):
+        first.publisher.commit(manifest)
+    uploads = ["checkpoint.pth", "checkpoint_metrics.json", "manifest.json"][: max(call - 1, 0)]
+    assert calls.names == [f"upload checkpoints/epoch_1/{name}" for name in uploads]
+
+
+def test_tags_name_the_newest_and_the_best(attempt, tracking, record):
+    """MLflow's own pointer, the epoch and the best epoch are there after a commit."""
+    attempt().train_to(3, kept=True)
+    tags = tracking.get_run(record.run_id).tags
+    assert tags[LATEST_CHECKPOINT_TAG] == "checkpoints/epoch_3/checkpoint.pth"
+    assert tags["train.epoch"] == "3"
+    assert tags["train.best_epoch"] == "3"
+
+
+def test_only_kept_best_and_newest_stay(attempt, record, artifacts, calls):
+    """After each commit the others are gone, from the store and from the index (invariant 3)."""
+    first = attempt()
+    for epoch, score in enumerate([0.5, 0.9, 0.1, 0.2, 0.3], start=1):
+        first.publisher.commit(first.write(epoch, score, kept=epoch == 3))
+    store = CheckpointStore(artifacts, record.run_id)
+    assert [m.epoch for m in store.list()] == [2, 3, 5]
+    assert [m.epoch for m in first.publisher.manifests] == [2, 3, 5]
+    assert sorted(artifacts.list("checkpoints")) == ["epoch_2", "epoch_3", "epoch_5", "index.json"]
+    calls.arm(None)
+    CheckpointStore(artifacts, record.run_id).list()
+    assert len(calls.names) == 2, "the index lacks one"
+
+
+def test_as_many_stay_as_were_asked_for(attempt, artifacts):
+    """`keep_last` and `keep_best` count from the newest and from the best."""
+    first = attempt(retention=Retention(last=2, best=2))
+    for epoch, score in enumerate([0.5, 0.9, 0.1, 0.2, 0.3], start=1):
+        first.publisher.commit(first.write(epoch, score))
+    assert [m.epoch for m in first.publisher.manifests] == [1, 2, 4, 5]
+    assert sorted(artifacts.list("checkpoints"))[:-1] == [
+        "epoch_1",
+        "epoch_2",
+        "epoch_4",
+        "epoch_5",
+    ]
+
+
+def test_the_log_is_stored_under_the_number_of_its_attempt(attempt, artifacts):
+    """Each attempt has a log of its own."""
+    first = attempt()
+    first.spool.folder.mkdir(parents=True)
+    first.spool.log_file.write_text("a line\n")
+    first.publisher.upload_log()
+    assert (artifacts.root / "logs" / "attempt_1.log").read_text() == "a line\n"

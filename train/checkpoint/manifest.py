@@ -1,0 +1,160 @@
+"""The manifest: the commit record of a checkpoint, read from a store that is not trusted."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from train.errors import CheckpointDamaged, CheckpointError
+from train.metrics import MONITOR
+
+FORMAT_VERSION = 1
+CHECKPOINT_FILE = "checkpoint.pth"
+METRICS_FILE = "checkpoint_metrics.json"
+MANIFEST_FILE = "manifest.json"
+NAME = re.compile(r"epoch_(0|[1-9]\d{0,17})")
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-\d{5})?")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint: name in its folder, size, hash."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The commit record of a checkpoint."""
+
+    epoch: int
+    step: int
+    attempt: int
+    created: str  # ISO 8601, UTC
+    kept: bool  # whether the save policy keeps it for good
+    metrics: Mapping[str, float | None]  # of the epoch; None where not finite
+    files: tuple[FileEntry, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder of the checkpoint."""
+        return f"epoch_{self.epoch}"
+
+    @property
+    def score(self) -> float | None:
+        """The value that decides which checkpoint is best, or None."""
+        return self.metrics.get(MONITOR)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.bytes for entry in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON document."""
+        return {"format_version": FORMAT_VERSION, **asdict(self), "files": self._files()}
+
+    def _files(self) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in self.files]
+
+    @classmethod
+    def from_dict(cls, document: Any, name: str) -> Manifest:
+        """Make a manifest from a JSON document, of which nothing is taken on trust.
+
+        Args:
+            document: What the JSON said.
+            name: The folder it lies in, which must be the one it names.
+
+        Raises:
+            CheckpointDamaged: A field is missing, of a wrong type, or points elsewhere.
+            CheckpointError: A newer version of this program wrote it.
+        """
+
+        def check(holds: bool, what: str) -> None:
+            if not holds:
+                raise CheckpointDamaged(name, f"manifest.json has {what}")
+
+        check(isinstance(document, dict), "no object")
+        version = document.get("format_version")
+        check(_is_count(version), f"format_version {version!r}")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {name} has format version {version}, and this program reads "
+                f"{FORMAT_VERSION}: use the version of the program that wrote it"
+            )
+        for key in ("epoch", "step", "attempt"):
+            check(_is_count(document.get(key)), f"{key} {document.get(key)!r}")
+        check(_is_time(document.get("created")), f"created {document.get('created')!r}")
+        check(isinstance(document.get("kept"), bool), f"kept {document.get('kept')!r}")
+        metrics, files = document.get("metrics"), document.get("files")
+        check(isinstance(metrics, dict) and all(map(_is_metric, metrics.items())), "bad metrics")
+        check(isinstance(files, list) and all(map(_is_file_entry, files)), "bad file entries")
+        paths = [entry["path"] for entry in files]
+        check(_make_one_checkpoint(paths), f"files {paths[:5]}")
+        manifest = cls(
+            epoch=document["epoch"],
+            step=document["step"],
+            attempt=document["attempt"],
+            created=document["created"],
+            kept=document["kept"],
+            metrics=metrics,
+            files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
+        )
+        check(manifest.name == name, f"epoch {manifest.epoch}, which is not this folder's")
+        return manifest
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_time(value: object) -> bool:
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_metric(item: tuple[object, object]) -> bool:
+    key, value = item
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Compared, not `math.isfinite`: that raises for an integer too large for a double.
+    finite = number and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+    return isinstance(key, str) and (value is None or finite)
+
+
+def _make_one_checkpoint(paths: list[str]) -> bool:
+    """Tell whether the files are distinct, with one `checkpoint.pth`, or all parts of one."""
+    own = sorted(p for p in paths if p.split("/")[0] == CHECKPOINT_FILE)
+    parts = [f"{CHECKPOINT_FILE}/part-{i:05d}" for i in range(len(own))]
+    return len(set(paths)) == len(paths) and own in ([CHECKPOINT_FILE], parts) and bool(own)
+
+
+def _is_file_entry(entry: object) -> bool:
+    """Tell whether `entry` names a file in the checkpoint's folder, or a part of one."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("path"), str)
+        and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-\d{5})?", entry["path"])
+        is not None
+        and entry["path"] != MANIFEST_FILE
+        and _is_count(entry.get("bytes"))
+        and isinstance(entry.get("sha256"), str)
+        and re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]) is not None
+    )
+
+
+def parse_manifest(text: bytes, name: str) -> Manifest:
+    """Read `manifest.json`; see `Manifest.from_dict` for what is raised."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointDamaged(name, f"manifest.json is not JSON ({error})") from error
+    return Manifest.from_dict(document, name)

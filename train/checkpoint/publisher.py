@@ -1,0 +1,118 @@
+"""What follows once a checkpoint is whole on local disk: upload → commit → publish → point → prune.
+
+Each step begins when the one before is done, so that whenever the process dies, what the store
+shows is true: metrics only of epochs that can be resumed, a pointer only to what is committed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.policy import Retention, find_best
+from train.checkpoint.spool import Spool
+from train.checkpoint.store import ROOT, CheckpointStore
+from train.metrics import Point
+from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, Tracking
+
+
+class Publisher:
+    """Brings a run's store in line with its newest checkpoint; every step can be repeated.
+
+    Args:
+        tracking: Where metrics and tags go.
+        store: The run's checkpoints.
+        spool: Where the local files of the run lie.
+        retention: Which checkpoints stay.
+        manifests: The good checkpoints that the store has already, oldest first. One known to be
+            damaged must not be among them: it would count as the newest, or as the best.
+        points_here: Whether the store is where MLflow's pointer looks.
+        check_lease: Raises `Superseded` once the attempt may not publish any more.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        store: CheckpointStore,
+        spool: Spool,
+        retention: Retention,
+        manifests: Iterable[Manifest] = (),
+        points_here: bool = True,
+        check_lease: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tracking, self._store, self._spool = tracking, store, spool
+        self.retention, self._points_here = retention, points_here
+        self._check_lease = check_lease
+        self._lock = threading.Lock()
+        self._unpublished: list[Point] = []
+        self.manifests = list(manifests)
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Note metric values, to be published once a checkpoint that holds them is committed."""
+        with self._lock:
+            self._unpublished += points
+
+    def commit(self, manifest: Manifest) -> None:
+        """Upload the spooled checkpoint, and do all that follows; what is done is not repeated.
+
+        Raises:
+            StoreUnavailable: Call again later.
+            Superseded: A later attempt was claimed; nothing more may be published.
+        """
+        if manifest not in self.manifests:
+            self._store.put(self._spool.path(manifest.name), manifest, self._check_lease)
+            self.manifests = [m for m in self.manifests if m.name != manifest.name]
+            self.manifests.append(manifest)
+        self.settle()
+
+    def settle(self) -> None:
+        """Do what follows a commit: publish, point, prune.
+
+        A resume begins with it, since the attempt before may have died in between.
+
+        Raises:
+            StoreUnavailable: Call again later.
+        """
+        if not self.manifests:
+            return
+        # IMPORTANT: a frozen attempt that wakes up may have been overtaken at any point before.
+        self._check_lease()
+        newest = self.manifests[-1]
+        # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
+        self._publish(newest.epoch)
+        self._point_to(newest)
+        self._prune()
+
+    def _publish(self, epoch: int) -> None:
+        with self._lock:
+            due = [p for p in self._unpublished if p.step <= epoch]
+        self._tracking.log_points(self._store.run_id, due)
+        with self._lock:
+            self._unpublished = [p for p in self._unpublished if p.step > epoch]
+
+    def _point_to(self, manifest: Manifest) -> None:
+        tags = {EPOCH_TAG: str(manifest.epoch)}
+        if self._points_here:
+            name = manifest.files[0].path.split("/")[0]
+            tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"
+        best = find_best(self.manifests)
+        if best is not None:
+            tags["train.best_epoch"] = str(best.epoch)
+        self._tracking.set_tags(self._store.run_id, tags)
+
+    def _prune(self) -> None:
+        """Delete what need not stay, and what is left of a killed upload or deletion.
+
+        The index is written first and without it, so that it never names what is gone.
+        """
+        gone = self.retention.to_prune(self.manifests)
+        stay = [m for m in self.manifests if m not in gone]
+        self._store.write_index(stay, self._spool.folder)
+        for name in [*(m.name for m in gone), *self._store.leftovers(self.manifests)]:
+            self._store.delete(name)
+        self.manifests = stay
+
+    def upload_log(self) -> None:
+        """Store the attempt's log, as far as it is written."""
+        self._store.upload(self._spool.log_file, "logs")

@@ -1,0 +1,130 @@
+"""The spool: what of a run is on this disk and not yet in the store.
+
+    lock                                held by a process that works on the run, while it lives
+    artifacts/checkpoints/…             the run's checkpoints, with upload=off
+    attempt_3/attempt_3.log             the attempt's log
+    attempt_3/journal.json              which attempt this is, and how it ended
+    attempt_3/epoch_12/                 a whole checkpoint that waits for its upload
+    attempt_3/epoch_12/uploaded.txt     hash and path of each of its files that is there already
+
+All of it is fsynced before it counts, and any of it can be published again: the journal, the
+checkpoints, and in each checkpoint the whole history of metrics with their recorded times.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint.manifest import MANIFEST_FILE, NAME, Manifest, parse_manifest
+from train.errors import CheckpointError
+from train.files import FolderLock, atomic_write
+
+JOURNAL_FILE = "journal.json"
+UPLOADED_FILE = "uploaded.txt"
+
+
+class RunFolder:
+    """This disk's folder for one run.
+
+    Args:
+        path: Where it is; made when something is put into it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: FolderLock | None = None
+
+    def acquire(self) -> bool:
+        """Take the run for this process; False if another process on this machine has it."""
+        if self._lock is None:
+            lock = FolderLock(self.path)
+            if lock.acquire():
+                self._lock = lock
+            else:
+                lock.release()
+        return self._lock is not None
+
+    def release(self) -> None:
+        """Give the run back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def artifacts(self) -> Path:
+        """Return where checkpoints stay that are not uploaded."""
+        return self.path / "artifacts"
+
+    def spool(self, attempt: int) -> Spool:
+        """Return the attempt's part of it."""
+        return Spool(self.path / f"attempt_{attempt}", attempt)
+
+    def waiting(self) -> list[Spool]:
+        """Return the spools of attempts whose publication is not complete, oldest first."""
+        numbers = [
+            int(path.parent.name.removeprefix("attempt_"))
+            for path in self.path.glob(f"attempt_*/{JOURNAL_FILE}")
+        ]
+        return [self.spool(number) for number in sorted(numbers)]
+
+
+class Spool:
+    """What one attempt has on this disk.
+
+    Args:
+        folder: Where it lies; made when something is put into it.
+        attempt: The number of the attempt.
+    """
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self.folder, self.attempt = folder, attempt
+
+    @property
+    def log_file(self) -> Path:
+        """Where the attempt's log is written."""
+        return self.folder / f"attempt_{self.attempt}.log"
+
+    def path(self, name: str) -> Path:
+        """Return the folder of the checkpoint `name`, whether it is there or not."""
+        return self.folder / name
+
+    def list(self) -> list[Manifest]:
+        """Return the manifests of the whole checkpoints that wait, oldest first."""
+        found = []
+        for path in self.folder.glob("*"):
+            if NAME.fullmatch(path.name):
+                try:
+                    text = (path / MANIFEST_FILE).read_bytes()
+                    found.append(parse_manifest(text, path.name))
+                except (OSError, CheckpointError):
+                    continue  # a broken folder is nothing
+        return sorted(found, key=lambda m: m.step)
+
+    def remove(self, name: str) -> None:
+        """Remove a checkpoint, which is in the store or not needed any more."""
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        """Return how much room the disk has."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self.folder).free
+
+    def write_journal(self, entry: Mapping[str, Any]) -> None:
+        """Record, durably, which attempt this is and how it stands."""
+        text = json.dumps(entry, indent=1).encode()
+        atomic_write(self.folder / JOURNAL_FILE, lambda file: file.write(text))
+
+    def read_journal(self) -> dict[str, Any]:
+        """Return what was recorded; {} if nothing was."""
+        try:
+            entry = json.loads((self.folder / JOURNAL_FILE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return entry if isinstance(entry, dict) else {}
+
+    def discard(self) -> None:
+        """Remove all of it: it is published."""
+        shutil.rmtree(self.folder, ignore_errors=True)

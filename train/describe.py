@@ -1,0 +1,60 @@
+"""What a run says of itself in MLflow: options, identity, dataset, and the prepared data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train.config import Config, options_of, to_text
+from train.data.dataset import Dataset
+from train.data.provide import cache_folder, upload
+from train.tasks.tabular import TabularTask
+from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
+
+
+def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
+    """Log what a new run is: options, dataset, and the prepared data itself."""
+    dataset = task.dataset
+    tracking.mark_experiment(record.experiment_id)
+    tracking.log_params(record.run_id, params(task.config), known=record.params)
+    preprocessing = dataset.preprocessing
+    columns = {f.column: "double" for f in preprocessing.numeric}
+    columns |= {f.column: "string" for f in preprocessing.categorical}
+    rows = {"train_rows": len(dataset.train), "val_rows": len(dataset.val)}
+    tracking.log_dataset(
+        record.run_id, dataset.name, dataset.fingerprint, dataset.source, columns, rows
+    )
+    upload_data(tracking, task, record, home)
+
+
+def upload_data(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
+    """Store the prepared data with the run, as the option `upload_data` says."""
+    artifacts = tracking.artifacts(record)
+    folder = cache_folder(home, task.dataset.fingerprint)
+    upload(folder, task.config.upload_data, lambda path: artifacts.upload(path, "data"))
+
+
+def identity(task: TabularTask) -> dict[str, str]:
+    """Return the tags by which a run is known as one of ours, and found again."""
+    fingerprint = task.dataset.fingerprint
+    return {
+        FINGERPRINT_TAG: task.config.fingerprint(task.name, fingerprint),
+        OPTIONS_TAG: json.dumps(task.config.to_dict()),
+        DATA_TAG: fingerprint,
+    }
+
+
+def data_info(dataset: Dataset) -> dict[str, Any]:
+    """Return what a checkpoint says of the data."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "name": dataset.name,
+        "train_rows": len(dataset.train),
+        "val_rows": len(dataset.val),
+    }
+
+
+def params(config: Config) -> dict[str, str]:
+    """Return every option as MLflow shows it."""
+    return {name: to_text(getattr(config, name)) for name in options_of(Config)}

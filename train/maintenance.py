@@ -1,0 +1,154 @@
+"""What is done with the checkpoints of a run besides training: verify, prune, export, show."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from train import environment
+from train.checkpoint.format import load_checkpoint
+from train.checkpoint.manifest import CHECKPOINT_FILE, Manifest
+from train.checkpoint.policy import Retention
+from train.checkpoint.spool import RunFolder
+from train.checkpoint.store import CheckpointStore
+from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
+from train.files import atomic_write
+from train.source import find_run, open_store, options_of_run, pick
+from train.tracking import RunRecord, Tracking
+
+Row = dict[str, Any]
+
+NUM_VERIFIED = 2  # checkpoints at a time, each with several transfers
+
+
+def _open(tracking: Tracking, run_id: str) -> tuple[RunRecord, RunFolder, CheckpointStore]:
+    record = find_run(tracking, run_id)
+    folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
+    return record, folder, open_store(tracking, record, folder)
+
+
+def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
+    """Download and check every checkpoint of the run, and yield one row for each as it is done.
+
+    `status` is ok, damaged (`found` tells how), or uncommitted: what is left of an upload or a
+    deletion that was killed, and no checkpoint.
+    """
+    _, _, store = _open(tracking, run_id)
+
+    def check(name: str, indexed: Manifest | None) -> Row:
+        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+            try:
+                manifest = store.check(name, Path(folder))
+            except CheckpointError as error:
+                return {"name": name, "status": "damaged", "found": str(error), "bytes": None}
+        if manifest is None and indexed is not None:
+            found = "its manifest.json is gone"
+            return {"name": name, "status": "damaged", "found": found, "bytes": None}
+        if manifest is None:
+            return {"name": name, "status": "uncommitted", "found": "no manifest", "bytes": None}
+        return {"name": name, "status": "ok", "found": "", "bytes": manifest.bytes}
+
+    with ThreadPoolExecutor(NUM_VERIFIED) as pool:
+        examined = store.examine()
+        yield from pool.map(check, examined.keys(), examined.values())
+
+
+def retention_of(
+    tracking: Tracking, run_id: str, last: int | None, best: int | None, every: int | None
+) -> Retention:
+    """Return which checkpoints of the run are to stay: as given, else by the run's options."""
+    own = Retention.of(options_of_run(find_run(tracking, run_id)))
+    return Retention(last or own.last, best or own.best, every)
+
+
+def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) -> list[Manifest]:
+    """Delete the checkpoints that `retention` does not keep; return them.
+
+    Never deleted are the newest good one and the best.
+
+    Raises:
+        RunNotUsable: A process on this machine is working on the run.
+    """
+    record, folder, store = _open(tracking, run_id)
+    if not folder.acquire():
+        raise RunNotUsable(record.run_id, "is being trained by another process on this machine")
+    try:
+        manifests = store.list()
+        gone = retention.to_prune(_without_damaged_end(store, manifests))
+        if gone and not dry_run:
+            # IMPORTANT: the index comes first, so that it never names what is gone.
+            with tempfile.TemporaryDirectory(prefix="train-") as temporary:
+                stay = [m for m in manifests if m not in gone]
+                store.write_index(stay, Path(temporary))
+            for manifest in gone:
+                store.delete(manifest.name)
+        return gone
+    finally:
+        folder.release()
+
+
+def _without_damaged_end(store: CheckpointStore, manifests: list[Manifest]) -> list[Manifest]:
+    """Return them up to the newest that is good: a damaged one must not count as the newest."""
+    for number in range(len(manifests), 0, -1):
+        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+            try:
+                store.fetch(manifests[number - 1], Path(folder))
+                return manifests[:number]
+            except CheckpointDamaged:
+                continue
+    return []
+
+
+def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
+    """Write one verified checkpoint as one plain file, as the script version did.
+
+    Raises:
+        CheckpointError: There is none of that epoch, or it is damaged.
+    """
+    record, _, store = _open(tracking, run_id)
+    manifest = pick(record.run_id, store.list(), epoch)
+    with tempfile.TemporaryDirectory(prefix="train-") as temporary:
+        stored = store.fetch(manifest, Path(temporary))
+        parts = sorted(e.path for e in stored.files if e.path.split("/")[0] == CHECKPOINT_FILE)
+
+        def join(file: Any) -> None:
+            for part in parts:
+                with open(Path(temporary) / part, "rb") as source:
+                    shutil.copyfileobj(source, file, 1 << 20)
+
+        atomic_write(to, join)
+    return stored
+
+
+def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
+    """Return what a checkpoint holds: manifest, state keys with shapes, options, environment."""
+    record, _, store = _open(tracking, run_id)
+    manifest = pick(record.run_id, store.list(), epoch)
+    with tempfile.TemporaryDirectory(prefix="train-") as temporary:
+        stored = store.fetch(manifest, Path(temporary))
+        checkpoint = load_checkpoint(Path(temporary), stored, manifest.name)
+        options, environment_ = checkpoint.pop("config"), checkpoint.pop("environment", {})
+        return {
+            "run_id": record.run_id,
+            "manifest": stored.to_dict(),
+            "state": dict(_leaves(checkpoint)),
+            "options": options,
+            "environment": environment_,
+        }
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (path, what is there) of every leaf; long lists of numbers count as one."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{where}.{key}" if where else str(key))
+    elif hasattr(value, "shape"):
+        yield where, f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    elif isinstance(value, list | tuple):
+        yield where, f"{type(value).__name__} of {len(value)}"
+    else:
+        yield where, repr(value)

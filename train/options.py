@@ -1,0 +1,99 @@
+"""What options that are given mean for a run that exists: a resume, a fork, or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from train.commands import train_command
+from train.config import Config, OnResume, options_of, to_text
+from train.data.dataset import source_fingerprint
+from train.errors import ForkNeeded, RunNotUsable, UsageError
+from train.source import Source
+
+Given = Mapping[str, Any]
+
+
+def resumed_config(source: Source, given: Given) -> Config:
+    """Return the run's options, with those that were given where that is sound.
+
+    Raises:
+        ForkNeeded: A given option would make it another training.
+        RunNotUsable: The run is finished, and no larger epochs was given.
+        UsageError: Fewer epochs were given than the run has.
+    """
+    run_id = source.record.run_id
+    config = source.config.replace(**given)
+    changes = _changes(source, given)
+    if "data" in changes and source_fingerprint(config) == source.data_fingerprint:
+        del changes["data"]  # the same table in another place
+    _refuse_another_model(run_id, changes)
+    if changes:
+        fork = {"resume_run": run_id, "fork": True, **given}
+        raise ForkNeeded(run_id, changes, train_command(fork))
+    if source.record.status == "FINISHED" and "epochs" not in given:
+        more = train_command({"resume_run": run_id, "epochs": 2 * source.epoch})
+        raise RunNotUsable(
+            run_id, f"is finished after {source.epoch} epochs: pass a larger epochs, as in {more}"
+        )
+    if config.epochs < source.epoch:
+        raise UsageError(
+            f"epochs={config.epochs} is fewer than the {source.epoch} that run '{run_id}' has "
+            "completed: epochs counts from the run's beginning"
+        )
+    return config
+
+
+def forked_config(source: Source, given: Given) -> Config:
+    """Return the options of a fork: the run's, with those that were given.
+
+    Raises:
+        UsageError: A given option would make another model, or no epoch is left.
+    """
+    run_id = source.record.run_id
+    _refuse_another_model(run_id, _changes(source, given))
+    config = source.config.replace(**given)
+    require_epochs_left(config, source.epoch, f"run '{run_id}'")
+    return config
+
+
+def changes_data(source: Source, given: Given) -> bool:
+    """Tell whether the given options are about another table, or another use of it."""
+    return any(options_of(Config)[name][1].group == "Data" for name in _changes(source, given))
+
+
+def require_epochs_left(config: Config, done: int, of: str) -> None:
+    """Refuse to start from a checkpoint that has all the epochs behind it.
+
+    Raises:
+        UsageError: It has.
+    """
+    if config.epochs <= done:
+        raise UsageError(
+            f"the checkpoint of {of} has {done} epochs behind it and epochs={config.epochs}: "
+            "nothing is left to train. Pass a larger epochs"
+        )
+
+
+def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -> None:
+    for name, (old, new) in changes.items():
+        if options_of(Config)[name][1].on_resume is OnResume.NEVER:
+            raise UsageError(
+                f"{name} is {old or 'empty'} in run '{run_id}' and {new or 'empty'} was given: "
+                "neither a resume nor a fork can change its model or its inputs. Leave the option "
+                "out, or start a fresh run without resume_run"
+            )
+
+
+def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:
+    """Return the given options that would make it another training: name to (old, new)."""
+    changed = {
+        name: (to_text(getattr(source.config, name)), to_text(value))
+        for name, value in given.items()
+        if value != getattr(source.config, name)
+        and options_of(Config)[name][1].on_resume is not OnResume.CHANGE
+    }
+    if "upload" in given and (given["upload"] == "off") != (source.config.upload == "off"):
+        # The run's checkpoints are in one place, so that there is one answer to which it has.
+        changed["upload"] = (source.config.upload, given["upload"])
+    return changed

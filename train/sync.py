@@ -1,0 +1,122 @@
+"""Publishing what a run left on this disk: by the next resume, or by `train sync`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from train import environment
+from train.attempt import Attempt, run_link
+from train.checkpoint.format import load_checkpoint, verify
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.policy import Retention
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import RunFolder, Spool
+from train.checkpoint.store import CheckpointStore
+from train.config import Config
+from train.errors import CheckpointDamaged
+from train.metrics import History
+from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
+
+log = logging.getLogger(__name__)
+
+
+def waiting_runs(home: Path, tracking_uri: str) -> list[str]:
+    """Return the IDs of the runs of that server of which something waits on this disk."""
+    prefix = environment.run_folder(tracking_uri, "").name
+    folders = sorted(
+        path.parents[1] for path in home.glob(f"runs/{prefix}*/attempt_*/journal.json")
+    )
+    return list(dict.fromkeys(folder.name.removeprefix(prefix) for folder in folders))
+
+
+def publish_waiting(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, folder: RunFolder
+) -> list[Spool]:
+    """Publish what the run's newest attempt left on this disk, and close that attempt.
+
+    The caller has acquired the folder. A process that died without a word was killed: its run
+    can be resumed.
+
+    Returns:
+        The spools that were overtaken: a later attempt has been claimed, so that theirs may not
+        be published any more. They are kept.
+
+    Raises:
+        StoreUnavailable: The store does not answer; what is left stays on this disk.
+    """
+    overtaken = []
+    for spool in folder.waiting():
+        if spool.attempt != record.attempts:
+            if good_checkpoints(spool):
+                overtaken.append(spool)
+            else:
+                spool.discard()  # it left nothing that could be a run
+            continue
+        journal = spool.read_journal() or _lost_journal(tracking, record)
+        attempt = Attempt.from_journal(tracking, journal)
+        manifests = _publish(tracking, record, store, spool, attempt)
+        if spool.log_file.exists():
+            store.upload(spool.log_file, "logs")
+        status = "KILLED" if journal["status"] == "RUNNING" else str(journal["status"])
+        epochs = [m.epoch for m in manifests if m.attempt == spool.attempt]
+        attempt.end(status, max([int(journal["last_epoch"]), *epochs]))
+        log.info(
+            "Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s",
+            spool.attempt, record.run_id, max([0, *epochs]), status,
+        )  # fmt: skip
+        spool.discard()
+    return overtaken
+
+
+def _publish(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, spool: Spool, attempt: Attempt
+) -> list[Manifest]:
+    """Commit the checkpoints that are still needed, oldest first, with their metrics.
+
+    Returns:
+        All that the store and the spool held.
+    """
+    stored = store.list()
+    newest_step = stored[-1].step if stored else -1
+    # The newest in the store too: it may be committed, and its metrics not yet published.
+    waiting = [m for m in good_checkpoints(spool) if m.step >= newest_step]
+    if waiting:
+        folder = spool.path(waiting[-1].name)
+        content = load_checkpoint(folder, waiting[-1], str(folder))
+        history = History()
+        history.load_state_dict(content["history"])
+        retention = Retention.of(Config.from_dict(content["config"]))
+        publisher = Publisher(
+            tracking, store, spool, retention, stored,
+            points_here=HOST_TAG not in record.tags, check_lease=attempt.check_lease,
+        )  # fmt: skip
+        publisher.add(history.missing_from(tracking.published(record.run_id, record.metrics)))
+        gone = retention.to_prune([*stored, *(m for m in waiting if m not in stored)])
+        for manifest in waiting:
+            if manifest not in gone:
+                publisher.commit(manifest)
+    return [*stored, *waiting]
+
+
+def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
+    """Return what can be told of the run's newest attempt without what it recorded."""
+    child_id = record.params[f"{ATTEMPT_PARAM}{record.attempts}"]
+    link = run_link(tracking, record)
+    return Attempt(tracking, record.run_id, record.attempts, 1, child_id, link).journal(
+        "RUNNING", 0
+    )
+
+
+def good_checkpoints(spool: Spool) -> list[Manifest]:
+    """Return the checkpoints in the spool, verified, oldest first."""
+    good = []
+    for manifest in spool.list():
+        folder = spool.path(manifest.name)
+        try:
+            verify(folder, manifest, str(folder))
+            good.append(manifest)
+        except CheckpointDamaged as error:
+            log.warning("%s: it is not published", error)
+    return good
