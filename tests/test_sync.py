@@ -286,7 +286,6 @@ def test_what_was_overtaken_and_holds_nothing_is_cleared_away(disk):
     assert not old.folder.exists()
 
 
-@pytest.mark.xfail(reason="known bug, see the report: a deleted child keeps it for ever")
 def test_a_child_that_somebody_deleted_holds_nothing_up(disk, tracking, caplog):
     """What is left is published and cleared away; that the child is gone is a warning."""
     disk.begin()
@@ -301,7 +300,6 @@ def test_a_child_that_somebody_deleted_holds_nothing_up(disk, tracking, caplog):
     assert attempt.child_id in caplog.text
 
 
-@pytest.mark.xfail(reason="known bug, see the report: a launch that failed is KILLED by the next sync")
 def test_a_launch_that_failed_stays_failed(disk, tracking):
     """Publishing its log later does not change how it ended (invariant 9)."""
     launcher = _Launcher(tracking, None, {}, Reporter(), environment.home())

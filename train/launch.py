@@ -74,10 +74,13 @@ class _Launcher:
             folder.release()
         try:
             if self.attempt is not None:
-                self.attempt.end(status, self.attempt.first_epoch - 1)
+                last_epoch = self.attempt.first_epoch - 1
+                self.attempt.end(status, last_epoch)
+                spool = self.folders[self.attempt.run_id].spool(self.attempt.number)
+                spool.write_journal(self.attempt.journal(status, last_epoch))
             elif self.launched is not None:
                 self.tracking.set_status(self.launched.run_id, status)
-        except TrainError as error:  # the first error is the one to tell
+        except (TrainError, OSError) as error:  # the first error is the one to tell
             log.warning("The run could not be closed as %s: %s", status, error)
 
 
@@ -126,10 +129,9 @@ def _fresh(launcher: _Launcher) -> Opened:
     record = launcher.new_run(launcher.tracking.experiment_id())
     require_local_artifacts(record)
     attempt = Attempt.first(launcher.tracking, record)
-    start = Start(None, History())
     pipeline = _begin(launcher, task, record, attempt, identity(task))
     describe(launcher.tracking, task, record, launcher.home)
-    return _run(launcher, task, attempt, pipeline, start)
+    return _run(launcher, task, attempt, pipeline, Start(None, History()))
 
 
 def _resume(launcher: _Launcher, record: RunRecord, launch: Launch) -> Opened:
@@ -138,8 +140,7 @@ def _resume(launcher: _Launcher, record: RunRecord, launch: Launch) -> Opened:
     store = open_store(tracking, record, folder)
     if folder.acquire():
         # What this disk has and the store has not yet comes first: it is newer.
-        overtaken = publish_waiting(tracking, record, store, folder)
-        for spool in overtaken:
+        for spool in publish_waiting(tracking, record, store, folder):
             _tell_overtaken(record, spool)
         record = tracking.get_run(record.run_id)
     source = find_source(record, store, launch.resume_epoch)

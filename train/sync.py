@@ -15,7 +15,7 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder, Spool
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
-from train.errors import CheckpointDamaged
+from train.errors import CheckpointDamaged, RunNotUsable
 from train.metrics import History
 from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
 
@@ -61,7 +61,10 @@ def publish_waiting(
             store.upload(spool.log_file, "logs")
         status = "KILLED" if journal["status"] == "RUNNING" else str(journal["status"])
         epochs = [m.epoch for m in manifests if m.attempt == spool.attempt]
-        attempt.end(status, max([int(journal["last_epoch"]), *epochs]))
+        try:
+            attempt.end(status, max([int(journal["last_epoch"]), *epochs]))
+        except RunNotUsable as error:  # somebody deleted its child; the run itself is closed
+            log.warning("%s", error)
         log.info(
             "Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s",
             spool.attempt, record.run_id, max([0, *epochs]), status,

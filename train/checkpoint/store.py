@@ -81,7 +81,7 @@ class CheckpointStore:
         self._artifacts = artifacts
         self.run_id = run_id
         self._names: set[str] = set()  # folders in the store, committed or not
-        self._leftovers: set[str] = set()  # those without a manifest
+        self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
 
     @property
     def folder(self) -> Path | None:
@@ -136,6 +136,7 @@ class CheckpointStore:
         """
         remote = f"{ROOT}/{manifest.name}"
         check_lease()
+        self._unfinished.add(manifest.name)
         done = self._uploaded(folder, remote)
         # IMPORTANT: a name is written again only after its manifest is gone.
         if manifest.name in self._names and not done:
@@ -155,6 +156,7 @@ class CheckpointStore:
         check_lease()
         # IMPORTANT: the manifest comes last; it is the commit.
         retried(lambda: self._artifacts.upload(folder / MANIFEST_FILE, remote, give_away=True))
+        self._unfinished.discard(manifest.name)
 
     def _uploaded(self, folder: Path, remote: str) -> set[str]:
         """Return the lines of the files that an earlier upload of `folder` has brought."""
@@ -221,16 +223,22 @@ class CheckpointStore:
         self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
         self._artifacts.delete(remote)
         self._names.discard(name)
+        self._unfinished.discard(name)
 
     def leftovers(self, manifests: Iterable[Manifest]) -> Sequence[str]:
-        """Return the folders, as last listed, that have no manifest at all.
+        """Return the folders that have no manifest at all, or one that was given up.
+
+        A manifest may have arrived though the upload failed, since its answer was lost.
 
         Args:
             manifests: Those that are known to have one.
         """
-        unknown = self._names - {m.name for m in manifests}
+        unknown = sorted(self._names - {m.name for m in manifests})
         return [
-            n for n in sorted(unknown) if MANIFEST_FILE not in self._artifacts.list(f"{ROOT}/{n}")
+            name
+            for name in unknown
+            if name in self._unfinished
+            or MANIFEST_FILE not in self._artifacts.list(f"{ROOT}/{name}")
         ]
 
     def write_index(self, manifests: Iterable[Manifest], folder: Path) -> None:
