@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -467,16 +468,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for_server(server, address):
+def wait_for_server(server, address, printed):
     """Wait until a server that was started answers; return MLflow's client of it."""
     wait_for(lambda: server.poll() is not None or answers(address))
-    assert server.poll() is None, server.stdout.read()
+    assert server.poll() is None, "".join(printed)
     return client(address)
 
 
 def run_story(story, project, folder):
     """Run the blocks of a story one after another, as a reader would."""
-    run_id, port = project.run_id, free_port()
+    run_id, port, printed_by_server = project.run_id, free_port(), []
     if story[0].comment == "overtaken":
         run_id = overtaken_run(project, folder)
     cwd, home = project.folder, project.home
@@ -494,7 +495,9 @@ def run_story(story, project, folder):
             env.pop("PYTHONPATH")
             if block.is_server:
                 server = servers.enter_context(started(text, cwd, env))
-                api = wait_for_server(server, f"http://127.0.0.1:{port}")
+                # A pipe that nobody reads is full after some hundred requests: the server hangs.
+                threading.Thread(target=printed_by_server.extend, args=[server.stdout]).start()
+                api = wait_for_server(server, f"http://127.0.0.1:{port}", printed_by_server)
                 if cwd == project.folder:
                     assert api.list_artifacts(run_id, "checkpoints"), "the pages do not show it"
                 continue
