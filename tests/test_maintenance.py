@@ -125,6 +125,14 @@ def test_the_newest_good_one_is_never_pruned(tracking, trained, damaged):
     assert epochs_of(tracking, trained) == sorted({2, newest_good, *damaged})
 
 
+def test_the_best_good_one_is_never_pruned(tracking, trained):
+    """A damaged best does not count either: the next best one, which is good, stays."""
+    cut(stored(trained, 2))
+    second = max((1, 3, 4), key=SCORES.__getitem__)
+    maintenance.prune(tracking, trained.run_id, Retention(every=100), dry_run=False)
+    assert epochs_of(tracking, trained) == sorted({2, second, 4})
+
+
 def test_where_all_are_damaged_nothing_is_pruned(tracking, trained):
     """Without a good one nothing may go."""
     for epoch in SCORES:

@@ -12,7 +12,7 @@ from typing import Any
 from train import environment
 from train.checkpoint.format import load_checkpoint
 from train.checkpoint.manifest import CHECKPOINT_FILE, Manifest
-from train.checkpoint.policy import Retention
+from train.checkpoint.policy import Retention, ranked
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
@@ -68,7 +68,7 @@ def retention_of(
 def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) -> list[Manifest]:
     """Delete the checkpoints that `retention` does not keep; return them.
 
-    Never deleted are the newest good one and the best.
+    Never deleted are the newest good one and the best good one, nor what is damaged in their place.
 
     Raises:
         RunNotUsable: A process on this machine is working on the run.
@@ -78,7 +78,7 @@ def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) 
         raise RunNotUsable(record.run_id, "is being trained by another process on this machine")
     try:
         manifests = store.list()
-        gone = retention.to_prune(_without_damaged_end(store, manifests))
+        gone = retention.to_prune(_guarded_by_good(store, manifests))
         if gone and not dry_run:
             # IMPORTANT: the index comes first, so that it never names what is gone.
             with tempfile.TemporaryDirectory(prefix="train-") as temporary:
@@ -91,16 +91,17 @@ def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) 
         folder.release()
 
 
-def _without_damaged_end(store: CheckpointStore, manifests: list[Manifest]) -> list[Manifest]:
-    """Return them up to the newest that is good: a damaged one must not count as the newest."""
-    for number in range(len(manifests), 0, -1):
+def _guarded_by_good(store: CheckpointStore, manifests: list[Manifest]) -> list[Manifest]:
+    """Return them without damaged ones that would count as the newest, or as the best."""
+    guards = {m.name: m for m in (*manifests[-1:], *ranked(manifests)[:1])}.values()
+    for manifest in guards:
         with tempfile.TemporaryDirectory(prefix="train-") as folder:
             try:
-                store.fetch(manifests[number - 1], Path(folder))
-                return manifests[:number]
+                store.fetch(manifest, Path(folder))
             except CheckpointDamaged:
-                continue
-    return []
+                others = [m for m in manifests if m != manifest]
+                return _guarded_by_good(store, others)
+    return manifests
 
 
 def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
