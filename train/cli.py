@@ -31,7 +31,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except TrainError as error:
-            if ctx.params.get("debug") or ctx.meta.get("train.debug"):
+            if ctx.meta.get("train.debug"):
                 raise
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
