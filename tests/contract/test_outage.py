@@ -137,7 +137,8 @@ def test_a_connection_that_misbehaves(undisturbed, tmp_path):
 
 def test_a_frozen_attempt_that_wakes_up(undisturbed, tmp_path):
     """Invariant 8: while one attempt is frozen another takes over on another machine; the first,
-    awake again, publishes nothing more and ends with exit code 8."""
+    awake again, publishes nothing more and ends with exit code 8. One request that was under way
+    when it froze may still land: it doubles no metric, and the next resume puts it right."""
     table = str(tmp_path / "table.csv")
     with mlflow_server(tmp_path / "server") as server:
         env = environment(tmp_path / "frozen", server.address)
@@ -153,6 +154,9 @@ def test_a_frozen_attempt_that_wakes_up(undisturbed, tmp_path):
         assert process.returncode == 8, printed
         assert "was overtaken by attempt 2" in printed
         assert only_run(server.address).info.status == "FINISHED"
+        assert curves(server.address, run_id) == curves(*undisturbed)
+        done = launch("--resume_run", run_id, "--epochs", "200", cwd=tmp_path, env=env)
+        assert "Nothing is left to train" in done.stdout, done
         assert_equal(undisturbed, (server.address, run_id), tmp_path)
 
 

@@ -76,12 +76,15 @@ class Publisher:
         """
         if not self.manifests:
             return
-        # IMPORTANT: a frozen attempt that wakes up may have been overtaken at any point before.
-        self._check_lease()
         newest = self.manifests[-1]
+        # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
+        # at any point; a request that was under way then is all that can still land.
+        self._check_lease()
         # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
         self._publish(newest.epoch)
+        self._check_lease()
         self._point_to(newest)
+        self._check_lease()
         self._prune()
 
     def _publish(self, epoch: int) -> None:
@@ -110,6 +113,7 @@ class Publisher:
         stay = [m for m in self.manifests if m not in gone]
         self._store.write_index(stay, self._spool.folder)
         for name in [*(m.name for m in gone), *self._store.leftovers(self.manifests)]:
+            self._check_lease()
             self._store.delete(name)
         self.manifests = stay
 
