@@ -220,7 +220,7 @@ def test_a_pointer_to_parts_names_their_folder(attempt, tracking, record, make_c
     assert pointer == "checkpoints/epoch_1/checkpoint.pth"
 
 
-@pytest.mark.parametrize(("num_checks", "num_done"), enumerate([0, 0, 1, 2, 3, 4, 5, 6]))
+@pytest.mark.parametrize(("num_checks", "num_done"), list(enumerate([0, 0, 1, 2, 3, 4, 5, 6])))
 def test_an_overtaken_attempt_publishes_nothing_more(attempt, calls, num_checks, num_done):
     """One writer (invariant 8): the lease is asked for before each step that others could see.
 
