@@ -6,12 +6,17 @@ P =
 BIN = .venv/bin
 STAMP = .venv/installed
 
-.PHONY: help run test format
+# Kills of `make chaos`, and the seed that draws their moments.
+KILLS = 300
+SEED = 0
+
+.PHONY: help run test chaos format
 
 help:
 	@echo 'make run                                      set up .venv and train'
 	@echo 'make run P="checkpoint_freq=3 epochs=6"       the same, with options'
 	@echo 'make test                                     set up .venv and run all checks'
+	@echo 'make chaos KILLS=300 SEED=0                   kill a run so many times, and see it end the same'
 	@echo 'make format                                   format the code and fix what lint can fix'
 	@echo 'PYTHON=python3.11 after any of them           the Python to make .venv with'
 
@@ -25,6 +30,9 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m 'not slow'
 	$(BIN)/pytest -n 2 -m slow
+
+chaos: $(STAMP)
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -s tests/contract/test_chaos.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -17,12 +17,14 @@ from hypothesis import settings
 from train.checkpoint import pipeline as pipeline_module
 from train.checkpoint import store as store_module
 from train.checkpoint.format import write_checkpoint
+from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.errors import StoreUnavailable
+from train.signals import SIGNALS
 from train.tracking import (
     DATA_TAG,
     FINGERPRINT_TAG,
@@ -40,7 +42,10 @@ settings.load_profile("suite")
 def isolated(tmp_path, monkeypatch):
     """Give the test an empty folder to work in, and put back what a process has one of."""
     environment = dict(os.environ)
-    signals = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signals = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in signals.items():
+        if handler is signal.SIG_IGN:  # by `nohup`, on which no test must depend
+            signal.signal(number, signal.SIG_DFL)
     logger = logging.getLogger("train")
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     for name in environment:
@@ -252,9 +257,10 @@ def make_checkpoint():
     """Return a function that makes the smallest content of a checkpoint that can be resumed."""
     import torch
 
-    def make(epoch, **more):
+    def make(epoch, epoch_step=0, **more):
         weights = {"weight": torch.full((3,), float(epoch))}
-        content = {"epoch": epoch, "step": 10 * epoch, "model_state_dict": weights}
+        counts = {"epoch": epoch, "step": 10 * epoch + epoch_step, "epoch_step": epoch_step}
+        content = {**counts, "model_state_dict": weights}
         rest = {"config": Config().to_dict(), "data": {"fingerprint": "d" * 64}}
         return {**content, **rest, **more}
 
@@ -265,7 +271,8 @@ def make_checkpoint():
 def commit_to(tracking, tmp_path, make_checkpoint):
     """Return a function that commits checkpoints to a run, as an attempt of ours does.
 
-    It takes the run and, for each epoch, the score that decides which is best.
+    It takes the run and, for each epoch, the score that decides which is best. In place of an epoch
+    there may be (epoch, epoch_step), inside one; those have no score.
     """
 
     def commit(record, scores, kept=True):
@@ -274,9 +281,11 @@ def commit_to(tracking, tmp_path, make_checkpoint):
         publisher = Publisher(tracking, store, spool, Retention())
         identity = {FINGERPRINT_TAG: "f" * 64, DATA_TAG: "d" * 64}
         tracking.set_tags(record.run_id, {**identity, OPTIONS_TAG: json.dumps(Config().to_dict())})
-        for epoch, score in scores.items():
-            metrics = {"val_loss": 1 / epoch, "val_pearson": score}
-            content, path = make_checkpoint(epoch), spool.path(f"epoch_{epoch}")
+        for where, score in scores.items():
+            epoch, epoch_step = where if isinstance(where, tuple) else (where, 0)
+            metrics = {} if epoch_step else {"val_loss": 1 / epoch, "val_pearson": score}
+            content = make_checkpoint(epoch, epoch_step)
+            path = spool.path(checkpoint_name(content))
             manifest = write_checkpoint(path, content, attempt=1, kept=kept, metrics=metrics)
             publisher.commit(manifest)
             spool.remove(manifest.name)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from train.config import Config, OnResume, options_of
+from train.config import Config
+from train.declare import OnResume, options_of
 from train.metrics import is_wall_clock
 
 ROOT = Path(__file__).parents[1]

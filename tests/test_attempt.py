@@ -1,9 +1,11 @@
 """An attempt is claimed once, shown as a run of its own, and closed with the run's status."""
 
 import os
+import re
 
 import pytest
 
+from train import environment
 from train.attempt import Attempt, run_link
 from train.errors import RunNotUsable
 
@@ -136,11 +138,173 @@ def test_a_link_shows_no_password(tracking, record):
     assert run_link(tracking, record) == f"https://***@mlflow.example.org{path}"
 
 
-def test_a_child_that_somebody_deleted_leaves_the_run_closed(tracking, record):
-    """The run's own status comes first: it does not depend on its children (invariant 9)."""
+ENDED = [("FINISHED", "finished"), ("KILLED", "preempted"), ("FAILED", "failed")]
+
+
+def told(tracking, record, number):
+    """Return what the run says of its attempt of that number."""
+    return tracking.get_run(record.run_id).tags[f"train.attempt.{number}"]
+
+
+@pytest.mark.parametrize(("status", "word"), ENDED)
+def test_a_tag_tells_in_words_what_became_of_an_attempt(tracking, record, status, word):
+    """While it runs and when it has ended; its child has the word alone, to be searched for."""
+    Attempt.first(tracking, record).begin({})
+    host = environment.hostname()
+    assert told(tracking, record, 1) == f"epochs 1-… on {host}, running"
+    attempt = another(tracking, record)
+    attempt.begin({})
+    assert told(tracking, record, 2) == f"epochs 4-… on {host}, running"
+    attempt.end(status, 6)
+    assert told(tracking, record, 2) == f"epochs 4-6 on {host}, {word}"
+    child = tracking.get_run(attempt.child_id)
+    assert (child.tags["train.ended"], child.status) == (word, status)
+    assert "train.ended" not in tracking.get_run(record.run_id).tags
+
+
+@pytest.mark.parametrize(("status", "word"), ENDED)
+def test_the_first_attempt_tells_it_too(tracking, record, status, word):
+    """It has no child: its word is on the run."""
+    attempt = Attempt.first(tracking, record)
+    attempt.begin({})
+    attempt.end(status, 3)
+    assert told(tracking, record, 1) == f"epochs 1-3 on {environment.hostname()}, {word}"
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [(1, 4, "epochs 1-3"), (1, 1, "no epoch"), (4, 4, "no epoch"), (4, 5, "epochs 4-4")],
+)
+def test_of_one_that_died_without_a_word_the_next_one_tells(
+    tracking, record, monkeypatch, first, then, words
+):
+    """It vanished; its child is closed and named by what it had committed (invariant 9)."""
+    Attempt.first(tracking, record).end("KILLED", 0)
+    monkeypatch.setattr(environment, "hostname", lambda: "a host on fire")
+    dead = another(tracking, record, first_epoch=first)
+    dead.begin({})
+    monkeypatch.setattr(environment, "hostname", lambda: "here")
+    another(tracking, record, first_epoch=then).begin({})
+    assert told(tracking, record, 2) == f"{words} on a host on fire, vanished"
+    assert told(tracking, record, 3) == f"epochs {then}-… on here, running"
+    child = tracking.get_run(dead.child_id)
+    assert (child.status, child.tags["train.ended"]) == ("KILLED", "vanished")
+    assert child.name == f"attempt 2: {words} on a host on fire"
+
+
+def test_of_a_first_one_that_died_without_a_word(tracking, record):
+    """The run is the attempt: its name stays, its status is that of the next one."""
+    Attempt.first(tracking, record).begin({})
+    another(tracking, record).begin({})
+    assert told(tracking, record, 1) == f"epochs 1-3 on {environment.hostname()}, vanished"
+    run = tracking.get_run(record.run_id)
+    assert (run.name, run.status) == ("a run", "RUNNING")
+
+
+def test_one_that_was_claimed_and_never_begun_vanished_as_well(tracking, record):
+    """It died between its claim and its first word."""
+    Attempt.first(tracking, record).end("KILLED", 3)
+    dead = another(tracking, record)
+    another(tracking, record).begin({})
+    assert told(tracking, record, 2) == "no epoch, vanished"
+    child = tracking.get_run(dead.child_id)
+    assert (child.status, child.name) == ("KILLED", "attempt 2: no epoch")
+
+
+@pytest.mark.parametrize(("status", "word"), ENDED)
+def test_what_has_told_its_end_is_left_alone(tracking, record, status, word):
+    """The next attempt does not rewrite how the one before ended."""
+    Attempt.first(tracking, record).end("KILLED", 0)
+    ended = another(tracking, record)
+    ended.begin({})
+    ended.end(status, 6)
+    before = told(tracking, record, 2), tracking.get_run(ended.child_id)
+    another(tracking, record, first_epoch=7).begin({})
+    assert (told(tracking, record, 2), tracking.get_run(ended.child_id)) == before
+    assert before[0].endswith(f", {word}")
+
+
+def test_an_attempt_that_was_overtaken_leaves_the_run_alone(tracking, record):
+    """One writer (invariant 8): it closes its own child, and nothing else."""
+    Attempt.first(tracking, record).end("KILLED", 3)
+    old = another(tracking, record)
+    old.begin({})
+    another(tracking, record).begin({})
+    before = tracking.get_run(record.run_id)
+    old.end("KILLED", 5)
+    assert tracking.get_run(record.run_id) == before
+    child = tracking.get_run(old.child_id)
+    assert (child.status, child.tags["train.ended"]) == ("KILLED", "preempted")
+
+
+def test_the_description_lists_the_newest_ten(tracking, record):
+    """Each with its words, the newest last; the older ones are in the tags."""
+    Attempt.first(tracking, record).begin({})
+    for _ in range(11):
+        another(tracking, record).begin({})
+    note = tracking.get_run(record.run_id).tags["mlflow.note.content"]
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", note, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(3, 13))
+    assert [words for _, words in rows] == [told(tracking, record, n) for n in range(3, 13)]
+    assert "python -m train run" in note
+
+
+def test_after_a_thousand_attempts_the_description_is_as_short(tracking, record, monkeypatch):
+    """MLflow would cut it without a word; nothing of the run grows until it is refused."""
+    monkeypatch.setattr(environment, "hostname", lambda: "h" * 64)
+    tracking.log_params(record.run_id, {f"train.attempt.{n}": "c" for n in range(1, 1000)}, ())
+    words = f"epochs 10000-20000 on {'h' * 64}, preempted"
+    for start in range(1, 1000, 500):
+        numbers = range(start, min(start + 500, 1000))
+        tracking.set_tags(record.run_id, {f"train.attempt.{n}": words for n in numbers})
+    attempt = another(tracking, record, first_epoch=1_000_000)
+    assert attempt.number == 1000
+    attempt.begin({})
+    attempt.end("KILLED", 1_000_000)
+    note = tracking.get_run(record.run_id).tags["mlflow.note.content"]
+    assert len(note) < 7_000
+    assert note.count(", preempted |") == 10
+    assert f"| 1000 | {told(tracking, record, 1000)} |" in note
+
+
+def test_a_child_that_somebody_deleted_leaves_the_run_closed(tracking, record, caplog):
+    """The run's own end does not depend on its children: it is a warning (invariant 9)."""
     attempt = another(tracking, record)
     attempt.begin({})
     tracking._client.delete_run(attempt.child_id)
-    with pytest.raises(RunNotUsable):
-        attempt.end("KILLED", 4)
-    assert tracking.get_run(record.run_id).status == "KILLED"
+    attempt.end("FINISHED", 4)
+    assert tracking.get_run(record.run_id).status == "FINISHED"
+    assert told(tracking, record, 1).endswith(", finished")
+    [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert attempt.child_id in warning
+
+
+def test_a_stray_launch_that_somebody_deleted_does_so_too(tracking, record, elsewhere):
+    """Nor on the launch that lies in another experiment; the child is closed as well."""
+    launched = tracking.create_run(elsewhere, "stray", {})
+    attempt = another(tracking, record, launched)
+    attempt.begin({})
+    tracking._client.delete_run(launched.run_id)
+    attempt.end("FINISHED", 4)
+    assert tracking.get_run(record.run_id).status == "FINISHED"
+    assert tracking.get_run(attempt.child_id).status == "FINISHED"
+
+
+def test_a_vanished_child_that_somebody_deleted_holds_nothing_up(tracking, record, caplog):
+    """The next attempt begins, and the run tells of the dead one all the same."""
+    Attempt.first(tracking, record).end("KILLED", 3)
+    dead = another(tracking, record)
+    dead.begin({})
+    tracking._client.delete_run(dead.child_id)
+    another(tracking, record, first_epoch=6).begin({})
+    assert told(tracking, record, 2).startswith("epochs 4-5 on ")
+    assert told(tracking, record, 2).endswith(", vanished")
+    assert dead.child_id in caplog.text
+
+
+def test_a_deleted_run_is_not_closed(tracking, record):
+    """That the run itself is gone is an error: nothing of it can be true any more."""
+    attempt = Attempt.first(tracking, record)
+    tracking._client.delete_run(record.run_id)
+    with pytest.raises(RunNotUsable, match="was deleted"):
+        attempt.end("FINISHED", 3)

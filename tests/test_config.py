@@ -7,32 +7,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.config import Config, Launch, OnResume, options_of, parse, to_text
+from train.config import Config, Launch
+from train.declare import OnResume, options_of, parse, to_text
 from train.errors import UsageError
 
 CONFIG_OPTIONS = [
-    "epochs", "batch_size", "lr", "weight_decay", "schedule", "schedule_epochs", "max_grad_norm",
-    "early_stopping", "precision", "seed", "threads", "device",
+    "epochs", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",
+    "schedule_epochs", "max_grad_norm", "early_stopping", "precision", "seed", "threads", "device",
     "hidden_size", "num_layers", "dropout",
     "data", "target", "drop", "val_fraction", "split_seed", "target_scale", "upload_data",
-    "checkpoint_freq", "keep_last", "keep_best", "upload", "max_spool_bytes", "drain_seconds",
+    "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
+    "upload", "max_spool_bytes", "drain_seconds", "grace_seconds",
 ]  # fmt: skip
-LAUNCH_OPTIONS = ["resume_run", "resume_epoch", "resume_from", "fork"]
+LAUNCH_OPTIONS = ["resume_run", "resume_epoch", "resume_from", "take_over", "fork"]
 RESUME_MAY_CHANGE = {
     "epochs", "early_stopping", "device", "upload_data",
-    "checkpoint_freq", "keep_last", "keep_best", "upload", "max_spool_bytes", "drain_seconds",
+    "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
+    "upload", "max_spool_bytes", "drain_seconds", "grace_seconds",
 }  # fmt: skip
 NOT_EVEN_A_FORK_MAY_CHANGE = {"hidden_size", "num_layers", "target", "drop", "target_scale"}
 # Another value than the default for every option.
 OTHER = {
-    "epochs": 7, "batch_size": 64, "lr": 0.5, "weight_decay": 0.0, "schedule": "none",
-    "schedule_epochs": 9, "max_grad_norm": 0.0, "early_stopping": 3, "precision": "bf16",
-    "seed": 1, "threads": 2, "device": "cpu", "hidden_size": 8, "num_layers": 1, "dropout": 0.5,
-    "data": "other.csv", "target": "y", "drop": ("a", "b"), "val_fraction": 0.5, "split_seed": 1,
-    "target_scale": "log", "upload_data": "no", "checkpoint_freq": 2, "keep_last": 2,
-    "keep_best": 3, "upload": "sync", "max_spool_bytes": 0, "drain_seconds": 1.5,
+    "epochs": 7, "batch_size": 64, "accumulation_steps": 2, "lr": 0.5, "weight_decay": 0.0,
+    "schedule": "none", "schedule_epochs": 9, "max_grad_norm": 0.0, "early_stopping": 3,
+    "precision": "bf16", "seed": 1, "threads": 2, "device": "cpu", "hidden_size": 8,
+    "num_layers": 1, "dropout": 0.5, "data": "other.csv", "target": "y", "drop": ("a", "b"),
+    "val_fraction": 0.5, "split_seed": 1, "target_scale": "log", "upload_data": "no",
+    "strict": True, "checkpoint_freq": 2, "checkpoint_minutes": 0.5, "checkpoint_steps": 100,
+    "keep_last": 2, "keep_best": 3, "upload": "sync", "max_spool_bytes": 0, "drain_seconds": 1.5,
+    "grace_seconds": 5.0,
 }  # fmt: skip
 OF_THE_DATA = {"data", "target", "drop", "val_fraction", "split_seed", "target_scale"}
+CHOSEN_BY_THE_MACHINE = {"threads"}
 
 plain_text = st.text(
     st.characters(blacklist_categories=["C", "Z"], blacklist_characters=","), min_size=1
@@ -195,12 +201,13 @@ def test_what_a_resume_may_change():
 def test_the_fingerprint_changes_with_what_may_not_change(name):
     """An option changes the fingerprint if and only if it makes another training.
 
-    Options of the data are left out: the data's own fingerprint covers them.
+    Options of the data are left out: the data's own fingerprint covers them. So is what a machine
+    chooses by itself.
     """
     changed = Config(**{name: OTHER[name]})
     assert changed != Config()
     differs = changed.fingerprint("tabular", "d1") != Config().fingerprint("tabular", "d1")
-    assert differs == (name not in RESUME_MAY_CHANGE | OF_THE_DATA)
+    assert differs == (name not in RESUME_MAY_CHANGE | OF_THE_DATA | CHOSEN_BY_THE_MACHINE)
 
 
 def test_the_fingerprint_covers_task_and_data():
@@ -219,6 +226,10 @@ def test_the_fingerprint_covers_task_and_data():
         ({"resume_run": "r", "resume_from": "a.pth"}, "either resume_run or resume_from"),
         ({"resume_run": "r", "resume_epoch": "five"}, "resume_epoch='five' is not an epoch"),
         ({"resume_run": "r", "resume_epoch": "-1"}, "resume_epoch='-1' is not an epoch"),
+        ({"resume_run": "r", "resume_epoch": "global_step_x"}, "'global_step_x' is not an epoch"),
+        ({"resume_run": "r", "resume_epoch": "global_step_"}, "'global_step_' is not an epoch"),
+        ({"resume_run": "r", "resume_epoch": "global_step_best"}, "such as 'global_step_4321'"),
+        ({"resume_run": "r", "resume_epoch": "epoch_4"}, "resume_epoch='epoch_4' is not an epoch"),
     ],
 )
 def test_launch_refuses_what_does_not_go_together(options, message):
@@ -236,6 +247,7 @@ def test_launch_refuses_what_does_not_go_together(options, message):
         {"resume_run": "r", "resume_epoch": "best", "fork": True},
         {"resume_run": "r", "resume_epoch": "latest"},
         {"resume_run": "r", "resume_epoch": "12"},
+        {"resume_run": "r", "resume_epoch": "global_step_4321"},
     ],
 )
 def test_launch_takes_what_goes_together(options):

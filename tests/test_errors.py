@@ -40,7 +40,7 @@ def one_of_each():
         errors.NonFinite("loss", float("nan"), 3, 41, 1e-3),
         errors.RunNotUsable("r1", "was deleted"),
         errors.Superseded("r1", 2, 3),
-        errors.Interrupted("SIGTERM", 3),
+        errors.Interrupted("SIGTERM", 3, 21),
     ]
 
 
@@ -78,6 +78,13 @@ def test_not_found_names_what_exists_or_says_that_nothing_does():
     """Whoever asks for a pruned epoch is told which ones are there."""
     assert "it has 5, 10" in str(errors.CheckpointNotFound("r1", "epoch 7", iter(["5", "10"])))
     assert "it has none" in str(errors.CheckpointNotFound("r1", "epoch 7", []))
+
+
+def test_interrupted_tells_of_steps_only_where_there_are_some():
+    """A stop between two epochs is told by its epoch alone."""
+    assert str(errors.Interrupted("SIGTERM", 3)) == "stopped by SIGTERM after 3 epochs"
+    inside = "stopped by SIGINT after 0 epochs and 7 steps of the next"
+    assert str(errors.Interrupted("SIGINT", 0, 7)) == inside
 
 
 def test_fork_needed_names_both_values_and_the_command():

@@ -179,7 +179,9 @@ def test_bytes_that_are_no_checkpoint_are_damage(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("saved", [[1], {"epoch": 1}, {"format_version": 2}])
+@pytest.mark.parametrize(
+    "saved", [[1], {"epoch": 1}, {"format_version": 99}, {"format_version": "1"}]
+)
 def test_another_kind_of_content_is_damage(tmp_path, saved):
     """A file that loads but is no checkpoint of this format is refused."""
     torch.save(saved, tmp_path / CHECKPOINT_FILE)

@@ -1,5 +1,6 @@
 """`train list`: which runs can be resumed, and which checkpoints a run has."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from train import listing
 from train.config import Config
 from train.errors import RunNotUsable
+from train.heartbeat import Beat
 from train.metrics import Point
-from train.tracking import OPTIONS_TAG
+from train.tracking import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
 
 SCORES = {1: 0.1, 2: 0.9, 3: float("nan")}
 
@@ -36,6 +38,19 @@ def test_checkpoints_are_listed_oldest_first_with_their_marks(tracking, trained)
         files = [path, path.with_name("checkpoint_metrics.json")]
         assert row["bytes"] == sum(file.stat().st_size for file in files)
         assert abs(row["created"] - time.time()) < 60
+
+
+def test_one_inside_an_epoch_is_listed_with_its_steps(tracking, record, commit_to, capsys):
+    """It is told apart from an epoch's end, has no metrics, and can be the latest."""
+    trained = commit_to(record, {1: 0.1, (1, 3): None})
+    rows = listing.checkpoint_rows(tracking, trained.run_id)
+    assert [(r["epoch"], r["step"], r["epoch_step"]) for r in rows] == [(1, 10, 0), (1, 13, 3)]
+    assert [(r["val_loss"], r["latest"], r["best"]) for r in rows][1] == (None, True, False)
+    assert rows[1]["path"] == "checkpoints/global_step_13/checkpoint.pth"
+    listing.show(rows, trained.run_id, False)
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.split()[:5] == ["1", "+", "3", "steps", "13"]
+    assert rows[1]["path"] in line
 
 
 def test_runs_are_listed_newest_first_and_only_ours(tracking, record, trained):
@@ -123,3 +138,55 @@ def test_ages_are_in_the_largest_unit(monkeypatch, seconds, age):
     """A time is told as people would; a clock that runs ahead makes no negative age."""
     monkeypatch.setattr(listing.time, "time", lambda: 1_000_000.0)
     assert listing._age(1_000_000.0 - seconds) == f"{age} ago"
+
+
+def beat(tracking, run, **changes):
+    """Let the run's newest attempt have said something, and return the run."""
+    tracking.claim_attempt(run.run_id, 1, run.run_id)
+    newest = dataclasses.replace(Beat.of_this_process(1, 3, {}), **changes)
+    tracking.set_tags(run.run_id, newest.to_tag())
+
+
+@pytest.mark.parametrize(
+    ("age", "status", "shown"),
+    [
+        (0, "RUNNING", "RUNNING"),
+        (7200, "RUNNING", "vanished 2 h ago"),
+        (-7200, "RUNNING", "RUNNING"),  # its clock is ahead of ours
+        (7200, "KILLED", "KILLED"),
+        (7200, "FINISHED", "FINISHED"),
+    ],
+)
+def test_a_run_that_shows_no_life_is_listed_as_vanished(
+    tracking, trained, capsys, age, status, shown
+):
+    """RUNNING for ever is what a power cut leaves; the list tells since when (invariant 9)."""
+    beat(tracking, trained, time=time.time() - age)
+    tracking.set_status(trained.run_id, status)
+    [row] = listing.run_rows(tracking)
+    assert row["status"] == status
+    assert row["vanished"] is None or abs(row["vanished"] - (time.time() - 7200)) < 60
+    listing.show([row], None, False)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{trained.run_id}  {shown}  ")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "null", '{"time": "5"}', "[" * 5000, '{"time": [1], "pid": {}}']
+)
+def test_a_run_with_a_strange_heartbeat_is_listed_all_the_same(tracking, trained, text):
+    """Whatever somebody wrote there: it then counts from the start of the run."""
+    tracking.set_tags(trained.run_id, {HEARTBEAT_TAG: text})
+    [row] = listing.run_rows(tracking)
+    assert row["vanished"] is None
+    assert row["epoch"] == 3
+
+
+@pytest.mark.parametrize("text", ["", "three", "-1", "1.5", "[]"])
+def test_a_run_with_a_strange_epoch_is_listed_all_the_same(tracking, trained, text, capsys):
+    """A tag that somebody edited costs the number, not the listing."""
+    tracking.set_tags(trained.run_id, {EPOCH_TAG: text})
+    [row] = listing.run_rows(tracking)
+    assert row["epoch"] is None
+    listing.show([row], None, False)
+    assert "None" not in capsys.readouterr().out

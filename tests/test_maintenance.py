@@ -46,7 +46,7 @@ def everything(record):
 
 
 def test_each_checkpoint_is_ok_damaged_or_uncommitted(tracking, trained):
-    """One row for each folder, with what was found; a leftover is no damage.
+    """One row for each folder, with what was found; a leftover is no damage, and comes first.
 
     A checkpoint that the index knows, and that has lost its manifest, is no leftover.
     """
@@ -58,16 +58,16 @@ def test_each_checkpoint_is_ok_damaged_or_uncommitted(tracking, trained):
     rows = list(maintenance.verify_rows(tracking, trained.run_id))
     found = [(row["name"], row["status"]) for row in rows]
     assert found == [
-        ("epoch_1", "ok"), ("epoch_2", "damaged"), ("epoch_3", "damaged"),
-        ("epoch_4", "damaged"), ("epoch_5", "uncommitted"),
+        ("epoch_5", "uncommitted"), ("epoch_1", "ok"), ("epoch_2", "damaged"),
+        ("epoch_3", "damaged"), ("epoch_4", "damaged"),
     ]  # fmt: skip
-    assert rows[0]["bytes"] == sum(
+    assert rows[1]["bytes"] == sum(
         stored(trained, 1, name).stat().st_size
         for name in ("checkpoint.pth", "checkpoint_metrics.json")
     )
-    assert "checkpoint.pth has" in rows[1]["found"]
-    assert "manifest.json is gone" in rows[2]["found"]
-    assert "is not JSON" in rows[3]["found"]
+    assert "checkpoint.pth has" in rows[2]["found"]
+    assert "manifest.json is gone" in rows[3]["found"]
+    assert "is not JSON" in rows[4]["found"]
 
 
 def test_verifying_changes_nothing(tracking, trained):
@@ -177,6 +177,28 @@ def test_an_exported_checkpoint_is_one_plain_file(tracking, trained, tmp_path, w
     assert not to.samefile(stored(trained, epoch)), "the store's own file was given away"
     maintenance.export(tracking, trained.run_id, "1", to)
     assert torch.load(to, weights_only=True)["epoch"] == 1
+
+
+def test_one_inside_an_epoch_is_looked_after_too(tracking, record, commit_to, tmp_path):
+    """By its name it can be verified, shown and exported."""
+    trained = commit_to(record, {1: 0.1, (1, 3): None})
+    rows = list(maintenance.verify_rows(tracking, trained.run_id))
+    found = [(row["name"], row["status"]) for row in rows]
+    assert found == [("epoch_1", "ok"), ("global_step_13", "ok")]
+    shown = maintenance.describe(tracking, trained.run_id, "global_step_13")
+    assert (shown["manifest"]["epoch"], shown["manifest"]["epoch_step"]) == (1, 3)
+    to = tmp_path / "out.pth"
+    assert maintenance.export(tracking, trained.run_id, "global_step_13", to).step == 13
+    assert torch.load(to, weights_only=True)["epoch_step"] == 3
+
+
+def test_pruning_treats_one_inside_an_epoch_as_any_other(tracking, record, commit_to):
+    """Kept ones stay unless `keep_every` is given: that is about whole epochs."""
+    trained = commit_to(record, {1: 0.1, (1, 3): None, 2: 0.2, (2, 3): None, (2, 5): None})
+    gone = maintenance.prune(tracking, trained.run_id, Retention(every=1), dry_run=False)
+    assert [m.name for m in gone] == ["global_step_13", "global_step_23"]
+    store = CheckpointStore(tracking.artifacts(trained), trained.run_id)
+    assert [m.name for m in store.list()] == ["epoch_1", "epoch_2", "global_step_25"]
 
 
 def test_exported_parts_are_joined_with_the_scripts_keys(tracking, record, tmp_path):

@@ -10,6 +10,7 @@ from train.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    NAME,
     FileEntry,
     Manifest,
     parse_manifest,
@@ -20,6 +21,7 @@ VALID = {
     "format_version": FORMAT_VERSION,
     "epoch": 3,
     "step": 30,
+    "epoch_step": 0,
     "attempt": 1,
     "created": "2026-01-02T03:04:05+00:00",
     "kept": True,
@@ -27,6 +29,8 @@ VALID = {
     "files": [{"path": CHECKPOINT_FILE, "bytes": 5, "sha256": "a" * 64}],
 }
 WRITTEN = json.dumps(VALID, indent=1).encode()
+INSIDE = {**VALID, "step": 35, "epoch_step": 5, "kept": False, "metrics": {}}  # inside epoch 4
+FIRST = {k: v for k, v in VALID.items() if k != "epoch_step"} | {"format_version": 1}
 
 texts = st.text(max_size=8)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
@@ -126,12 +130,18 @@ def test_no_path_leaves_the_folder(path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epoch": 4}, "epoch 4, which is not this folder's"),
+        ({"epoch": 4}, "epoch_4, which is not this folder's name"),
+        ({"epoch_step": 5}, "global_step_30, which is not this folder's name"),
         ({"epoch": True}, "epoch True"),
         ({"epoch": 3.0}, "epoch 3.0"),
         ({"epoch": -3}, "epoch -3"),
         ({"step": "30"}, "step '30'"),
         ({"step": 2**63}, f"step {2**63}"),
+        ({"epoch_step": "5"}, "epoch_step '5'"),
+        ({"epoch_step": False}, "epoch_step False"),
+        ({"epoch_step": 0.0}, "epoch_step 0.0"),
+        ({"epoch_step": -1}, "epoch_step -1"),
+        ({"epoch_step": None}, "epoch_step None"),
         ({"attempt": None}, "attempt None"),
         ({"kept": 1}, "kept 1"),
         ({"created": 5}, "creat"),
@@ -166,8 +176,10 @@ def test_metrics_that_are_not_finite_are_damage(literal):
 
 def test_a_newer_format_is_told_apart_from_damage():
     """A checkpoint of a newer version is no damage: the message asks for that version."""
-    with pytest.raises(CheckpointError, match=r"format version 2.* reads 1") as caught:
-        parse_manifest(json.dumps({**VALID, "format_version": 2}).encode(), "epoch_3")
+    newer = FORMAT_VERSION + 1
+    expected = f"format version {newer}.* reads up to {FORMAT_VERSION}"
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        parse_manifest(json.dumps({**VALID, "format_version": newer}).encode(), "epoch_3")
     assert not isinstance(caught.value, CheckpointDamaged)
 
 
@@ -222,6 +234,7 @@ def test_all_parts_of_one_file_are_a_checkpoint(numbers):
         [*parts(0), *entries("m.json/../part-00000")],
         [*parts(0), *entries("../checkpoint.pth/part-00001")],
         [*parts(0), *entries(f"{CHECKPOINT_FILE}/part-000001")],
+        [*parts(0), *entries("m.json/part-0000٢")],
     ],
     ids=lambda files: ",".join(file["path"] for file in files),
 )
@@ -231,12 +244,104 @@ def test_missing_doubled_or_misnumbered_parts_are_damage(files):
         parse_manifest(json.dumps({**VALID, "files": files}).encode(), "epoch_3")
 
 
-def test_a_manifest_knows_its_name_score_and_size():
-    """What listings and policies ask of it is derived, not stored twice."""
+def manifest(epoch, step, epoch_step=0, metrics=None):
     files = (FileEntry(CHECKPOINT_FILE, 5, "a" * 64), FileEntry("m.json", 2, "b" * 64))
-    manifest = Manifest(
-        epoch=3, step=30, attempt=1, created=VALID["created"], kept=False,
-        metrics={"val_pearson": 0.0}, files=files,
+    return Manifest(
+        epoch=epoch, step=step, epoch_step=epoch_step, attempt=1, created=VALID["created"],
+        kept=False, metrics=metrics or {}, files=files,
     )  # fmt: skip
-    assert (manifest.name, manifest.score, manifest.bytes) == ("epoch_3", 0.0, 7)
-    assert parse_manifest(json.dumps(manifest.to_dict()).encode(), "epoch_3") == manifest
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "key", "score"),
+    [
+        (manifest(3, 30, 0, {"val_pearson": 0.0}), "epoch_3", "3", 0.0),
+        (manifest(3, 35, 5), "global_step_35", "global_step_35", None),
+        (manifest(0, 1, 1), "global_step_1", "global_step_1", None),
+        (manifest(0, 0), "epoch_0", "0", None),
+    ],
+)
+def test_a_manifest_knows_its_name_key_score_and_size(made, name, key, score):
+    """What listings and policies ask of it is derived, not stored twice."""
+    assert (made.name, made.key, made.score, made.bytes) == (name, key, score, 7)
+    assert NAME.fullmatch(made.name)
+
+
+def test_the_order_is_that_of_training():
+    """By steps; an epoch's end comes after its last step, where both have the same number."""
+    in_order = [
+        manifest(0, 9, 9),
+        manifest(0, 10, 10),
+        manifest(1, 10),
+        manifest(1, 11, 1),
+        manifest(1, 100, 90),
+    ]
+    shuffled = [in_order[i] for i in (3, 1, 4, 2, 0)]
+    assert sorted(shuffled, key=lambda m: m.order) == in_order
+    assert len({m.order for m in in_order}) == len(in_order)
+
+
+counts = st.integers(0, 2**63 - 1)
+
+
+@given(
+    st.builds(
+        Manifest,
+        epoch=st.integers(0, 10**18 - 1),
+        step=st.integers(0, 10**18 - 1),
+        epoch_step=st.just(0) | counts,
+        attempt=counts,
+        created=st.just(VALID["created"]),
+        kept=st.booleans(),
+        metrics=st.dictionaries(
+            texts, st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=3
+        ),
+        files=st.just((FileEntry(CHECKPOINT_FILE, 5, "a" * 64),)),
+    )
+)
+def test_a_manifest_and_its_json_are_the_same(made):
+    """Any manifest is read again as it was written, under its own name and no other."""
+    written = json.dumps(made.to_dict(), allow_nan=False).encode()
+    assert parse_manifest(written, made.name) == made
+    other = f"epoch_{made.step}" if made.epoch_step else f"global_step_{made.epoch}"
+    with pytest.raises(CheckpointDamaged, match="which is not this folder's name"):
+        parse_manifest(written, other)
+
+
+@pytest.mark.parametrize("name", ["epoch_3", "epoch_35", "global_step_30", "global_step_3"])
+def test_a_checkpoint_inside_an_epoch_in_another_folder_is_damage(name):
+    """A folder that was renamed or copied is not taken for an epoch's end, or another step."""
+    assert parse_manifest(json.dumps(INSIDE).encode(), "global_step_35").epoch_step == 5
+    with pytest.raises(CheckpointDamaged, match="global_step_35, which is not this folder's name"):
+        parse_manifest(json.dumps(INSIDE).encode(), name)
+
+
+def test_the_first_version_knows_no_steps_inside_an_epoch():
+    """Format version 1 is read as an epoch's end, whatever else is written in it."""
+    for document in (FIRST, {**FIRST, "epoch_step": 5}):
+        read = parse_manifest(json.dumps(document).encode(), "epoch_3")
+        assert read.to_dict() == VALID
+    with pytest.raises(CheckpointDamaged, match="epoch_step None"):
+        parse_manifest(json.dumps({**FIRST, "format_version": 2}).encode(), "epoch_3")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("epoch_0", True),
+        ("epoch_12", True),
+        ("global_step_1", True),
+        ("global_step_" + "9" * 18, True),
+        ("global_step_" + "9" * 19, False),
+        ("global_step_01", False),
+        ("global_step_-1", False),
+        ("global_step_", False),
+        ("step_1", False),
+        ("epoch_1.tmp", False),
+        ("epoch_1\n", False),
+        ("epoch_1٢", False),
+    ],
+)
+def test_only_these_names_are_those_of_checkpoints(name, is_one):
+    """What else lies in the folder of checkpoints is not looked at, nor deleted."""
+    assert bool(NAME.fullmatch(name)) is is_one

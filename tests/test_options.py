@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from train.checkpoint.manifest import FileEntry, Manifest
-from train.config import Config, OnResume, options_of
+from train.config import Config
 from train.data.dataset import source_fingerprint
+from train.declare import OnResume, options_of
 from train.errors import ForkNeeded, RunNotUsable, UsageError
 from train.options import changes_data, forked_config, require_epochs_left, resumed_config
 from train.source import Source
@@ -15,17 +16,20 @@ from train.tracking import RunRecord
 CONFIG = Config(epochs=10, data="t.csv", target="y", seed=3)
 
 
-def source(config=CONFIG, epoch=4, status="KILLED", fingerprint="d" * 64):
-    """Return a run that got that far."""
-    record = RunRecord("r1", "", "0", status, "/nowhere", 0, {}, {}, {})
-    files = (FileEntry("checkpoint.pth", 1, "a" * 64),)
-    manifest = Manifest(
-        epoch=epoch, step=epoch, attempt=1, created="2026-01-02T03:04:05+00:00", kept=True,
-        metrics={}, files=files,
+def manifest(epoch, epoch_step=0):
+    return Manifest(
+        epoch=epoch, step=10 * epoch + epoch_step, epoch_step=epoch_step, attempt=1,
+        created="2026-01-02T03:04:05+00:00", kept=True, metrics={},
+        files=(FileEntry("checkpoint.pth", 1, "a" * 64),),
     )  # fmt: skip
-    return Source(
-        record, None, [manifest], manifest, {"data": {"fingerprint": fingerprint}}, config
-    )
+
+
+def source(config=CONFIG, epoch=4, status="KILLED", fingerprint="d" * 64, epoch_step=0, before=()):
+    """Return a run that got that far, with checkpoints of the epochs `before`."""
+    record = RunRecord("r1", "", "0", status, "/nowhere", 0, {}, {}, {})
+    newest = manifest(epoch, epoch_step)
+    manifests = [*map(manifest, before), newest]
+    return Source(record, None, manifests, newest, {"data": {"fingerprint": fingerprint}}, config)
 
 
 def of_kind(kind):
@@ -140,6 +144,50 @@ def test_fewer_epochs_than_there_are_is_refused():
     with pytest.raises(UsageError, match="epochs=3 is fewer than the 4"):
         resumed_config(source(), {"epochs": 3})
     assert resumed_config(source(), {"epochs": 4}).epochs == 4
+
+
+def test_fewer_epochs_than_were_begun_is_refused():
+    """An epoch under way counts: `epochs` cannot end the run in the middle of it."""
+    inside = source(epoch_step=3)
+    with pytest.raises(UsageError, match="epochs=4 is fewer than the 5 that run 'r1' has begun"):
+        resumed_config(inside, {"epochs": 4})
+    assert resumed_config(inside, {"epochs": 5}).epochs == 5
+    assert inside.epochs_begun == 5
+    assert source().epochs_begun == 4
+
+
+ORDER = ["batch_size", "data", "seed", "split_seed", "val_fraction"]  # of samples in an epoch
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_fork_from_inside_an_epoch_keeps_the_order_of_its_batches(name, tmp_path):
+    """The rest of the epoch must be the rest of its samples; where to fork instead is said."""
+    (tmp_path / "other").write_text("x,y\n1,2\n")
+    given = {name: other(name)}
+    inside = source(epoch_step=3, before=[1, 2, 3, 4])
+    with pytest.raises(UsageError) as caught:
+        forked_config(inside, given)
+    message = str(caught.value)
+    assert f"lies inside epoch 5, and with another {name} the rest" in message
+    assert message.endswith("resume_epoch=2|3|4")
+    assert not isinstance(caught.value, ForkNeeded)
+    with pytest.raises(UsageError, match="resume_epoch=<N>"):
+        forked_config(source(epoch=0, epoch_step=3), given)
+    at_the_end = source(before=[1, 2, 3])
+    assert forked_config(at_the_end, given) == CONFIG.replace(**given)
+
+
+@pytest.mark.parametrize("name", sorted(set(of_kind(OnResume.FORK)) - set(ORDER)))
+def test_a_fork_from_inside_an_epoch_may_change_the_rest(name):
+    """What does not change which samples a batch has is as free as at an epoch's end."""
+    given = {name: other(name)}
+    assert forked_config(source(epoch_step=3), given) == CONFIG.replace(**given)
+
+
+def test_all_that_would_change_the_order_is_named():
+    """Whoever gives several such options is told all of them."""
+    with pytest.raises(UsageError, match="with another batch_size, seed the rest"):
+        forked_config(source(epoch_step=3), {"seed": 9, "batch_size": 7, "lr": 0.5})
 
 
 @pytest.mark.parametrize("epochs", [3, 4])

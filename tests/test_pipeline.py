@@ -1,16 +1,21 @@
 """Saving in the background: what may give way, what waits, and what is never lost."""
 
 import errno
+import math
 import os
 import random
 import threading
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from support import wait_for
 
 import train.files
+import train.progress
+from train.checkpoint import pipeline as pipeline_module
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
@@ -52,7 +57,11 @@ class Saver:
 
     def save(self, epoch, score=0.0, kept=False):
         self.publisher.add([Point("val_pearson", epoch, 1000 * epoch, score)])
-        self.pipeline.save(self.make_checkpoint(epoch), {"val_pearson": score}, kept)
+        return self.pipeline.save(self.make_checkpoint(epoch), {"val_pearson": score}, kept)
+
+    def save_inside(self, epoch, epoch_step, required=False):
+        content = self.make_checkpoint(epoch, epoch_step)
+        return self.pipeline.save(content, {}, kept=False, required=required)
 
     def written(self):
         """Wait until the writer has done what it was given."""
@@ -180,6 +189,49 @@ def test_kept_and_best_are_never_passed_over(saver, spool, stored, score, kept):
     assert 2 in stored()
 
 
+@pytest.mark.parametrize("required", [True, False])
+def test_only_what_is_required_waits_for_the_buffers_inside_an_epoch(
+    saver, spool, artifacts, required
+):
+    """`save` tells whether it took the state; what a stop asks for is never passed over."""
+    run, told = saver(), []
+    spool.free.clear()
+    assert run.save(1, 0.5) is True
+    spool.reached.wait(60)
+    saving = in_background(lambda: told.append(run.save_inside(1, 3, required)))
+    saving.join(0.05)
+    assert saving.is_alive() is required
+    spool.free.set()
+    saving.join(60)
+    assert told == [required]
+    assert run.close()
+    names = ["epoch_1", "global_step_13"] if required else ["epoch_1"]
+    assert [m.name for m in CheckpointStore(artifacts, "r").list()] == names
+
+
+def test_inside_an_epoch_only_the_newest_waits(saver, calls, artifacts, published):
+    """In the spool, too, one inside an epoch gives way to any that is newer."""
+    run = saver()
+    held = calls.hold(FIRST)
+    run.save(1, 0.5)
+    held.wait()
+    for step, save in [(13, lambda: run.save_inside(1, 3)), (16, lambda: run.save_inside(1, 6))]:
+        assert save()
+        run.written()
+        names = [m.name for m in run.spool.list()]
+        assert names == ["epoch_1", f"global_step_{step}"]
+    run.save(2, 0.1)
+    run.save_inside(2, 1, required=True)
+    run.written()
+    assert [m.name for m in run.spool.list()] == ["epoch_1", "global_step_21"]
+    held.free.set()
+    assert run.close()
+    names = [m.name for m in CheckpointStore(artifacts, "r").list()]
+    assert names == ["epoch_1", "global_step_21"]
+    assert published() == [1, 2]
+    assert not [name for name in calls.names if "global_step_1" in name or "epoch_2" in name]
+
+
 def test_a_tie_and_nan_are_no_new_best(saver, spool, stored):
     """Only a higher score is worth waiting for."""
     run = saver()
@@ -303,6 +355,92 @@ def test_a_full_spool_does_not_hide_what_ended_the_upload(saver, calls):
     held.free.set()
     waiting.join(2)
     assert raised
+
+
+class Stop:
+    """A signal that comes when the test says so."""
+
+    def __init__(self, run):
+        self._ends = math.inf
+        run.pipeline.seconds_left = lambda: max(0.0, self._ends - time.monotonic())
+
+    def come(self, grace_seconds):
+        self._ends = time.monotonic() + grace_seconds
+
+
+@pytest.fixture
+def look_often(monkeypatch):
+    monkeypatch.setattr(pipeline_module, "LOOK_SECONDS", 0.01)
+
+
+def test_a_signal_ends_the_wait_for_room(saver, calls, look_often):
+    """Over the limit is better than lost: what waits for room in the spool is written at once."""
+    run = saver(max_spool_bytes=0)
+    stop, held = Stop(run), calls.hold(FIRST)
+    run.save(1, kept=True)
+    held.wait()
+    run.save(2, kept=True)
+    waiting = in_background(lambda: run.save_inside(2, 3, required=True))
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    stop.come(60)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    run.written()
+    names = [m.name for m in run.spool.list()]
+    assert names == ["epoch_1", "epoch_2", "global_step_23"]
+
+
+def test_a_signal_ends_the_wait_for_a_commit(saver, calls, look_often):
+    """With upload=sync the last upload goes on in the background until the time is up."""
+    run = saver(is_sync=True)
+    stop, held = Stop(run), calls.hold(FIRST)
+    waiting = in_background(lambda: run.save(1, kept=True))
+    held.wait()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    stop.come(60)
+    waiting.join(30)
+    assert not waiting.is_alive()
+    held.free.set()
+    assert run.close()
+
+
+@pytest.mark.parametrize("patience", [0.0, 1000.0])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_the_end_takes_no_longer_than_a_signal_leaves(
+    saver, calls, look_often, monkeypatch, when, patience
+):
+    """`grace_seconds` counts though `drain_seconds` is longer, also for a signal at the end.
+
+    Be it before the wait is announced or after that.
+    """
+    monkeypatch.setattr(pipeline_module, "PATIENCE_SECONDS", patience)
+    run = saver()
+    stop, held = Stop(run), calls.hold(FIRST)
+    run.save(1, kept=True)
+    held.wait()
+    if when == "before":
+        stop.come(0.05)
+    told = []
+    closing = in_background(lambda: told.append(run.close(drain_seconds=1000)))
+    closing.join(0.02)
+    if when == "meanwhile":
+        assert closing.is_alive()
+        stop.come(0.05)
+    closing.join(10)
+    assert told == [False]
+    assert run.ended == []
+    assert run.spooled() == [1]
+
+
+def test_a_signal_does_not_make_the_end_longer(saver, calls, look_often):
+    """`drain_seconds` holds, however much time the signal leaves."""
+    run = saver()
+    calls.hold(FIRST)
+    run.save(1, kept=True)
+    Stop(run).come(1000)
+    assert run.close(drain_seconds=0.05) is False
 
 
 def no_space(*arguments):
@@ -471,6 +609,21 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(saver, calls, spool, 
     assert run.spooled() == [1, 2]
     assert run.pipeline.num_waiting == 2
     assert "Waiting up to 0.2 s for the store (2 to upload)" in caplog.text
+
+
+def test_what_is_left_at_the_end_shows_how_far_it_is(saver, calls, caplog, monkeypatch):
+    """A long last upload is seen to go on, by file."""
+    caplog.set_level("INFO", "train.progress")
+    monkeypatch.setattr(train.progress, "DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(train.progress, "LINE_SECONDS", 0.0)
+    run, held = saver(), calls.hold(FIRST)
+    run.save(1, kept=True)
+    held.wait()
+    closing = in_background(run.close)
+    wait_for(lambda: "Uploading epoch_1: 0.0 of 0.0 MB" in caplog.text)
+    held.free.set()
+    closing.join(60)
+    assert run.ended == [True]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(3), Superseded("r1", 1, 2)])

@@ -8,22 +8,40 @@ from train.checkpoint.manifest import FileEntry, Manifest
 from train.checkpoint.policy import Retention, SavePolicy, find_best, ranked
 from train.config import Config
 
+STEPS = 10  # of each epoch
 
-def manifest(epoch, score=None, kept=False):
+
+def manifest(epoch, score=None, kept=False, epoch_step=0):
+    """Return the manifest of an epoch's end; with an `epoch_step`, of so many steps beyond it."""
     return Manifest(
         epoch=epoch,
-        step=10 * epoch,
+        step=STEPS * epoch + epoch_step,
+        epoch_step=epoch_step,
         attempt=1,
         created="2026-01-02T03:04:05+00:00",
         kept=kept,
-        metrics={"val_pearson": score},
+        metrics={} if epoch_step else {"val_pearson": score},
         files=(FileEntry("checkpoint.pth", 1, "a" * 64),),
     )
 
 
+def inside(epoch, epoch_step):
+    return manifest(epoch, epoch_step=epoch_step)
+
+
 scores = st.none() | st.floats(-1, 1) | st.sampled_from([0.0, 0.5])
-histories = st.dictionaries(st.integers(0, 40), st.tuples(scores, st.booleans())).map(
+ends = st.dictionaries(st.integers(0, 40), st.tuples(scores, st.booleans())).map(
     lambda drawn: [manifest(epoch, *rest) for epoch, rest in drawn.items()]
+)
+insides = st.sets(st.tuples(st.integers(0, 40), st.integers(1, STEPS)), max_size=8).map(
+    lambda drawn: [inside(*where) for where in drawn]
+)
+histories = st.tuples(ends, insides).flatmap(lambda drawn: st.permutations(drawn[0] + drawn[1]))
+retentions = st.builds(
+    Retention,
+    last=st.integers(1, 3),
+    best=st.integers(1, 3),
+    every=st.none() | st.integers(1, 5),
 )
 
 
@@ -42,6 +60,29 @@ histories = st.dictionaries(st.integers(0, 40), st.tuples(scores, st.booleans())
 def test_every_nth_epoch_and_the_last_are_kept(every, epoch, is_last, kept):
     """checkpoint_freq keeps its multiples, and the end of the run."""
     assert SavePolicy(every_epochs=every).keeps(epoch, is_last) is kept
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "step", "since", "is_due"),
+    [
+        (3, 0, 3, 0.0, True),
+        (3, 0, 6, 0.0, True),
+        (3, 0, 4, 1e9, False),
+        (1, 0, 1, 0.0, True),
+        (0, 60, 5, 59.9, False),
+        (0, 60, 5, 60.0, True),
+        (0, 60, 5, 1e9, True),
+        (3, 60, 4, 60.0, True),
+        (3, 60, 3, 0.0, True),
+        (3, 60, 4, 59.9, False),
+        (0, 0, 5, 0.0, False),
+        (0, 0, 5, 1e9, False),
+    ],
+)
+def test_inside_an_epoch_one_is_due_by_steps_or_by_time(steps, seconds, step, since, is_due):
+    """By the run's steps, by the time since the last one, by either; 0 and 0: never."""
+    policy = SavePolicy(every_epochs=1, every_steps=steps, every_seconds=seconds)
+    assert policy.is_due(step, since) is is_due
 
 
 @pytest.mark.parametrize(
@@ -100,6 +141,32 @@ def test_any_reason_to_stay_is_enough(retention, pruned):
     assert gone == pruned
 
 
+@pytest.mark.parametrize(
+    ("checkpoints", "pruned"),
+    [
+        ([inside(0, 3)], []),
+        ([inside(0, 3), inside(0, 6)], ["global_step_3"]),
+        ([inside(0, 10), manifest(1)], ["global_step_10"]),
+        ([manifest(1), inside(0, 10)], ["global_step_10"]),
+        ([manifest(1, 0.9), inside(1, 1)], []),
+        ([manifest(1, 0.9), manifest(2, 0.1), inside(2, 1)], ["epoch_2"]),
+        ([manifest(1, 0.9), inside(1, 5), manifest(2, 0.1)], ["global_step_15"]),
+        ([manifest(1), inside(1, 5)], ["epoch_1"]),
+    ],
+)
+def test_one_inside_an_epoch_stays_only_while_it_is_the_newest(checkpoints, pruned):
+    """An epoch's end is newer than the checkpoint after its last step."""
+    assert [m.name for m in Retention().to_prune(checkpoints)] == pruned
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_keeping_every_nth_epoch_keeps_none_inside_it(every):
+    """`prune --keep_every` is about whole epochs."""
+    manifests = [manifest(2), inside(2, 5), manifest(4), inside(4, 5), inside(4, 7)]
+    gone = Retention(every=every).to_prune(manifests)
+    assert [m.name for m in gone] == ["global_step_25", "global_step_45"]
+
+
 def test_retention_is_that_of_the_options():
     """`keep_last` and `keep_best` are the run's; without its options the least there is."""
     assert Retention.of(Config(keep_last=2, keep_best=3)) == Retention(2, 3)
@@ -113,19 +180,33 @@ def test_ranked_is_from_the_best_down_with_the_older_of_equals_first():
     assert [m.epoch for m in ranked(manifests)] == [3, 4, 1, 5]
 
 
-@given(histories)
-def test_the_newest_the_best_and_the_kept_never_go(manifests):
+@given(histories, retentions)
+def test_the_newest_the_best_and_the_kept_never_go(manifests, retention):
     """Pruning leaves what a resume needs and what was asked to be kept (invariant 3)."""
-    gone = Retention().to_prune(manifests)
-    assert not any(m.kept for m in gone)
-    if manifests:
-        assert max(manifests, key=lambda m: m.epoch) not in gone
-    assert find_best(manifests) not in gone
+    gone = retention.to_prune(manifests)
+    if retention.every is None:
+        assert not any(m.kept for m in gone)
+    else:
+        assert all(m.epoch_step or m.epoch % retention.every for m in gone)
+    newest_first = sorted(manifests, key=lambda m: (m.step, m.epoch), reverse=True)
+    assert not any(m in gone for m in newest_first[: retention.last])
+    assert not any(m in gone for m in ranked(manifests)[: retention.best])
 
 
-@given(histories)
-def test_pruning_twice_prunes_nothing_more(manifests):
+@given(histories, retentions)
+def test_what_lies_inside_an_epoch_goes_as_soon_as_newer_ones_exist(manifests, retention):
+    """It is neither kept for good nor the best: only the newest few of them stay."""
+    gone = retention.to_prune(manifests)
+    newest_first = sorted(manifests, key=lambda m: (m.step, m.epoch), reverse=True)
+    overtaken = newest_first[retention.last :]
+    assert all(m in gone for m in overtaken if m.epoch_step)
+    best = find_best(manifests)
+    assert best is None or not best.epoch_step
+
+
+@given(histories, retentions)
+def test_pruning_twice_prunes_nothing_more(manifests, retention):
     """What is left after pruning stays, and has the same best and the same newest."""
-    left = [m for m in manifests if m not in Retention().to_prune(manifests)]
-    assert Retention().to_prune(left) == []
+    left = [m for m in manifests if m not in retention.to_prune(manifests)]
+    assert retention.to_prune(left) == []
     assert find_best(left) == find_best(manifests)

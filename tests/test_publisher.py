@@ -89,6 +89,33 @@ def test_metrics_follow_the_commit_and_the_pointer_follows_the_metrics(attempt, 
     assert calls.names == COMMIT
 
 
+def test_a_commit_inside_an_epoch_publishes_only_what_is_complete(attempt, calls, tracking, record):
+    """It is what the pointer names; the metrics are those of the epochs before it (invariant 2)."""
+    one = attempt()
+    one.train_to(1)
+    one.publisher.add([Point("val_loss", 2, 2000, 0.5)])  # of an epoch that is not saved
+    content = one.make_checkpoint(1, 3, history=one.history.state_dict())
+    path = one.spool.path("global_step_13")
+    manifest = write_checkpoint(path, content, attempt=1, kept=False, metrics={})
+    calls.arm(None)
+    one.publisher.commit(manifest)
+    assert calls.names == [
+        "upload checkpoints/global_step_13/checkpoint.pth",
+        "upload checkpoints/global_step_13/checkpoint_metrics.json",
+        "upload checkpoints/global_step_13/manifest.json",
+        "publish",
+        "point to checkpoints/global_step_13/checkpoint.pth",
+        "upload checkpoints/index.json",
+    ], "the best one stays"
+    assert {step for _, step in rows(tracking, record.run_id)} == {1}
+    tags = tracking.get_run(record.run_id).tags
+    assert (tags["train.epoch"], tags["train.best_epoch"]) == ("1", "1")
+    one.epoch = 1
+    one.train_to(2)
+    assert [m.name for m in one.publisher.manifests] == ["epoch_2"]
+    assert "delete checkpoints/global_step_13" in calls.names
+
+
 def expect_truth(tracking, record, artifacts, folder):
     """Check what must hold at any moment; return the newest epoch that can be resumed."""
     store = CheckpointStore(artifacts, record.run_id)

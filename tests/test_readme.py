@@ -30,7 +30,8 @@ from support import ROOT, client, environment, launch, wait_for, write_table
 
 from train import errors
 from train.cli import main
-from train.config import Config, Launch, OnResume, options_of, to_text
+from train.config import Config, Launch
+from train.declare import OnResume, options_of, to_text
 
 README = ROOT / "README.md"
 TEXT = README.read_text()
@@ -380,7 +381,7 @@ def overtaken_run(project, folder):
 
 OF_OUR_COMMANDS = {  # what each prints in a project with a run that was killed after epoch 11
     "list": "0.9",
-    "verify": "epoch_11     ok",
+    "verify": "epoch_11           ok",
     "show": "model_state_dict.head.weight",
     "export": "epoch_10 of run <id> is in model.pth",
     "prune": "delete epoch_5 ",

@@ -1,5 +1,6 @@
 """One attempt at a run: what it records, publishes and commits, and how it ends."""
 
+import contextlib
 import io
 import json
 import logging
@@ -17,13 +18,15 @@ from rich.console import Console
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from train import environment, rng
+from train import environment, rng, signals
+from train import run as run_module
 from train.attempt import Attempt
 from train.checkpoint import staging
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder
+from train.checkpoint.staging import Stager
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.errors import CheckpointError, Interrupted, NonFinite, RunNotUsable, StoreUnavailable
@@ -38,6 +41,7 @@ from train.tracking import FINGERPRINT_TAG, OPTIONS_TAG, Artifacts, Tracking
 
 SCORES = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.6, 5: 0.1, 6: 0.2}
 STEPS = 2  # optimizer steps an epoch
+EVALUATION, END = "evaluation", "end"  # of an epoch: where else than at a step it can be stopped
 
 
 class Stopped(Exception):
@@ -59,21 +63,33 @@ def make_step(model, optimizer):
     return loss.item()
 
 
-def train(run, scores=SCORES, stop_at=(), act=None, width=4, more=None):
-    """Train; at (epoch, step) `act`, which by default raises; log the metrics `more` as well."""
+def train(run, scores=SCORES, stop_at=(), act=None, width=4, more=None, num_steps=STEPS):
+    """Train; at (epoch, step) `act`, which by default raises; log the metrics `more` as well.
+
+    In place of a step there may be EVALUATION, or END: right before the epoch is saved.
+    """
+
+    def act_at(epoch, moment):
+        if (epoch, moment) == stop_at:
+            if act is None:
+                raise Stopped
+            act()
+
     model, optimizer, schedule = build(run.config, width)
     run.restore(TrainState(model, optimizer, schedule))
     for epoch in run.epochs():
         optimizer.param_groups[0]["lr"] = schedule.lr(epoch)
-        for step in run.steps(range(1, STEPS + 1), STEPS):
-            if (epoch, step) == stop_at:
-                if act is None:
-                    raise Stopped
-                act()
-            loss = make_step(model, optimizer)
+        total = run.state.running_sum("train_loss", torch.device("cpu"))
+        for step in run.steps(range(run.state.epoch_step + 1, num_steps + 1), num_steps):
+            act_at(epoch, step)
+            total += make_step(model, optimizer)
+        with run.interruptible():
+            act_at(epoch, EVALUATION)
+        loss = total.item() / num_steps
         schedule.observe(loss)
         metrics = {"train_loss": loss, "val_loss": loss / 2, "val_pearson": scores[epoch]}
         run.log({**metrics, **(more or {})}, num_samples=16)
+        act_at(epoch, END)
         run.save()
 
 
@@ -108,7 +124,12 @@ class Bench:
         spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
         spool.log_file.write_text("a line\n")
         publisher = Publisher(
-            tracking, store, spool, Retention(), manifests, check_lease=attempt.check_lease
+            tracking,
+            store,
+            spool,
+            Retention.of(config),
+            manifests,
+            check_lease=attempt.check_lease,
         )
         pipeline = Pipeline(publisher, spool, config.max_spool_bytes, config.upload == "sync")
         reporter = Reporter(Console(file=io.StringIO()))
@@ -123,6 +144,10 @@ class Bench:
         record = self.tracking.get_run(run_id)
         store = CheckpointStore(self.tracking.artifacts(record), run_id)
         return [store.get(m, self.folder / run_id / m.name) for m in store.list()]
+
+    def names(self, run_id):
+        """Return the names of the checkpoints in the store, oldest first."""
+        return [manifest.name for manifest in self.source(run_id).manifests]
 
     def spool(self, run_id, attempt=1):
         return RunFolder(environment.run_folder(self.tracking.uri, run_id)).spool(attempt)
@@ -140,9 +165,10 @@ class Bench:
         return flat(content)
 
     def rows(self, run_id):
-        """Return what is published: (key, step) to its [(value, timestamp)]."""
+        """Return what is published of the training: (key, step) to its [(value, timestamp)]."""
         found = {}
-        for key in self.tracking.get_run(run_id).metrics:
+        keys = self.tracking.get_run(run_id).metrics
+        for key in (key for key in keys if not key.startswith("system/")):
             for metric in self.tracking._client.get_metric_history(run_id, key):
                 found.setdefault((key, metric.step), []).append((metric.value, metric.timestamp))
         return found
@@ -384,16 +410,242 @@ def test_the_attempts_own_run_has_the_same_end(bench, run_id):
     assert child.name.startswith("attempt 2: epochs 2-3 on ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_stops_between_two_steps(bench, run_id, number):
-    """A signal ends training at the next step as KILLED; resumed, nothing is lost or double."""
-    stopped = pytest.raises(Interrupted, match=f"{number.name} after 1 epochs")
-    with stopped, bench.begin(run_id) as run:
-        train(run, stop_at=(2, 1), act=lambda: signal.raise_signal(number))
-    assert run.step == STEPS + 1, "the step under way was not completed"
+LONG = {"num_steps": 4}  # an epoch with room for checkpoints inside it
+# Each is saved, and stays, if nothing else is in its way.
+ALL = {"upload": "sync", "keep_last": 99, "checkpoint_minutes": 0}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let an optimizer step take a minute, and nothing else any time; return the clock."""
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(run_module, "time", clock)
+    step = register_optimizer_step_post_hook(lambda *_: setattr(clock, "now", clock.now + 60))
+    yield clock
+    step.remove()
+
+
+@pytest.fixture
+def busy(monkeypatch):
+    """Let the one before always be still being written: only what must be saved is."""
+    monkeypatch.setattr(Stager, "is_free", property(lambda stager: False))
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Return the (epoch, step) of all that is set aside, in order."""
+    found, stage = [], Stager.stage
+
+    def noted(stager, state, may_wait=None):
+        found.append((state["epoch"], state["step"]))
+        return stage(stager, state, may_wait)
+
+    monkeypatch.setattr(Stager, "stage", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("every", "names"),
+    [
+        (1, [*(f"global_step_{n}" for n in (1, 2, 3)), "epoch_1",
+             *(f"global_step_{n}" for n in (5, 6, 7)), "epoch_2"]),
+        (3, ["global_step_3", "epoch_1", "global_step_6", "epoch_2"]),
+        (4, ["epoch_1", "epoch_2"]),
+        (7, ["epoch_1", "global_step_7", "epoch_2"]),
+        (0, ["epoch_1", "epoch_2"]),
+    ],
+)  # fmt: skip
+def test_every_so_many_steps_one_is_saved_but_not_at_an_epochs_end(bench, run_id, every, names):
+    """`checkpoint_steps` counts the run's steps; what ends an epoch is the epoch's checkpoint."""
+    with bench.begin(run_id, epochs=2, checkpoint_steps=every, **ALL) as run:
+        train(run, **LONG)
+    assert bench.names(run_id) == names
+    manifests = bench.source(run_id).manifests
+    assert {m.epoch_step: dict(m.metrics) for m in manifests if m.epoch_step} == {
+        m.step % 4: {} for m in manifests if m.epoch_step
+    }
+    assert not any(m.kept for m in manifests if m.epoch_step)
+    assert once_each(bench.rows(run_id), 2)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "names"),
+    [
+        (3, ["global_step_3", "epoch_1", "global_step_7", "epoch_2"]),
+        (2.5, ["global_step_3", "epoch_1", "global_step_7", "epoch_2"]),
+        (4, ["epoch_1", "epoch_2"]),
+        (0, ["epoch_1", "epoch_2"]),
+    ],
+)
+def test_inside_a_long_epoch_one_is_saved_by_time(bench, run_id, clock, minutes, names):
+    """`checkpoint_minutes` counts from the last one that was saved, an epoch's end included."""
+    options = {**ALL, "checkpoint_minutes": minutes}
+    with bench.begin(run_id, epochs=2, **options) as run:
+        train(run, **LONG)
+    assert bench.names(run_id) == names
+
+
+def test_one_that_is_due_and_passed_over_is_due_again(bench, run_id, clock, monkeypatch):
+    """Where the one before is still being written, the next step tries again."""
+    steps = []
+
+    def is_free(stager):
+        steps.append(run.step)
+        return run.step != 2
+
+    monkeypatch.setattr(Stager, "is_free", property(is_free))
+    with bench.begin(run_id, epochs=1, **{**ALL, "checkpoint_minutes": 2}) as run:
+        train(run, **LONG)
+    assert steps[:2] == [2, 3]
+    assert bench.names(run_id) == ["global_step_3", "epoch_1"]
+
+
+def test_saving_inside_an_epoch_does_not_disturb_training(bench, run_id):
+    """Invariant 4: with a checkpoint after each step all is as with none."""
+    whole = bench.new_run()
+    for one, every in ((run_id, 1), (whole, 0)):
+        with bench.begin(one, upload="sync", checkpoint_steps=every) as run:
+            train(run, **LONG)
+    compared = [
+        {k: flat(v) for k, v in bench.source(one).checkpoint.items() if k.endswith("_dict")}
+        | {"rng": flat(bench.source(one).checkpoint["rng"])}
+        for one in (run_id, whole)
+    ]
+    assert compared[0] == compared[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "step"),
+    [
+        (signal.SIGTERM, 1, 5),
+        (signal.SIGINT, 3, 7),
+        (signal.SIGHUP, 4, 8),
+        (signal.SIGUSR1, EVALUATION, 8),
+    ],
+)
+def test_a_signal_saves_the_steps_made_and_a_resume_goes_on_from_them(
+    bench, run_id, number, moment, step
+):
+    """Invariants 2, 5, 9: KILLED at that step; resumed, nothing is lost, made or shown twice."""
+    stopped = pytest.raises(Interrupted, match=f"{number.name} after 1 epochs and {step - 4} steps")
+    with stopped as caught, bench.begin(run_id) as run:
+        train(run, stop_at=(2, moment), act=lambda: signal.raise_signal(number), **LONG)
+    found = caught.value.signal_name, caught.value.epoch, caught.value.epoch_step
+    assert found == (number.name, 1, step - 4)
+    assert run.step == step, "the step under way was not completed"
+    source = bench.source(run_id)
+    assert (source.manifest.name, source.manifest.kept) == (f"global_step_{step}", False)
+    assert source.manifest.metrics == {}
     assert bench.status(run_id) == "KILLED"
+    assert once_each(bench.rows(run_id), 1)
     with bench.begin(run_id) as run:
-        train(run)
+        train(run, **LONG)
+    assert run.step == 16
+    assert once_each(bench.rows(run_id), 4)
+    whole = bench.new_run()
+    with bench.begin(whole) as run:
+        train(run, **LONG)
+    assert bench.final(run_id) == bench.final(whole)
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"), [(2, "global_step_6"), (EVALUATION, "global_step_8"), (END, "epoch_2")]
+)
+def test_what_a_stop_saves_is_never_passed_over(bench, run_id, busy, saved, moment, name):
+    """A signal takes the state along even where the one before is still being written.
+
+    Of an epoch whose own checkpoint was passed over that is the epoch's, with its metrics.
+    """
+    scores = {1: 0.9, 2: 0.1}  # so that only the first is the best, which is never passed over
+    stop = {"stop_at": (2, moment), "act": lambda: signal.raise_signal(signal.SIGTERM)}
+    with pytest.raises(Interrupted), bench.begin(run_id, checkpoint_freq=99) as run:
+        train(run, scores, **stop, **LONG)
+    assert bench.names(run_id) == ["epoch_1", name]
+    assert saved == [(1, 4), (run.state.epoch, run.step)]
+    newest = bench.source(run_id).manifest
+    assert newest.score == (0.1 if moment == END else None)
+    assert once_each(bench.rows(run_id), 2 if moment == END else 1)
+
+
+def stopped_at_once(run):
+    """Train, with a signal that came before the first step."""
+    signal.raise_signal(signal.SIGTERM)
+    train(run, **LONG)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "expected"),
+    [
+        ((1, 2), [(0, 2)]),  # saved anyway, after the step under way
+        ((1, 3), [(0, 2), (0, 3)]),
+        ((1, EVALUATION), [(0, 2), (0, 4)]),
+        ((1, END), [(0, 2), (1, 4)]),
+        ((2, 2), [(0, 2), (1, 4), (1, 6)]),
+    ],
+)
+def test_nothing_is_saved_twice(bench, run_id, saved, stop_at, expected):
+    """What is set aside already is not set aside again because a signal comes."""
+    options = {**ALL, "checkpoint_steps": 2}
+    with pytest.raises(Interrupted), bench.begin(run_id, **options) as run:
+        train(run, stop_at=stop_at, act=lambda: signal.raise_signal(signal.SIGHUP), **LONG)
+    assert saved == expected
+    before = bench.names(run_id)
+    with pytest.raises(Interrupted), bench.begin(run_id, **options) as run:
+        stopped_at_once(run)
+    assert saved == expected, "a resume that was stopped at once saved what it had got"
+    assert bench.names(run_id) == before
+
+
+def test_a_stop_before_the_first_step_saves_nothing(bench, run_id, saved):
+    """There is nothing to lose, and the run can be resumed: from its beginning."""
+    with pytest.raises(Interrupted) as caught, bench.begin(run_id) as run:
+        stopped_at_once(run)
+    assert (caught.value.epoch, caught.value.epoch_step, saved) == (0, 0, [])
+    assert bench.status(run_id) == "KILLED"
+
+
+def test_the_time_of_an_epoch_is_that_of_all_its_attempts(bench, run_id, clock):
+    """`epoch_seconds` goes on where the stop was; what lay between is not counted."""
+    with pytest.raises(Interrupted), bench.begin(run_id, epochs=1) as run:
+        train(run, stop_at=(1, 3), act=lambda: signal.raise_signal(signal.SIGTERM), **LONG)
+    clock.now += 100_000
+    with bench.begin(run_id, epochs=1) as run:
+        train(run, **LONG)
+    [[(seconds, _)]] = [v for (key, _), v in bench.rows(run_id).items() if key == "epoch_seconds"]
+    assert seconds == 4 * 60
+
+
+@pytest.mark.parametrize(("ending", "limit"), [(None, 60.0), (signal.SIGTERM, 15.0)])
+def test_after_a_signal_the_end_waits_no_longer_than_it_may(
+    bench, run_id, clock, monkeypatch, ending, limit
+):
+    """`grace_seconds` counts from the signal, in place of `drain_seconds`."""
+    monkeypatch.setattr(signals, "time", clock)
+    run, limits = bench.begin(run_id, epochs=2, drain_seconds=60, grace_seconds=75), []
+    close = run._pipeline.close
+
+    def noted(ending, drain_seconds):
+        limits.append(min(drain_seconds, run._pipeline.seconds_left()))
+        return close(ending, 60)
+
+    monkeypatch.setattr(run._pipeline, "close", noted)
+    act = partial(signal.raise_signal, ending) if ending else None
+    stop_at = (2, 1) if ending else ()
+    with contextlib.suppress(Interrupted), run:
+        train(run, stop_at=stop_at, act=act)
+    assert limits == [limit]
+
+
+def test_a_stop_without_a_server_loses_nothing(bench, run_id, away):
+    """Invariant 10: what cannot go up in time waits on this disk, and the next attempt takes it."""
+    away.is_away = True
+    with pytest.raises(Interrupted), bench.begin(run_id, away, grace_seconds=0) as run:
+        train(run, stop_at=(2, 3), act=lambda: signal.raise_signal(signal.SIGTERM), **LONG)
+    assert bench.spool(run_id).list()[-1].name == "global_step_7"
+    assert bench.spool(run_id).read_journal()["status"] == "KILLED"
+    with bench.begin(run_id) as run:
+        assert run._start.checkpoint["step"] == 7
+        train(run, **LONG)
     assert once_each(bench.rows(run_id), 4)
 
 

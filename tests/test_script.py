@@ -13,10 +13,15 @@ from torch import nn
 
 from train.checkpoint.format import FORMAT_VERSION, to_plain
 from train.config import Config
-from train.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound
+from train.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointFileNotFound,
+    UsageError,
+)
 from train.metrics import History
 from train.schedule import Schedule
-from train.script import check_fits, read_checkpoint_file
+from train.script import check_fits, check_order, read_checkpoint_file
 from train.state import TrainState
 
 AUCS = [0.5, 0.75, 0.625]
@@ -271,6 +276,39 @@ def test_parts_of_another_kind_are_refused_in_one_line(file, changes):
     with pytest.raises(CheckpointError, match="cannot be used") as caught:
         read_file(file(script_content(**changes)))
     assert "\n" not in str(caught.value)
+
+
+def inside_an_epoch(epoch_step):
+    """Return what this program saved inside an epoch, or with 0 at the end of one."""
+    model = nn.Linear(3, 1)
+    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()), epoch=4)
+    state.epoch_step = epoch_step
+    identity = {"config": Config(seed=4).to_dict(), "data": {"fingerprint": "d"}}
+    return to_plain({"format_version": FORMAT_VERSION, **identity, **state.capture()})
+
+
+@pytest.mark.parametrize(
+    ("given", "data", "changed"),
+    [
+        ({}, "d", None),
+        ({"lr": 0.5, "epochs": 9}, "d", None),
+        ({"data": "/the/same/table.csv"}, "d", None),
+        ({"batch_size": 7}, "d", "batch_size"),
+        ({"seed": 5}, "d", "seed"),
+        ({}, "e", "data"),
+        ({"seed": 5, "batch_size": 7}, "e", "batch_size, data, seed"),
+    ],
+)
+def test_a_file_from_inside_an_epoch_keeps_the_order_of_its_batches(file, given, data, changed):
+    """The rest of the epoch must be the rest of its samples; at an epoch's end all is free."""
+    for epoch_step in (0, 3):
+        path = file(inside_an_epoch(epoch_step))
+        config, checkpoint = read_checkpoint_file(path, given)
+        if changed is None or epoch_step == 0:
+            check_order(checkpoint, config, data, path)
+            continue
+        with pytest.raises(UsageError, match=f"lies inside epoch 5, and with another {changed} "):
+            check_order(checkpoint, config, data, path)
 
 
 @pytest.mark.parametrize("missing", ["step", "history", "rng", "best_corr", "config"])

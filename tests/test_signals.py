@@ -1,34 +1,45 @@
 """A signal stops training at the next step; a second one ends the process as usual."""
 
+import math
 import signal
+import subprocess
+import sys
 
 import pytest
+from support import ROOT
 
-from train.errors import Interrupted
-from train.signals import SIGNALS, StopRequest
+from train import signals
+from train.signals import SIGNALS, StopNow, StopRequest, stop_at_once
 
 
 @pytest.fixture
-def stop():
-    """Return a stop request that is installed during the test."""
-    for number in SIGNALS:  # as in a process that nobody has prepared
+def untouched():
+    """Let the signals be those of a process that nobody has prepared."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture
+def stop(untouched):
+    """Return a stop request that is installed during the test."""
     request = StopRequest()
     request.install()
     yield request
     request.uninstall()
 
 
+def others(number):
+    return [other for other in SIGNALS if other is not number]
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_remembered_until_it_is_asked_for(stop, number):
-    """Nothing happens at the signal itself; the next check stops, with its name and the epoch."""
-    stop.check(3)
+def test_a_signal_is_remembered_until_it_is_asked_for(stop, number, capfd):
+    """Nothing happens at the signal itself but a line that says what comes."""
+    assert stop.received is None
     signal.raise_signal(number)
-    with pytest.raises(Interrupted, match=f"stopped by {number.name} after 3 epochs") as caught:
-        stop.check(3)
-    assert (caught.value.signal_name, caught.value.epoch) == (number.name, 3)
-    with pytest.raises(Interrupted):
-        stop.check(4)
+    assert stop.received is number
+    expected = f"{number.name}: saving after the step under way, then stopping\n"
+    assert capfd.readouterr().err == expected
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -36,18 +47,32 @@ def test_the_second_signal_of_a_kind_is_the_defaults(stop, number):
     """Whoever sends it twice means it: the second one ends the process at once."""
     signal.raise_signal(number)
     assert signal.getsignal(number) is signal.SIG_DFL
-    others = [other for other in SIGNALS if other is not number]
-    assert all(signal.getsignal(other) is not signal.SIG_DFL for other in others)
+    assert all(signal.getsignal(other) is not signal.SIG_DFL for other in others(number))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_of_another_kind_changes_nothing(stop, number, capfd):
+    """`mlflow run` answers Ctrl-C with a SIGTERM of its own: that is no second order."""
+    signal.raise_signal(number)
+    left = stop.seconds_left(25.0)
+    for other in others(number):
+        signal.raise_signal(other)
+    assert stop.received is number
+    assert stop.seconds_left(25.0) <= left, "the time that is left began anew"
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_ignored_signal_stays_ignored(number):
-    """Under `nohup` a hangup does not stop training."""
+    """Under `nohup` a hangup does not stop training, neither before it begins nor later."""
     signal.signal(number, signal.SIG_IGN)
+    stop_at_once()
+    signal.raise_signal(number)
     stop = StopRequest()
     stop.install()
-    signal.raise_signal(number)
-    stop.check(1)
+    with stop.at_once():
+        signal.raise_signal(number)
+    assert stop.received is None
     stop.uninstall()
     assert signal.getsignal(number) is signal.SIG_IGN
 
@@ -63,3 +88,111 @@ def test_the_signals_are_given_back():
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
     stop.uninstall()
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_block_that_can_be_left_is_left_where_the_signal_comes(stop, number):
+    """What changes nothing of the training need not be waited for."""
+    done = []
+
+    def work():
+        done.append("before")
+        signal.raise_signal(number)
+        done.append("after")
+
+    with pytest.raises(StopNow), stop.at_once():
+        work()
+    assert done == ["before"]
+    assert stop.received is number
+
+
+def test_a_block_is_not_begun_after_a_signal(stop):
+    """A signal that came just before the block is not forgotten in it."""
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(StopNow), stop.at_once():
+        pytest.fail("the block was begun")
+
+
+def test_a_signal_beyond_the_block_only_asks(stop):
+    """Before and after the block a signal ends nothing: a step may be half done there."""
+    with stop.at_once():
+        pass
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.received is signal.SIGTERM
+    with pytest.raises(StopNow), stop.at_once():
+        pass
+    signal.raise_signal(signal.SIGHUP)  # after a block that was left, too
+
+
+def test_a_second_kind_of_signal_does_not_disturb_the_way_out(stop):
+    """What tidies up while the block is being left is not interrupted again."""
+    done = []
+
+    def work():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("tidied up")
+
+    with pytest.raises(StopNow), stop.at_once():
+        work()
+    assert done == ["tidied up"]
+
+
+def test_leaving_a_block_is_taken_for_no_error(stop):
+    """No `except Exception` within evaluation can swallow it."""
+    assert not issubclass(StopNow, Exception)
+
+
+def test_the_time_that_is_left_counts_from_the_signal(stop, monkeypatch):
+    """`grace_seconds` is how long the process may take to end from then; never less than 0."""
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    assert stop.seconds_left(25.0) == math.inf, "nobody has asked"
+    signal.raise_signal(signal.SIGTERM)
+    now[0] = 110.0
+    assert stop.seconds_left(25.0) == 15.0
+    now[0] = 200.0
+    assert stop.seconds_left(25.0) == 0.0
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_training_a_signal_raises_where_it_comes(untouched, number, capfd):
+    """Until there is something to save, nothing is waited for."""
+    stop_at_once()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert capfd.readouterr().err.startswith(f"{number.name}: stopping as soon as ")
+
+
+CHILD = """
+import time
+from train.signals import StopRequest
+stop = StopRequest()
+stop.install()
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+    if stop.received is not None:
+        print(stop.received.name, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_of_the_same_kind_ends_the_process(number):
+    """As if there were no handler: a process that hangs while it saves can still be stopped."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == f"{number.name}\n"
+        child.send_signal(number)
+        assert child.wait(30) == -number
+    finally:
+        child.kill()
+        child.stdout.close()
+        child.wait()

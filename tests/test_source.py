@@ -18,7 +18,8 @@ from train.errors import (
     StoreUnavailable,
 )
 from train.source import find_run, find_source, open_store, require_local_artifacts
-from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, local_path
+from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord
+from train.tracking.translate import local_path
 
 SCORES = {1: 0.1, 2: 0.9, 3: 0.5}
 
@@ -64,6 +65,49 @@ def test_an_epoch_is_found_by_number_or_by_name(tracking, trained, wanted, epoch
     assert source.is_newest is is_newest
     assert [m.epoch for m in source.manifests] == [1, 2, 3]
     assert source.checkpoint["model_state_dict"]["weight"][0] == epoch
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "is_newest"),
+    [
+        (None, "global_step_25", True),
+        ("latest", "global_step_25", True),
+        ("global_step_25", "global_step_25", True),
+        ("global_step_13", "global_step_13", False),
+        ("2", "epoch_2", False),
+        ("best", "epoch_2", False),
+    ],
+)
+def test_one_inside_an_epoch_is_found_by_its_name(
+    tracking, record, commit_to, wanted, name, is_newest
+):
+    """It is the newest where it is, and by its name it can be asked for; it is never the best."""
+    trained = commit_to(record, {1: 0.1, (1, 3): None, 2: 0.9, (2, 5): None})
+    source = find(tracking, trained.run_id, wanted)
+    assert (source.manifest.name, source.is_newest) == (name, is_newest)
+    assert source.checkpoint["step"] == source.manifest.step
+    assert source.checkpoint["epoch_step"] == source.manifest.epoch_step
+    names = ["epoch_1", "global_step_13", "epoch_2", "global_step_25"]
+    assert [m.name for m in source.manifests] == names
+
+
+@pytest.mark.parametrize("wanted", ["global_step_20", "20", "global_step_2", "25"])
+def test_a_step_that_has_none_names_those_there_are(tracking, record, commit_to, wanted):
+    """A step is not taken for an epoch, nor an epoch's end for a step; what exists is listed."""
+    trained = commit_to(record, {2: 0.9, (2, 5): None})
+    with pytest.raises(CheckpointNotFound, match=f"{wanted}: it has 2, global_step_25"):
+        find(tracking, trained.run_id, wanted)
+
+
+def test_a_damaged_one_inside_an_epoch_is_passed_over(tracking, record, commit_to, caplog):
+    """Resume falls back to the end of the epoch before, and then trains the epoch from there."""
+    trained = commit_to(record, {2: 0.9, (2, 5): None})
+    flip(Path(trained.artifact_uri) / "checkpoints" / "global_step_25" / "checkpoint.pth")
+    with caplog.at_level(logging.WARNING, "train"):
+        source = find(tracking, trained.run_id)
+    assert [m.name for m in source.manifests] == ["epoch_2"]
+    assert (source.epoch, source.epochs_begun, source.is_newest) == (2, 2, True)
+    assert f"global_step_25 of run '{trained.run_id}' is damaged" in caplog.text
 
 
 def test_a_pruned_epoch_names_those_that_exist(tracking, record, commit_to):
@@ -121,8 +165,8 @@ def test_an_epoch_that_was_asked_for_is_not_replaced_by_another(tracking, traine
 def test_a_checkpoint_of_a_newer_version_is_not_passed_over(tracking, trained):
     """A newer program's checkpoint is no damage: going back would lose its epochs silently."""
     path = stored(trained, 3, "manifest.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
-    with pytest.raises(CheckpointError, match="format version 2"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(CheckpointError, match="format version 99"):
         find(tracking, trained.run_id)
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import MANIFEST_FILE
+from train.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
 from train.checkpoint.spool import JOURNAL_FILE, RunFolder, Spool
 
 
@@ -22,11 +22,12 @@ def spool(folder):
 
 @pytest.fixture
 def write(spool, make_checkpoint):
-    """Return a function that writes the checkpoint of an epoch to the spool."""
+    """Return a function that writes the checkpoint of an epoch, or inside one, to the spool."""
 
-    def write(epoch):
-        path = spool.path(f"epoch_{epoch}")
-        return write_checkpoint(path, make_checkpoint(epoch), attempt=3, kept=True, metrics={})
+    def write(epoch, epoch_step=0):
+        content = make_checkpoint(epoch, epoch_step)
+        path = spool.path(checkpoint_name(content))
+        return write_checkpoint(path, content, attempt=3, kept=True, metrics={})
 
     return write
 
@@ -47,6 +48,16 @@ def test_what_was_written_is_listed_oldest_first_and_can_be_removed(spool, write
     assert spool.list() == [manifests[2], manifests[9], manifests[10]]
     spool.remove("epoch_9")
     assert [m.epoch for m in spool.list()] == [2, 10]
+
+
+def test_those_inside_an_epoch_wait_in_the_order_of_training(spool, write):
+    """By step, and an epoch's end after its last step, of the same number."""
+    for where in [(1, 10), (2, 0), (0, 9), (1, 0), (1, 2)]:
+        write(*where)
+    names = ["global_step_9", "epoch_1", "global_step_12", "global_step_20", "epoch_2"]
+    assert [m.name for m in spool.list()] == names
+    spool.remove("global_step_20")
+    assert [m.name for m in spool.list()] == [n for n in names if n != "global_step_20"]
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "another's", "a file"])

@@ -24,16 +24,24 @@ def new_state(seed):
     return TrainState(model, optimizer, Schedule(Config(schedule="plateau")))
 
 
+def make_step(state):
+    """Make a step on a random batch; all that is drawn comes from the global generators."""
+    state.optimizer.zero_grad()
+    loss = (state.model(torch.randn(16, 4)) + random.random() + np.random.random()).square().mean()
+    loss.backward()
+    state.optimizer.step()
+    total = state.running_sum("loss", loss.device)
+    total += loss.detach()
+    state.step += 1
+    state.epoch_step += 1
+
+
 def train_epoch(state, num_steps=3):
-    """Make some steps on random batches; all that is drawn comes from the global generators."""
-    for _ in range(num_steps):
-        state.optimizer.zero_grad()
-        loss = (state.model(torch.randn(16, 4)) + random.random() + np.random.random()).square()
-        loss.mean().backward()
-        state.optimizer.step()
-        state.step += 1
-    state.epoch += 1
-    value = loss.mean().item()
+    """Make the steps that are left of an epoch, and end it."""
+    for _ in range(num_steps - state.epoch_step):
+        make_step(state)
+    value = state.running_sum("loss", torch.device("cpu")).item() / num_steps
+    state.end_epoch()
     state.scheduler.observe(value)
     state.history.add(Point("val_loss", state.epoch, 1_700_000_000_000 + state.epoch, value))
     state.note_best(-value, state.epoch)
@@ -67,22 +75,28 @@ def bits(state):
     return leaves(dict(state.capture()))
 
 
+@pytest.mark.parametrize("inside", [0, 2])
 @pytest.mark.parametrize("done", [0, 1, 3])
-def test_restored_equals_captured_to_the_last_bit(done, tmp_path):
+def test_restored_equals_captured_to_the_last_bit(done, inside, tmp_path):
     """Weights, moments, schedule, history, best and random numbers come back (invariant 5)."""
     state = new_state(1)
     for _ in range(done):
         train_epoch(state)
+    for _ in range(inside):
+        make_step(state)
     loaded = through_a_file(state, tmp_path)
     restored = new_state(2)
     restored.restore(loaded)
     assert bits(restored) == bits(state)
 
 
-def test_training_goes_on_from_a_file_as_if_never_stopped(tmp_path):
-    """Epochs after a restore equal those of an uninterrupted run, bit for bit (invariant 5)."""
+@pytest.mark.parametrize("inside", [0, 1, 3])
+def test_training_goes_on_from_a_file_as_if_never_stopped(inside, tmp_path):
+    """After a restore at any step, all is as without the stop, bit for bit (invariant 5)."""
     state = new_state(1)
     train_epoch(state)
+    for _ in range(inside):
+        make_step(state)
     loaded = through_a_file(state, tmp_path)
     train_epoch(state)
     expected = bits(state)
@@ -90,6 +104,34 @@ def test_training_goes_on_from_a_file_as_if_never_stopped(tmp_path):
     restored.restore(loaded)
     train_epoch(restored)
     assert bits(restored) == expected
+
+
+def test_running_sums_come_back_and_are_the_states_own(tmp_path):
+    """The sums of an epoch under way go on from a checkpoint, which they do not change."""
+    state, cpu = new_state(1), torch.device("cpu")
+    make_step(state)
+    state.epoch_seconds = 1.5
+    loaded = through_a_file(state, tmp_path)
+    restored = new_state(2)
+    restored.restore(loaded)
+    assert (restored.epoch_step, restored.epoch_seconds) == (1, 1.5)
+    total = restored.running_sum("loss", cpu)
+    assert total.dtype == torch.float64
+    assert total.equal(state.running_sum("loss", cpu))
+    total += 1
+    assert restored.running_sum("loss", cpu).equal(total), "what is added is not lost"
+    assert loaded["epoch_sums"]["loss"].equal(state.running_sum("loss", cpu))
+
+
+def test_the_end_of_an_epoch_clears_what_was_of_it():
+    """Nothing of an epoch goes into the next: neither its sums, nor its steps, nor its time."""
+    state, cpu = new_state(1), torch.device("cpu")
+    make_step(state)
+    state.epoch_seconds = 1.5
+    state.end_epoch()
+    assert (state.epoch, state.step, state.epoch_step, state.epoch_seconds) == (1, 1, 0, 0.0)
+    assert state.capture()["epoch_sums"] == {}
+    assert state.running_sum("loss", cpu).item() == 0.0
 
 
 def test_capture_does_not_disturb_training():
@@ -126,7 +168,10 @@ def test_restored_random_numbers_survive_parts_that_draw_while_loading():
 
 @pytest.mark.parametrize(
     "part",
-    ["model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "history", "rng", "step"],
+    [
+        *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "history", "rng"),
+        *("step", "epoch_step", "epoch_sums", "epoch_seconds"),
+    ],
 )
 def test_a_missing_part_is_an_error(part):
     """A part of the state that cannot be restored is never passed over (invariant 7)."""
@@ -174,7 +219,8 @@ def test_captured_keys_are_those_that_readers_know():
     state.history = History([*history, Point("val_pearson", 1, 1, 0.9)])
     content = state.capture()
     assert set(content) == {
-        "epoch", "step", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict",
+        "epoch", "step", "epoch_step", "epoch_sums", "epoch_seconds",
+        "model_state_dict", "optimizer_state_dict", "scheduler_state_dict",
         "train_losses", "val_losses", "aucs", "best_corr", "best_epoch", "history", "rng",
     }  # fmt: skip
     lists = content["train_losses"], content["val_losses"], content["aucs"]

@@ -1,5 +1,6 @@
 """A checkpoint exists if and only if its manifest does, however an upload or deletion ends."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -9,9 +10,11 @@ import torch
 
 from train.checkpoint import store as store_module
 from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import MANIFEST_FILE
-from train.checkpoint.store import CheckpointStore
+from train.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
+from train.checkpoint.spool import Spool
+from train.checkpoint.store import CheckpointStore, show_upload
 from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, Superseded
+from train.progress import Moved
 
 MOMENTS = ["before", "half", "after"]
 
@@ -24,11 +27,11 @@ def store(artifacts):
 
 @pytest.fixture
 def write(tmp_path, make_checkpoint):
-    """Return a function that writes a checkpoint of an epoch to the local disk."""
+    """Return a function that writes a checkpoint of an epoch, or inside one, to the local disk."""
 
-    def write(epoch, **more):
-        folder = tmp_path / "spool" / f"epoch_{epoch}"
-        checkpoint = make_checkpoint(epoch, **more)
+    def write(epoch, epoch_step=0, **more):
+        checkpoint = make_checkpoint(epoch, epoch_step, **more)
+        folder = tmp_path / "spool" / checkpoint_name(checkpoint)
         return folder, write_checkpoint(folder, checkpoint, attempt=1, kept=True, metrics={})
 
     return write
@@ -51,6 +54,33 @@ def test_what_was_put_is_listed_oldest_first_and_got_back(store, write, tmp_path
         store.put(folder, manifest)
     assert [m.epoch for m in store.list()] == [2, 9, 10]
     assert weights(store, manifests[9][1], tmp_path / "got") == 9
+
+
+MIXED = [(0, 9), (0, 10), (1, 0), (1, 1), (1, 10), (9, 3), (10, 0), (10, 2)]  # of 10 steps each
+MIXED_NAMES = [
+    *("global_step_9", "global_step_10", "epoch_1", "global_step_11", "global_step_20"),
+    *("global_step_93", "epoch_10", "global_step_102"),
+]
+
+
+@pytest.mark.parametrize("indexed", [(), (0, 3, 6), tuple(range(len(MIXED)))])
+def test_ends_and_insides_of_epochs_are_listed_in_the_order_of_training(
+    store, write, tmp_path, calls, indexed
+):
+    """By step, and an epoch's end after its last step; with or without them in the index."""
+    written = [write(*where) for where in MIXED]
+    manifests = [manifest for _, manifest in written]
+    for at in (5, 2, 7, 0, 6, 1, 4, 3):
+        store.put(*written[at])
+    store.write_index([manifests[at] for at in reversed(indexed)], tmp_path)
+    calls.arm(None)
+    assert store.list() == manifests
+    assert [m.name for m in store.list()] == MIXED_NAMES
+    assert len(calls.names) == 2 * (2 + len(MIXED) - len(indexed))
+    for manifest in manifests:
+        content = store.get(manifest, tmp_path / "got" / manifest.name)
+        counts = content["epoch"], content["step"], content["epoch_step"]
+        assert counts == (manifest.epoch, manifest.step, manifest.epoch_step)
 
 
 def test_commit_last(store, write, calls, one_at_a_time):
@@ -160,7 +190,10 @@ def test_a_rewrite_that_fails_anywhere_leaves_the_old_the_new_or_none(
         assert found == []
 
 
-@pytest.mark.parametrize("name", ["epoch_7", "epoch_07", "epoch_x", "epoch_-1", "notes"])
+@pytest.mark.parametrize(
+    "name",
+    ["epoch_7", "epoch_07", "epoch_x", "epoch_-1", "global_step_7", "global_step_07", "notes"],
+)
 def test_a_folder_without_a_manifest_is_nothing(store, artifacts, write, name):
     """A killed upload leaves a listed folder that is no checkpoint (invariant 1)."""
     _, older = write(3)
@@ -178,6 +211,16 @@ def test_a_manifest_in_a_folder_of_another_name_is_nothing(store, artifacts, wri
     assert [m.epoch for m in store.list()] == [3]
 
 
+def test_one_inside_an_epoch_under_an_epochs_name_is_nothing(store, artifacts, write):
+    """Nothing that was copied or renamed passes for what it is not."""
+    for where in ((3, 0), (3, 4)):
+        store.put(*write(*where))
+    checkpoints = artifacts.root / "checkpoints"
+    shutil.copytree(checkpoints / "global_step_34", checkpoints / "epoch_4")
+    shutil.copytree(checkpoints / "epoch_3", checkpoints / "global_step_30")
+    assert [m.name for m in store.list()] == ["epoch_3", "global_step_34"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -191,6 +234,7 @@ def test_a_manifest_in_a_folder_of_another_name_is_nothing(store, artifacts, wri
         b'{"checkpoints": [1]}',
         b'{"checkpoints": [{"epoch": []}]}',
         b'{"checkpoints": [{"epoch": 1, "format_version": 99}]}',
+        b'{"checkpoints": [{"step": 10, "epoch_step": "x"}]}',
         b"[" * 100_000,
         None,
     ],
@@ -311,22 +355,31 @@ def test_a_checkpoint_of_a_newer_version_is_not_left_out(
     for manifest in manifests:
         store.put(tmp_path / "spool" / manifest.name, manifest)
     path = artifacts.root / "checkpoints" / "epoch_2" / MANIFEST_FILE
-    newer = {**manifests[1].to_dict(), "format_version": 2}
+    newer = {**manifests[1].to_dict(), "format_version": 99}
     path.write_text(json.dumps(newer))
     if in_index:
         document = {"checkpoints": [manifests[0].to_dict(), newer]}
         (artifacts.root / "checkpoints" / "index.json").write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match="format version 2"):
+    with pytest.raises(CheckpointError, match="format version 99"):
         store.list()
 
 
-def test_content_of_another_epoch_is_damage(store, write, tmp_path):
-    """A manifest that names another epoch than the file holds commits nothing (invariant 1)."""
-    folder, manifest = write(1)
-    other = dataclasses.replace(manifest, epoch=9)
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"epoch": 9}, "epoch 1, its manifest says 9"),
+        ({"step": 9}, "step 13, its manifest says 9"),
+        ({"epoch_step": 9}, "epoch_step 3, its manifest says 9"),
+        ({"epoch_step": 0}, "epoch_step 3, its manifest says 0"),
+    ],
+)
+def test_content_of_another_epoch_or_step_is_damage(store, write, tmp_path, changes, found):
+    """A manifest that says another place than the file holds commits nothing (invariant 1)."""
+    folder, manifest = write(1, 3)
+    other = dataclasses.replace(manifest, **changes)
     (folder / MANIFEST_FILE).write_text(json.dumps(other.to_dict()))
     store.put(folder, other)
-    with pytest.raises(CheckpointDamaged, match="holds epoch 1, step 10"):
+    with pytest.raises(CheckpointDamaged, match=f"holds {found}"):
         store.get(other, tmp_path / "got")
 
 
@@ -463,6 +516,64 @@ def test_a_download_that_was_cut_short_is_fetched_again(remote, write, tmp_path,
     assert weights(remote, manifest, tmp_path / "got") == 1
 
 
+@pytest.mark.parametrize("times", [0, 1])
+def test_what_was_fetched_is_counted_once(remote, write, tmp_path, monkeypatch, times):
+    """How far a download is ends at the manifest's bytes, also where a file was fetched again."""
+    folder, manifest = write(1)
+    remote.put(folder, manifest)
+    cut_downloads(remote._artifacts, monkeypatch, times)
+    moved = Moved()
+    remote.fetch(manifest, tmp_path / "got", moved)
+    assert moved.num_bytes() == manifest.bytes
+
+
+def test_a_file_that_is_under_way_counts_as_far_as_it_is(
+    remote, write, tmp_path, monkeypatch, one_at_a_time
+):
+    """Of a large file on a slow line there is something to see."""
+    folder, manifest = write(1)
+    remote.put(folder, manifest)
+    moved, seen, download = Moved(), [], remote._artifacts.download
+
+    def look(path, local_file):
+        before = moved.num_bytes()
+        download(path, local_file)
+        seen.append(moved.num_bytes() - before)
+
+    monkeypatch.setattr(remote._artifacts, "download", look)
+    remote.fetch(manifest, tmp_path / "got", moved)
+    assert seen == [0, *(entry.bytes for entry in manifest.files)]
+
+
+def test_an_upload_is_as_far_as_files_have_arrived(
+    store, write_parts, calls, tmp_path, monkeypatch, one_at_a_time
+):
+    """What an earlier try brought is not counted, and a folder that is gone has gone up."""
+    shown = []
+
+    @contextlib.contextmanager
+    def show(title, total_bytes, measure):
+        shown.append((title, total_bytes, measure))
+        yield
+
+    monkeypatch.setattr(store_module, "show_transfer", show)
+    folder, manifest = write_parts(1)
+    spool, sizes = Spool(folder.parent, 1), [entry.bytes for entry in manifest.files]
+    calls.arm(2)
+    with show_upload(spool, [manifest]), contextlib.suppress(StoreUnavailable):
+        store.put(folder, manifest)
+    with show_upload(spool, [manifest]):
+        pass
+    (title, total, first), (_, rest, second) = shown
+    assert (title, total, rest) == ("Uploading epoch_1", sum(sizes), sum(sizes[2:]))
+    assert (first(), second()) == (sum(sizes[:2]), 0)
+    calls.arm(None)
+    store.put(folder, manifest)
+    assert (first(), second()) == (total, rest)
+    spool.remove("epoch_1")
+    assert (first(), second()) == (total, rest)
+
+
 def test_a_damaged_file_is_not_fetched_for_ever(remote, write, calls, tmp_path, monkeypatch):
     """What differs twice is damaged where it lies."""
     folder, manifest = write(1)
@@ -541,6 +652,20 @@ def test_what_a_killed_upload_left_is_found_and_what_is_damaged_is_not(store, ar
     assert sorted(artifacts.list("checkpoints")) == ["epoch_1", "epoch_3"]
 
 
+def test_what_a_killed_upload_left_inside_an_epoch_is_found_too(store, artifacts, write, calls):
+    """A folder global_step_N without a manifest is tidied up like that of an epoch."""
+    store.put(*write(1))
+    folder, manifest = write(1, 4)
+    calls.arm(2)  # the manifest
+    with pytest.raises(StoreUnavailable):
+        store.put(folder, manifest)
+    calls.arm(None)
+    again = CheckpointStore(artifacts, "r1")
+    assert again.leftovers(again.list()) == ["global_step_14"]
+    again.delete("global_step_14")
+    assert artifacts.list("checkpoints") == ["epoch_1"]
+
+
 def test_one_that_is_checked_is_whole_damaged_or_never_was(store, artifacts, write, tmp_path):
     """`check` tells a damaged checkpoint from a folder that never became one."""
     for epoch in (1, 2, 3):
@@ -552,7 +677,7 @@ def test_one_that_is_checked_is_whole_damaged_or_never_was(store, artifacts, wri
     with pytest.raises(CheckpointDamaged, match="is missing"):
         store.check("epoch_2", tmp_path / "2")
     assert store.check("epoch_3", tmp_path / "3") is None
-    assert list(store.examine()) == ["epoch_1", "epoch_2", "epoch_3"]
+    assert list(store.examine()) == ["epoch_3", "epoch_1", "epoch_2"]
     assert store.examine()["epoch_3"] is None
 
 

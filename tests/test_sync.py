@@ -7,13 +7,14 @@ import pytest
 from train import environment
 from train.attempt import Attempt
 from train.checkpoint.format import write_checkpoint
+from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import JOURNAL_FILE, RunFolder
 from train.config import Config
 from train.errors import StoreUnavailable, Superseded
-from train.launch import _Launcher
 from train.metrics import History, Point
+from train.opening import Launcher
 from train.report import Reporter
 from train.source import open_store
 from train.sync import publish_waiting, waiting_runs
@@ -48,6 +49,14 @@ class Disk:
         self.spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
         self.spool.log_file.write_text(f"of attempt {attempt.number}\n")
         return attempt
+
+    def write_inside(self, epoch, epoch_step):
+        """Train some steps beyond an epoch, whose checkpoint gets as far as the spool."""
+        rest = {"history": self.history.state_dict(), "config": self.config.to_dict()}
+        content = self.make_checkpoint(epoch, epoch_step, **rest)
+        path = self.spool.path(checkpoint_name(content))
+        attempt = self.spool.attempt
+        return write_checkpoint(path, content, attempt=attempt, kept=False, metrics={})
 
     def write(self, epoch, score=0.1, kept=True):
         """Train an epoch, whose checkpoint gets as far as the spool."""
@@ -118,6 +127,32 @@ def test_a_second_time_there_is_nothing_to_do(disk, calls):
     calls.arm(None)
     assert disk.publish() == []
     assert calls.names == []
+
+
+def test_one_inside_an_epoch_is_published_as_the_newest(disk):
+    """What a signal saved, and the machine could not send any more, is what a resume gets."""
+    disk.begin()
+    disk.write(1)
+    disk.write_inside(1, 3)
+    disk.write_inside(1, 6)
+    assert disk.publish() == []
+    assert [m.name for m in disk.store.list()] == ["epoch_1", "global_step_16"]
+    assert disk.published() == [1]
+    pointer = disk.record.tags[LATEST_CHECKPOINT_TAG]
+    assert pointer == "checkpoints/global_step_16/checkpoint.pth"
+
+
+@pytest.mark.parametrize("epoch_step", [3, 10])
+def test_one_inside_an_epoch_that_is_complete_in_the_store_stays_away(disk, epoch_step):
+    """An epoch's end is newer than the checkpoint after its last step, of the same number."""
+    disk.begin()
+    disk.write(1)
+    inside = disk.write_inside(1, epoch_step)
+    disk.commit(disk.write(2))
+    disk.publish()
+    assert disk.stored() == [2]
+    assert inside.name not in {m.name for m in disk.store.list()}
+    assert disk.record.tags[LATEST_CHECKPOINT_TAG] == "checkpoints/epoch_2/checkpoint.pth"
 
 
 def test_only_what_is_still_needed_goes_up(disk, tracking):
@@ -302,7 +337,7 @@ def test_a_child_that_somebody_deleted_holds_nothing_up(disk, tracking, caplog):
 
 def test_a_launch_that_failed_stays_failed(disk, tracking):
     """Publishing its log later does not change how it ended (invariant 9)."""
-    launcher = _Launcher(tracking, None, {}, Reporter(), environment.home())
+    launcher = Launcher(tracking, None, {}, Reporter(), environment.home())
     launcher.folder(disk.record)
     launcher.attempt = disk.begin()
     launcher.close("FAILED")
@@ -323,3 +358,75 @@ def test_only_runs_of_this_server_are_found(disk, tracking, tmp_path):
     (environment.run_folder(tracking.uri, "without a journal") / "attempt_1").mkdir(parents=True)
     assert waiting_runs(home, tracking.uri) == [disk.run_id]
     assert waiting_runs(home, "http://elsewhere") == ["other"]
+
+
+SAMPLES = [Point("system/load", step, 10 * step, step / 8) for step in (1, 2, 3)]
+
+
+def samples(disk, run_id):
+    """Return the system metrics that the server has of a run."""
+    found = disk.tracking._client.get_metric_history(run_id, "system/load")
+    return [Point(m.key, m.step, m.timestamp, m.value) for m in found]
+
+
+def end_offline(disk, attempt, status="FINISHED"):
+    """Let the attempt end while the server is away, with samples of its machine that wait."""
+    disk.spool.write_journal(attempt.journal(status, 1) | {"system": SAMPLES})
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_samples_that_waited_are_published_with_their_attempt(disk, number):
+    """Invariant 10: as they were taken, once, with the run that stands for the attempt."""
+    attempt = disk.begin()
+    for _ in range(number - 1):
+        disk.spool.discard()
+        attempt = disk.begin()
+    disk.write(1)
+    end_offline(disk, attempt)
+    disk.tracking.log_points(attempt.child_id, SAMPLES[:2])  # and then the server was gone
+    disk.publish()
+    assert samples(disk, attempt.child_id) == SAMPLES
+    assert (attempt.child_id == disk.run_id) == (number == 1)
+    assert disk.published() == [1]
+
+
+def test_an_outage_while_samples_are_published_keeps_them(disk, calls):
+    """They go up with the next try."""
+    attempt = disk.begin()
+    end_offline(disk, attempt)
+    calls.arm(0)
+    with pytest.raises(StoreUnavailable):
+        disk.publish()
+    assert samples(disk, disk.run_id) == []
+    calls.arm(None)
+    disk.publish()
+    assert samples(disk, disk.run_id) == SAMPLES
+    assert disk.record.status == "FINISHED"
+
+
+def test_one_that_died_without_a_word_is_told_to_have_vanished(disk, tracking):
+    """In the tag of the attempt, in the description, and on its child (invariant 9)."""
+    disk.begin()
+    disk.spool.discard()
+    attempt = disk.begin()
+    for epoch in (1, 2):
+        disk.write(epoch)
+    disk.publish()
+    run = disk.record
+    assert run.tags["train.attempt.2"] == f"epochs 1-2 on {environment.hostname()}, vanished"
+    assert run.tags["train.attempt.2"] in run.tags["mlflow.note.content"]
+    child = tracking.get_run(attempt.child_id)
+    assert (child.tags["train.ended"], child.status) == ("vanished", "KILLED")
+
+
+def test_samples_of_a_child_that_somebody_deleted_do_not_keep_the_run_open(disk, tracking):
+    """There is nowhere to show them, and the run is closed as it ended (invariant 9)."""
+    disk.begin()
+    disk.spool.discard()
+    attempt = disk.begin()
+    disk.write(1)
+    end_offline(disk, attempt)
+    tracking._client.delete_run(attempt.child_id)
+    disk.publish()
+    assert disk.folder.waiting() == []
+    assert disk.record.status == "FINISHED"

@@ -175,15 +175,36 @@ def test_bf16_keeps_weights_and_predictions_in_float32(tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_the_ridge_acts_on_the_gradient_alone():
-    """The penalty does not show in predictions, and its gradient is that of penalty * |w|²."""
-    gradients = []
-    for ridge in (0.0, 0.5):
-        model = TabularMLP(3, [], hidden_size=4, num_layers=0, dropout=0.0, ridge=ridge)
-        torch.nn.init.ones_(model.linear.weight)
-        model(torch.ones(2, 3), torch.zeros(2, 0, dtype=torch.int64)).mean().backward()
-        gradients.append(model.linear.weight.grad)
-    assert torch.equal(gradients[1] - gradients[0], torch.full((1, 3), 2 * 0.5))
+def gradients_of(model, loss):
+    """Return the loss as a number, and the gradient of every weight."""
+    model.zero_grad()
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_the_ridge_acts_on_the_gradient_alone(tmp_path):
+    """The penalty does not show in losses and predictions; its gradient is that of ridge * |w|²."""
+    task = make_task(tmp_path, num_rows=60, num_columns=100)
+    model, rows = train(task, 5), torch.arange(20)
+    assert model.ridge > 0
+    loss, gradients = gradients_of(model, task.loss(model, rows))
+    expected = {name: torch.zeros_like(g) for name, g in gradients.items()}
+    expected["linear.weight"] = 2 * model.ridge * model.linear.weight.detach()
+    model.ridge = 0.0
+    loss_without, gradients_without = gradients_of(model, task.loss(model, rows))
+    assert loss == loss_without
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient - gradients_without[name], expected[name])
+
+
+def test_the_penalty_is_zero_as_a_number():
+    """It is added to losses that are compared with others."""
+    model = TabularMLP(3, [], hidden_size=4, num_layers=0, dropout=0.0, ridge=0.5)
+    torch.nn.init.ones_(model.linear.weight)
+    penalty = model.penalty()
+    penalty.backward()
+    assert penalty.item() == 0.0
+    assert torch.equal(model.linear.weight.grad, torch.full((1, 3), 2 * 0.5))
 
 
 @pytest.mark.parametrize(("hidden_size", "threads"), [(192, 1), (768, 4), (4096, 8)])

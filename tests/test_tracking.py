@@ -3,11 +3,14 @@
 import math
 import os
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from support import cli
 
 from train.environment import redact
 from train.errors import RunNotUsable, StoreUnavailable
@@ -364,3 +367,137 @@ def test_a_store_that_cannot_be_used_is_told_in_one_line(tmp_path, uri):
 def test_passwords_with_an_at_sign_are_not_shown():
     """Everything up to the last @ before the path is left out of a URL."""
     assert redact("see http://me:p@ss@host/x?a=b@c now") == "see http://***@host/x?a=b@c now"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers every call with `code` and `body`."""
+
+    code, body, kind = 401, b"", "text/plain"
+
+    def _answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.code)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Return a function that starts a server which refuses everything, as MLFLOW_TRACKING_URI."""
+    servers = []
+
+    def start(code, body, kind="text/plain"):
+        handler = type("", (Refusing,), {"code": code, "body": body.encode(), "kind": kind})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        address = f"127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
+        return f"http://***@{address}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+REFUSALS = [
+    (401, "You are not authenticated.", "text/plain"),  # MLflow's basic-auth
+    (401, "<html><h1>401 Authorization Required</h1></html>", "text/html"),  # a proxy
+    (401, '{"error_code": "UNAUTHENTICATED", "message": "who?"}', "application/json"),
+    (403, "Permission denied", "text/plain"),
+    (403, '{"error_code": "PERMISSION_DENIED", "message": "not you"}', "application/json"),
+]
+WHAT_TO_DO = {401: "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD", 403: "Ask whoever"}
+
+
+@pytest.mark.parametrize(("code", "body", "kind"), REFUSALS)
+def test_a_refusal_is_told_in_one_line_with_what_to_do(refusing, code, body, kind):
+    """401: it does not know who asks, 403: it does. Each has its way out; no password is shown."""
+    uri = refusing(code, body, kind)
+    for ask in (Tracking.probe, *(lambda t, do=do: do(t, "0" * 32) for do in ON_A_RUN.values())):
+        with pytest.raises(StoreUnavailable, match=rf"was refused by .* with {code}: ") as caught:
+            ask(Tracking())
+        assert caught.value.exit_code == 7
+        assert one_line(caught.value)
+        assert uri in str(caught.value)
+        assert WHAT_TO_DO[code] in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_refused_file_is_told_like_a_refused_call(refusing, tmp_path, code):
+    """The server's artifacts go another way, where requests raises."""
+    refusing(code, "no")
+    artifacts = Artifacts("mlflow-artifacts:/0/r/artifacts", os.environ["MLFLOW_TRACKING_URI"])
+    (tmp_path / "a.txt").write_text("x")
+    for ask in (
+        artifacts.list,
+        lambda: artifacts.upload(tmp_path / "a.txt", "logs"),
+        lambda: artifacts.download("logs/a.txt", tmp_path / "b.txt"),
+        lambda: artifacts.delete("logs/a.txt"),
+    ):
+        with pytest.raises(StoreUnavailable, match=rf"was refused by .* with {code}: ") as caught:
+            ask()
+        assert one_line(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_the_command_line_ends_a_refusal_with_code_7(refusing, code):
+    """One line, before any work is done that would be lost."""
+    refusing(code, "no")
+    for words in (["run"], ["run", "--resume_run", "latest"], ["list"], ["verify", "r1"]):
+        done = cli(*words)
+        assert done.exit_code == 7
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert f"with {code}: " in done.stderr
+
+
+def test_who_may_read_a_run_and_not_claim_it_is_told_so(tracking, record, monkeypatch):
+    """That a param could not be written is not always that another process was faster."""
+
+    def refuse(*_, **__):
+        raise StoreUnavailable("logging params was refused by … with 403: this user may not")
+
+    monkeypatch.setattr(tracking, "log_params", refuse)
+    with pytest.raises(StoreUnavailable, match="refused by … with 403"):
+        tracking.claim_attempt(record.run_id, 1, record.run_id)
+
+
+@pytest.mark.parametrize("chosen", ["999", "abc"])
+def test_an_experiment_that_does_not_exist_is_told_with_what_to_do(tracking, chosen):
+    """A wrong MLFLOW_EXPERIMENT_ID is found when the run is made."""
+    os.environ["MLFLOW_EXPERIMENT_ID"] = chosen
+    with pytest.raises(StoreUnavailable, match="unset MLFLOW_EXPERIMENT_ID") as caught:
+        tracking.create_run(tracking.experiment_id(), None, {})
+    assert one_line(caught.value)
+    assert f"creating a run in experiment '{chosen}' failed" in str(caught.value)
+
+
+@pytest.mark.parametrize("by", ["ID", "NAME"])
+def test_a_deleted_experiment_is_told_with_how_to_bring_it_back(tracking, client, by):
+    """As for a deleted run, the command is in the message."""
+    gone = client.create_experiment("gone")
+    client.delete_experiment(gone)
+    os.environ[f"MLFLOW_EXPERIMENT_{by}"] = gone if by == "ID" else "gone"
+    command = f"`mlflow experiments restore --experiment-id {gone}` brings it back"
+    with pytest.raises(StoreUnavailable, match=command) as caught:
+        tracking.create_run(tracking.experiment_id(), None, {})
+    assert one_line(caught.value)
+
+
+def test_points_of_a_deleted_run_are_refused_and_not_an_outage(tracking, record, client):
+    """Who waits for a server to come back would wait for ever."""
+    client.delete_run(record.run_id)
+    with pytest.raises(RunNotUsable) as caught:
+        tracking.log_points(record.run_id, [Point("a", 1, 1, 1.0)])
+    assert one_line(caught.value)

@@ -1,12 +1,14 @@
 """An attempt: one process working on a run, and how MLflow shows it.
 
 The first attempt is the run itself. Each later one is a child of it: the run that `mlflow run`
-made for the launch, or a new one where there is none in the same experiment.
+made for the launch, or a new one where there is none in the same experiment. The run's tags
+`train.attempt.N` tell in words what became of attempt N; its description lists them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,14 @@ from typing import Any
 from train import environment
 from train.commands import train_command
 from train.errors import RunNotUsable, Superseded
-from train.tracking import PARENT_TAG, RunRecord, Tracking
+from train.tracking import ATTEMPT_PARAM, ATTEMPT_TAG, ENDED_TAG, PARENT_TAG, RunRecord, Tracking
+
+log = logging.getLogger(__name__)
+
+MAX_LISTED = 10  # attempts in a run's description
+RUNNING_WORD = "running"
+ENDED_WORDS = {"FINISHED": "finished", "KILLED": "preempted", "FAILED": "failed"}
+VANISHED = "vanished"  # died without a word
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Attempt:
         launched: RunRecord | None,
         first_epoch: int,
         params: Mapping[str, str],
+        tags: Mapping[str, str] | None = None,
     ) -> Attempt:
         """Claim the next attempt of a run, and make the child that stands for it.
 
@@ -63,16 +73,18 @@ class Attempt:
             launched: The run that `mlflow run` made for this process, if any.
             first_epoch: The epoch the attempt starts with.
             params: The options in force, for the child.
+            tags: What the child says of this process, before it claims.
 
         Raises:
             RunNotUsable: Another process has claimed the same attempt.
         """
         number = record.attempts + 1
-        name = f"attempt {number}: epochs {first_epoch}-… on {environment.hostname()}"
-        tags = {PARENT_TAG: record.run_id}
+        name = f"attempt {number}: {epochs_in_words(first_epoch, None)} on {environment.hostname()}"
+        tags = {**(tags or {}), PARENT_TAG: record.run_id}
         link, stray_id = run_link(tracking, record), None
         if launched is not None and launched.experiment_id == record.experiment_id:
             child = launched
+            tracking.set_tags(child.run_id, tags)
         else:
             stray_id = launched.run_id if launched else None
             child = tracking.create_run(record.experiment_id, name, tags)
@@ -81,7 +93,7 @@ class Attempt:
         except RunNotUsable:
             tracking.set_status(child.run_id, "FAILED")
             raise
-        tracking.set_tags(child.run_id, tags)
+        _close_vanished(tracking, record, first_epoch - 1)
         tracking.rename(child.run_id, name)
         tracking.log_params(child.run_id, params, known=child.params)
         if stray_id is not None:
@@ -90,23 +102,37 @@ class Attempt:
             tracking.set_tags(stray_id, tags)
         return cls(tracking, record.run_id, number, first_epoch, child.run_id, link, stray_id)
 
-    def begin(self, tags: Mapping[str, str]) -> None:
-        """Set the run RUNNING, with what this attempt changes of its tags."""
-        self.tracking.set_status(self.run_id, "RUNNING")
-        self.tracking.set_tags(
-            self.run_id,
-            {**tags, "train.attempt": str(self.number), "mlflow.note.content": self._note()},
-        )
+    def begin(self, tags: Mapping[str, str], own_tags: Mapping[str, str] | None = None) -> None:
+        """Set the run RUNNING.
 
-    def check_lease(self) -> None:
-        """Make sure that no later attempt was claimed.
+        Args:
+            tags: What this attempt changes of the run's tags.
+            own_tags: What is to be said of the attempt itself: host, hardware, versions.
+        """
+        own_tags = own_tags or {}
+        self.tracking.set_status(self.run_id, "RUNNING")
+        if self.child_id != self.run_id:
+            self.tracking.set_tags(self.child_id, own_tags)
+        self._tell(None, RUNNING_WORD, {**own_tags, **tags, "train.attempt": str(self.number)})
+
+    def check_lease(self) -> RunRecord:
+        """Make sure that no later attempt was claimed; return the run as it is now.
 
         Raises:
             Superseded: One was.
         """
-        newest = self.tracking.get_run(self.run_id).attempts
-        if newest > self.number:
-            raise Superseded(self.run_id, self.number, newest)
+        record = self.tracking.get_run(self.run_id)
+        if record.attempts > self.number:
+            raise Superseded(self.run_id, self.number, record.attempts)
+        return record
+
+    def _tell(self, last_epoch: int | None, ended: str, tags: Mapping[str, str]) -> None:
+        """Say on the run what the attempt does, or how it ended."""
+        known = self.tracking.get_run(self.run_id).tags
+        words = f"{epochs_in_words(self.first_epoch, last_epoch)} on {environment.hostname()}"
+        own = {f"{ATTEMPT_TAG}{self.number}": f"{words}, {ended}"}
+        note = self._note({**known, **own})
+        self.tracking.set_tags(self.run_id, {**tags, **own, "mlflow.note.content": note})
 
     def journal(self, status: str, last_epoch: int) -> dict[str, object]:
         """Return what `from_journal` needs to end the attempt in another process."""
@@ -127,34 +153,89 @@ class Attempt:
         names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
         return cls(tracking, **{name: entry[name] for name in names})
 
-    def end(self, status: str, last_epoch: int) -> None:
+    def end(self, status: str, last_epoch: int, ended: str | None = None) -> None:
         """Set the status of the attempt's runs: FINISHED, FAILED or KILLED.
 
-        The run itself is left alone once a later attempt has it.
+        The run itself is left alone once a later attempt has it. That somebody deleted one of the
+        others changes nothing about it.
 
         Args:
             status: How it ended.
             last_epoch: Epochs completed.
+            ended: The same in a word; default: by the status.
         """
-        ended = {self.stray_id, self.child_id, self.run_id} - {None}
+        ended = ended or ENDED_WORDS[status]
         try:
             self.check_lease()
+            self.tracking.set_status(self.run_id, status)
+            self._tell(last_epoch, ended, {})
         except Superseded:
-            ended.discard(self.run_id)
-        # The run itself first: its status must not wait for a child that somebody deleted.
-        for run_id in sorted(filter(None, ended), key=lambda run_id: run_id != self.run_id):
-            self.tracking.set_status(run_id, status)
+            pass
+        epochs = epochs_in_words(self.first_epoch, last_epoch)
+        name = f"attempt {self.number}: {epochs} on {environment.hostname()}"
         if self.child_id != self.run_id:
-            epochs = f"epochs {self.first_epoch}-{last_epoch}"
-            if last_epoch < self.first_epoch:
-                epochs = "no epoch"
-            name = f"attempt {self.number}: {epochs} on {environment.hostname()}"
-            self.tracking.rename(self.child_id, name)
+            _close_child(self.tracking, self.child_id, status, ended, name)
+        if self.stray_id is not None:
+            _close_child(self.tracking, self.stray_id, status, ended)
 
-    def _note(self) -> str:
+    def _note(self, tags: Mapping[str, str]) -> str:
         resume = train_command({"resume_run": self.run_id}, ".")
         fork = train_command({"resume_run": self.run_id, "resume_epoch": "best", "fork": True}, ".")
-        return f"Resume:\n```\n{resume}\n```\nFork from the best epoch:\n```\n{fork}\n```\n"
+        attempts = [
+            f"| {number} | {tags[f'{ATTEMPT_TAG}{number}']} |"
+            for number in range(max(1, self.number - MAX_LISTED + 1), self.number + 1)
+            if f"{ATTEMPT_TAG}{number}" in tags
+        ]
+        return "\n".join(
+            [
+                *("Resume:", "```", resume, "```"),
+                *("Fork from the best epoch:", "```", fork, "```"),
+                *("", "| attempt | what it did |", "| --- | --- |", *attempts, ""),
+            ]
+        )
+
+
+def epochs_in_words(first: int, last: int | None) -> str:
+    """Return "epochs 3-7"; `last` is None as long as the attempt runs.
+
+    >>> epochs_in_words(3, 7), epochs_in_words(3, None), epochs_in_words(3, 2)
+    ('epochs 3-7', 'epochs 3-…', 'no epoch')
+    """
+    if last is not None and last < first:
+        return "no epoch"
+    return f"epochs {first}-{'…' if last is None else last}"
+
+
+def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int) -> None:
+    """Say of the attempt before what it could not say itself, if it died without a word."""
+    number = record.attempts
+    told = record.tags.get(f"{ATTEMPT_TAG}{number}", "")
+    child_id = record.params.get(f"{ATTEMPT_PARAM}{number}", record.run_id)
+    if told.endswith(f", {RUNNING_WORD}"):
+        epochs, _, host = told.removesuffix(f", {RUNNING_WORD}").partition(" on ")
+        first = epochs.removeprefix("epochs ").partition("-")[0]
+        epochs = epochs_in_words(int(first), last_epoch) if first.isdecimal() else epochs
+        words = f"{epochs} on {host}"
+    elif not told and child_id != record.run_id:  # it was claimed, and never begun
+        words = "no epoch"
+    else:
+        return
+    tracking.set_tags(record.run_id, {f"{ATTEMPT_TAG}{number}": f"{words}, {VANISHED}"})
+    if child_id != record.run_id:
+        _close_child(tracking, child_id, "KILLED", VANISHED, f"attempt {number}: {words}")
+
+
+def _close_child(
+    tracking: Tracking, run_id: str, status: str, ended: str, name: str | None = None
+) -> None:
+    """Close a run that belongs to an attempt; one that somebody deleted is only told of."""
+    try:
+        tracking.set_status(run_id, status)
+        if name is not None:
+            tracking.rename(run_id, name)
+            tracking.set_tags(run_id, {ENDED_TAG: ended})
+    except RunNotUsable as error:
+        log.warning("%s", error)
 
 
 def run_link(tracking: Tracking, record: RunRecord) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from train import environment
-from train.config import Config, Launch, options_of, parse, to_text
+from train.config import Config, Launch
+from train.declare import options_of, parse, to_text
 from train.errors import CheckpointError, RunNotUsable, TrainError
 
 _EPILOG = """\b
@@ -152,6 +156,26 @@ def list_command(run: str | None, as_json: bool) -> None:
     listing.show(rows, run, as_json)
 
 
+@contextlib.contextmanager
+def _log_shown(as_json: bool = False) -> Iterator[Callable[[str], object]]:
+    """Show the log, and bars, of a command; yield what prints a line of its result.
+
+    What a program reads is the result only: the log goes to stderr, unless stdout is a terminal.
+    """
+    from rich.console import Console
+
+    from train.report import Reporter
+
+    console = Console(stderr=as_json or not sys.stdout.isatty())
+    reporter = Reporter(console)
+    reporter.open_log()
+    try:
+        # On one console with a bar, a line comes above it.
+        yield click.echo if console.stderr else functools.partial(console.out, highlight=False)
+    finally:
+        reporter.close_log()
+
+
 @main.command()
 @click.argument("run")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON array.")
@@ -162,10 +186,11 @@ def verify(ctx: click.Context, run: str, as_json: bool) -> None:
     from train.tracking import Tracking
 
     rows = []
-    for row in maintenance.verify_rows(Tracking(), run):
-        rows.append(row)
-        if not as_json:
-            click.echo(f"{row['name']:<12} {row['status']:<12} {row['found']}".rstrip())
+    with _log_shown(as_json) as echo:
+        for row in maintenance.verify_rows(Tracking(), run):
+            rows.append(row)
+            if not as_json:
+                echo(f"{row['name']:<18} {row['status']:<12} {row['found']}".rstrip())
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     ctx.exit(CheckpointError.exit_code if any(r["status"] == "damaged" for r in rows) else 0)
@@ -186,7 +211,8 @@ def prune(
 
     tracking = Tracking()
     retention = maintenance.retention_of(tracking, run, keep_last, keep_best, keep_every)
-    gone = maintenance.prune(tracking, run, retention, dry_run)
+    with _log_shown():
+        gone = maintenance.prune(tracking, run, retention, dry_run)
     verb = "would delete" if dry_run else "deleted"
     for manifest in gone:
         click.echo(f"{verb} {manifest.name}  {manifest.bytes / 1e6:.2f} MB")
@@ -203,7 +229,8 @@ def export(run: str, epoch: str, to: str) -> None:
     from train import maintenance
     from train.tracking import Tracking
 
-    manifest = maintenance.export(Tracking(), run, epoch, Path(to))
+    with _log_shown():
+        manifest = maintenance.export(Tracking(), run, epoch, Path(to))
     click.echo(f"{manifest.name} of run {run} is in {to}")
 
 
@@ -216,7 +243,8 @@ def show(run: str, epoch: str, as_json: bool) -> None:
     from train import maintenance
     from train.tracking import Tracking
 
-    found = maintenance.describe(Tracking(), run, epoch)
+    with _log_shown(as_json):
+        found = maintenance.describe(Tracking(), run, epoch)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

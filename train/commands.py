@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.config import to_text
+from train.declare import to_text
 
 
 def train_command(options: Mapping[str, Any], project: str | None = None) -> str:

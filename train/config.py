@@ -2,7 +2,6 @@
 
 `Config` is what a run *is*: it is stored in every checkpoint and shown as MLflow params.
 `Launch` is what one command asks for: which run to resume, from where.
-The command line, ``--help``, the README's table and MLflow's params are all made from them.
 """
 
 from __future__ import annotations
@@ -10,102 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
+from train.declare import OnResume, option, options_of, validate
 from train.errors import UsageError
-
-
-class OnResume(Enum):
-    """What happens when an option is given on a resume with another value than the run's."""
-
-    CHANGE = "the given value wins"
-    FORK = "refused: only a fork may change it"
-    NEVER = "refused, also by a fork: another model, or other inputs, make another run"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Option:
-    """What is known about an option besides its name, type and default."""
-
-    help: str
-    group: str
-    on_resume: OnResume = OnResume.CHANGE
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    metavar: str | None = None
-
-
-def option(default: Any, help: str, group: str, **limits: Any) -> Any:
-    """Declare a field that is an option; see `Option` for `limits`."""
-    return dataclasses.field(
-        default=default, metadata={"option": Option(help=help, group=group, **limits)}
-    )
-
-
-def options_of(config_class: type) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
-    """Return name to (field, option), in the order of declaration."""
-    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(config_class)}
-
-
-def parse(config_class: type, name: str, text: str) -> Any:
-    """Turn the text of a command line into the value of the option `name`.
-
-    Raises:
-        UsageError: The text is not of the option's type.
-    """
-    field, _ = options_of(config_class)[name]
-    kind = str(field.type)
-    if not text.strip() and not kind.startswith("tuple"):
-        raise UsageError(f"{name}= has no value: leave it out, or see that its variable is set")
-    if "None" in kind and text.strip().lower() == "none":
-        return None
-    try:
-        if kind.startswith("tuple"):
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-        if kind.startswith("bool"):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                text.strip().lower()
-            ]
-        if kind.startswith("int"):
-            return int(text)
-        if kind.startswith("float"):
-            return float(text)
-    except (ValueError, KeyError):
-        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-        raise UsageError(
-            f"{name}={text!r} is not {wanted[kind.split(' ')[0]]} "
-            f"(the default is {to_text(field.default)})"
-        ) from None
-    return text
-
-
-def to_text(value: Any) -> str:
-    """Return the text from which `parse` makes `value` again."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else str(value)
-
-
-def _validate(config: Any) -> None:
-    for name, (_, opt) in options_of(type(config)).items():
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{name}={value} is not a finite number")
-        if opt.choices and value not in opt.choices:
-            raise UsageError(f"{name}={value!r} is not one of {', '.join(opt.choices)}")
-        if opt.minimum is not None and not value >= opt.minimum:  # `not >=` refuses NaN too
-            raise UsageError(f"{name}={value} is too small: the least is {opt.minimum:g}")
-        if opt.maximum is not None and not value <= opt.maximum:
-            raise UsageError(f"{name}={value} is too large: the most is {opt.maximum:g}")
-
 
 FORK, NEVER = OnResume.FORK, OnResume.NEVER
 
@@ -125,6 +33,14 @@ class Config:
         minimum=1,
     )
     batch_size: int = option(512, "Rows per optimizer step.", "Training", minimum=1, on_resume=FORK)
+    accumulation_steps: int = option(
+        1,
+        "Forward and backward passes of an optimizer step: its rows are cut into so many parts, "
+        "one after the other in memory, whose gradients are added.",
+        "Training",
+        minimum=1,
+        on_resume=FORK,
+    )
     lr: float = option(
         2e-3,
         "Highest learning rate of AdamW.",
@@ -258,6 +174,13 @@ class Config:
         choices=("auto", "yes", "no"),
     )
 
+    strict: bool = option(
+        False,
+        "Refuse to go on where code, packages or device are not those of the checkpoint, or an "
+        "epoch trained again gives other numbers.",
+        "Resume",
+    )
+
     checkpoint_freq: int = option(
         5,
         "Every so many epochs a checkpoint is kept for good; the newest and the best are there "
@@ -266,6 +189,18 @@ class Config:
         minimum=1,
     )
 
+    checkpoint_minutes: float = option(
+        10.0,
+        "Inside a long epoch a checkpoint is saved when the last one is so old; 0: never.",
+        "Checkpoints",
+        minimum=0,
+    )
+    checkpoint_steps: int = option(
+        0,
+        "Inside an epoch a checkpoint is saved after so many optimizer steps of the run; 0: never.",
+        "Checkpoints",
+        minimum=0,
+    )
     keep_last: int = option(
         1, "Besides those, how many of the newest checkpoints stay.", "Checkpoints", minimum=1
     )
@@ -292,10 +227,17 @@ class Config:
         "Checkpoints",
         minimum=0,
     )
+    grace_seconds: float = option(
+        25.0,
+        "The same after a signal that stops training, such as a scheduler's SIGTERM: less than the "
+        "time it leaves before it kills.",
+        "Checkpoints",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside their limits."""
-        _validate(self)
+        validate(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain builtins, from which `from_dict` makes an equal config."""
@@ -327,12 +269,13 @@ class Config:
     def fingerprint(self, task: str, data_fingerprint: str) -> str:
         """Return a hash of what may not change in a run: task, data, and the fixed options.
 
-        Options that only say where the data was read are covered by the data's fingerprint.
+        Options that only say where the data was read are covered by the data's fingerprint. The
+        number of threads is left out, since it is chosen by the machine if it is not given.
         """
         fixed = {
             name: getattr(self, name)
             for name, (_, opt) in options_of(Config).items()
-            if opt.on_resume is not OnResume.CHANGE and opt.group != "Data"
+            if opt.on_resume is not OnResume.CHANGE and opt.group != "Data" and name != "threads"
         }
         document = json.dumps([task, data_fingerprint, fixed], sort_keys=True, default=str)
         return hashlib.sha256(document.encode()).hexdigest()
@@ -348,13 +291,15 @@ class Launch:
 
     resume_run: str | None = option(
         None,
-        "Go on with this run: its ID, or 'latest' for the newest unfinished one of the experiment.",
+        "Go on with this run: its ID, 'latest' for the newest unfinished one of the experiment, or "
+        "'auto' for the newest unfinished one with the same options and data, else a fresh run.",
         "Resume",
         metavar="RUN",
     )
     resume_epoch: str | None = option(
         None,
-        "Checkpoint to go on from: an epoch, latest, or best; one that is not the latest forks.",
+        "Checkpoint to go on from: an epoch, latest, best, or the name of one inside an epoch, "
+        "such as global_step_4321; one that is not the latest forks.",
         "Resume",
         metavar="N|latest|best",
     )
@@ -363,6 +308,12 @@ class Launch:
         "Start a new run from a plain checkpoint file (.pth), such as the script version's.",
         "Resume",
         metavar="FILE",
+    )
+    take_over: bool = option(
+        False,
+        "Do not wait to see whether the run is still being trained on another machine: take it "
+        "from there.",
+        "Resume",
     )
     fork: bool = option(
         False,
@@ -374,12 +325,20 @@ class Launch:
     def __post_init__(self) -> None:
         """Refuse options that exclude or need each other."""
         if self.resume_run is None:
-            for name in ("resume_epoch", "fork"):
+            for name in ("resume_epoch", "take_over", "fork"):
                 if getattr(self, name):
                     raise UsageError(f"{name} needs resume_run=<id>: which run to start from")
+        elif self.resume_run == "auto" and (self.resume_epoch or self.fork):
+            raise UsageError(
+                "resume_run=auto goes on from the newest checkpoint, if there is a run to go on "
+                "with: give its ID to choose an epoch or to fork"
+            )
         elif self.resume_from is not None:
             raise UsageError("give either resume_run or resume_from, not both")
-        if self.resume_epoch not in (None, "latest", "best") and not self.resume_epoch.isdecimal():
+        epoch = self.resume_epoch or "latest"
+        number = epoch.removeprefix("global_step_")
+        if epoch not in ("latest", "best") and not number.isdecimal():
             raise UsageError(
-                f"resume_epoch={self.resume_epoch!r} is not an epoch number, 'latest' or 'best'"
+                f"resume_epoch={self.resume_epoch!r} is not an epoch number, 'latest', 'best', or "
+                "a checkpoint inside an epoch such as 'global_step_4321'"
             )

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.config import Config, options_of, to_text
+from train import environment
+from train.config import Config
 from train.data.dataset import Dataset
 from train.data.provide import cache_folder, upload
+from train.declare import options_of, to_text
+from train.files import atomic_write
 from train.tasks.tabular import TabularTask
 from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
 
@@ -33,6 +36,27 @@ def upload_data(tracking: Tracking, task: TabularTask, record: RunRecord, home: 
     artifacts = tracking.artifacts(record)
     folder = cache_folder(home, task.dataset.fingerprint)
     upload(folder, task.config.upload_data, lambda path: artifacts.upload(path, "data"))
+
+
+def machine_tags() -> dict[str, str]:
+    """Return what is said of the machine and the code of an attempt."""
+    versions = {f"train.version.{k}": v for k, v in environment.versions().items()}
+    return {
+        **versions,
+        "train.host": environment.hostname(),
+        "train.hardware": environment.hardware(),
+        "train.code": environment.code_version() or "unknown",
+    }
+
+
+def upload_diff(tracking: Tracking, run_id: str, folder: Path) -> None:
+    """Store what was changed in the code since its commit, by way of a file in `folder`."""
+    diff = environment.code_diff()
+    if diff:
+        file = folder / "diff.patch"
+        atomic_write(file, lambda out: out.write(diff))
+        tracking.artifacts(tracking.get_run(run_id)).upload(file, "code")
+        file.unlink()
 
 
 def identity(task: TabularTask) -> dict[str, str]:

@@ -13,11 +13,22 @@ import platform
 import re
 import socket
 import subprocess
+import uuid
 from functools import cache
 from pathlib import Path
 
 from train.errors import UsageError
 
+# Of such a file, or one in such a folder, nothing is copied into a run's artifacts.
+SECRET_FILES = (
+    ".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.tfvars",
+    "*.tfstate", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*secret*", "*credential*",
+    "*password*", "*token*", ".netrc", ".npmrc", ".pypirc", ".htpasswd", "kubeconfig*", ".aws",
+    ".ssh",
+)  # fmt: skip
+MAX_DIFF_BYTES = 1 << 20
+# Plain: a program that the user's configuration names may decrypt what it shows.
+_DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
 
 
@@ -103,31 +114,57 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_version() -> str | None:
-    """Return the git commit of this program, with "+changes" if files differ, or None."""
+    """Return the program's git commit, with "+changes" and a hash if files differ, or None.
+
+    What git does not know, such as a table beside the program, is no change.
+    """
     folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # not somebody else's repository
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)  # not somebody else's
+        commit = _git(folder, "rev-parse", "HEAD").decode().strip()
+        changes = _git(folder, *_DIFF)
     except (OSError, subprocess.SubprocessError):
         return None
+    return commit + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
+
+
+@cache
+def code_diff() -> bytes:
+    """Return what was changed in the program's files since their commit; b"" if nothing was.
+
+    Of a file that may hold a secret nothing is returned, nor of one that git does not know.
+    """
+    if "+changes" not in (code_version() or ""):
+        return b""
+    hidden = [
+        f":(exclude,icase,glob)**/{name}{inside}" for name in SECRET_FILES for inside in ("", "/**")
+    ]
+    try:
+        root = os.fsdecode(_git(Path(__file__).parent, "rev-parse", "--show-toplevel").rstrip())
+        found = _git(Path(root), *_DIFF, "--", ".", *hidden)
+    except (OSError, subprocess.SubprocessError):
+        return b""
+    if len(found) > MAX_DIFF_BYTES:
+        return found[:MAX_DIFF_BYTES] + b"\n... cut: the rest is left out\n"
+    return found
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=10
+    ).stdout
 
 
 def source_tags() -> dict[str, str]:
     """Return MLflow's tags for a run that `mlflow run` did not make: who, what, which commit."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        user = str(os.getuid())
     tags = {
         "mlflow.source.name": "python -m train",
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": user,
     }
     commit = code_version()
     return tags if commit is None else tags | {"mlflow.source.git.commit": commit[:40]}
@@ -164,12 +201,84 @@ def set_threads(num_threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def describe() -> dict[str, object]:
-    """Return what a checkpoint says of the machine it was made on."""
+def describe(device: str, threads: int) -> dict[str, object]:
+    """Return what a checkpoint says of the machine it was made on.
+
+    Args:
+        device: Where torch computes.
+        threads: With how many CPU threads.
+    """
+    import torch
+
+    is_gpu = device.startswith("cuda")
     return {
         "host": hostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"{device} ({_cpu_name()})",
+        "threads": threads,
+        "cuda": torch.version.cuda if is_gpu else None,
         "code": code_version(),
         "versions": versions(),
     }
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def hardware() -> str:
+    """Return cores, memory and GPUs of this machine, in half a line."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory_gb = psutil.virtual_memory().total / 1e9
+    return ", ".join([f"{num_cpus()} cores", f"{memory_gb:.0f} GB", *gpus])
+
+
+@cache
+def machine() -> str:
+    """Return what two processes share that can see each other: boot and PID namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: the machine's own number
+        return f"{uuid.getnode():x}"
+
+
+def process() -> tuple[int, float]:
+    """Return this process's ID, and when it started; see `is_alive`."""
+    return os.getpid(), _started(os.getpid())
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Tell whether the process of that ID that started then is alive, on this `machine`.
+
+    Args:
+        pid: Its ID.
+        started: When it started, in seconds since the machine did: the wall clock may be set.
+    """
+    import psutil
+
+    try:
+        is_dead = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return not is_dead and abs(_started(pid) - started) < 0.1
+    except (psutil.Error, OSError):
+        return False
+
+
+def _started(pid: int) -> float:
+    import psutil
+
+    path = Path(f"/proc/{pid}/stat")
+    if not path.exists():  # not Linux
+        return psutil.Process(pid).create_time()
+    after_name = path.read_bytes().rpartition(b")")[2].split()  # the name may hold anything
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")

@@ -211,11 +211,13 @@ class Interrupted(TrainError):
 
     Args:
         signal_name: "SIGTERM", "SIGINT", …
-        epoch: Epochs completed and committed.
+        epoch: Epochs completed.
+        epoch_step: Steps completed of the next one.
     """
 
     exit_code = 75
 
-    def __init__(self, signal_name: str, epoch: int):
-        self.signal_name, self.epoch = signal_name, epoch
-        super().__init__(f"stopped by {signal_name} after {epoch} epochs")
+    def __init__(self, signal_name: str, epoch: int, epoch_step: int = 0):
+        self.signal_name, self.epoch, self.epoch_step = signal_name, epoch, epoch_step
+        inside = f" and {epoch_step} steps of the next" if epoch_step else ""
+        super().__init__(f"stopped by {signal_name} after {epoch} epochs{inside}")

@@ -16,6 +16,7 @@ from train.checkpoint.policy import find_best
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import ROOT
 from train.commands import train_command
+from train.heartbeat import vanished_at
 from train.metrics import MONITOR
 from train.source import find_run, open_store
 from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, Tracking
@@ -35,15 +36,17 @@ def _run_row(record: RunRecord) -> Row:
         epochs = json.loads(record.tags[OPTIONS_TAG])["epochs"]
     except (KeyError, ValueError, TypeError):
         epochs = None
+    epoch = record.tags.get(EPOCH_TAG, "")
     return {
         "run_id": record.run_id,
         "name": record.name,
         "status": record.status,
-        "epoch": int(record.tags[EPOCH_TAG]) if EPOCH_TAG in record.tags else None,
+        "epoch": int(epoch) if epoch.isdecimal() else None,
         "epochs": epochs,
         f"best_{MONITOR}": record.metrics.get(f"best_{MONITOR}"),
         "attempts": record.attempts,
         "started": record.start_time_ms / 1000,
+        "vanished": vanished_at(record),
     }
 
 
@@ -60,6 +63,7 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
         {
             "epoch": manifest.epoch,
             "step": manifest.step,
+            "epoch_step": manifest.epoch_step,
             "val_loss": manifest.metrics.get("val_loss"),
             MONITOR: manifest.score,
             "best": manifest == best,
@@ -106,8 +110,8 @@ def _run_table(rows: list[Row]) -> Table:
     for row in rows:
         table.add_row(
             row["run_id"],
-            row["status"],
-            f"{row['epoch']}/{row['epochs']}",
+            f"vanished {_age(row['vanished'])}" if row["vanished"] else row["status"],
+            "/".join("?" if n is None else str(n) for n in (row["epoch"], row["epochs"])),
             _number(row[f"best_{MONITOR}"]),
             _age(row["started"]),
             row["name"],
@@ -122,7 +126,9 @@ def _checkpoint_table(rows: list[Row]) -> Table:
     for row in rows:
         marks = [mark for mark in ("best", "latest", "kept") if row[mark]]
         table.add_row(
-            str(row["epoch"]),
+            f"{row['epoch']} + {row['epoch_step']} steps"
+            if row["epoch_step"]
+            else str(row["epoch"]),
             str(row["step"]),
             _number(row["val_loss"]),
             _number(row[MONITOR]),

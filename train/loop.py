@@ -35,7 +35,7 @@ def train(run: Run, task: Task) -> None:
 
     Raises:
         NonFinite: Loss or gradients are not finite; the update was not made.
-        Interrupted: A signal asked to stop; the last epoch is saved.
+        Interrupted: A signal asked to stop; all steps completed are saved.
     """
     config = run.config
     environment.set_threads(config.threads)
@@ -60,7 +60,8 @@ def train(run: Run, task: Task) -> None:
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = lr, config.weight_decay
         train_loss = train_epoch(run, task, model, optimizer, epoch)
-        metrics = task.evaluate(model)
+        with run.interruptible():
+            metrics = task.evaluate(model)
         schedule.observe(metrics["val_loss"])
         run.log({"train_loss": train_loss, **metrics, "lr": lr}, task.num_samples)
         run.save()
@@ -69,23 +70,32 @@ def train(run: Run, task: Task) -> None:
 def train_epoch(
     run: Run, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
 ) -> float:
-    """Make one pass over the training samples; return their mean loss."""
-    config = run.config
+    """Make one pass over the training samples, or the rest of one; return their mean loss."""
+    config, num_done = run.config, run.state.epoch_step
     parameters = [p for p in model.parameters() if p.requires_grad]
-    total_loss = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
-    order = batches(task.num_samples, config.batch_size, config.seed, epoch)
-    for indices in run.steps(order, num_batches(task.num_samples, config.batch_size)):
+    total_loss = run.state.running_sum("train_loss", parameters[0].device)
+    left = batches(task.num_samples, config.batch_size, config.seed, epoch, start=num_done)
+    for indices in run.steps(left, num_batches(task.num_samples, config.batch_size)):
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(model, indices)
-        loss.backward()
+        loss = _backward(task, model, indices, config.accumulation_steps)
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # IMPORTANT: refused before the step, so that the weights are never touched by NaN.
         _refuse_non_finite(loss, norm, run, optimizer, epoch)
         if config.max_grad_norm:
             clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
         optimizer.step()
-        total_loss += loss.detach() * len(indices)
+        total_loss += loss * len(indices)
     return (total_loss / task.num_samples).item()
+
+
+def _backward(task: Task, model: nn.Module, indices: torch.Tensor, num_parts: int) -> torch.Tensor:
+    """Add up the gradient of a batch's mean loss, part by part; return that loss."""
+    losses = []
+    for part in indices.tensor_split(min(num_parts, len(indices))):
+        loss = task.loss(model, part) * (len(part) / len(indices))
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 def _refuse_non_finite(
@@ -95,7 +105,7 @@ def _refuse_non_finite(
     optimizer: torch.optim.Optimizer,
     epoch: int,
 ) -> None:
-    if math.isfinite((loss.detach() + norm).item()):  # one transfer for both
+    if math.isfinite((loss + norm).item()):  # one transfer for both
         return
     lr = optimizer.param_groups[0]["lr"]
     for what, value in (("loss", loss.item()), ("gradient norm", norm.item())):

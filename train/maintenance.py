@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
 from train.files import atomic_write
+from train.heartbeat import wait_until_free
+from train.progress import Moved, show_transfer
 from train.source import find_run, open_store, options_of_run, pick
 from train.tracking import RunRecord, Tracking
 
@@ -37,12 +38,13 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
     `status` is ok, damaged (`found` tells how), or uncommitted: what is left of an upload or a
     deletion that was killed, and no checkpoint.
     """
-    _, _, store = _open(tracking, run_id)
+    record, _, store = _open(tracking, run_id)
+    moved = Moved()
 
     def check(name: str, indexed: Manifest | None) -> Row:
         with tempfile.TemporaryDirectory(prefix="train-") as folder:
             try:
-                manifest = store.check(name, Path(folder))
+                manifest = store.check(name, Path(folder), moved)
             except CheckpointError as error:
                 return {"name": name, "status": "damaged", "found": str(error), "bytes": None}
         if manifest is None and indexed is not None:
@@ -52,8 +54,13 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
             return {"name": name, "status": "uncommitted", "found": "no manifest", "bytes": None}
         return {"name": name, "status": "ok", "found": "", "bytes": manifest.bytes}
 
-    with ThreadPoolExecutor(NUM_VERIFIED) as pool:
-        examined = store.examine()
+    examined = store.examine()
+    num_bytes = sum(m.bytes for m in examined.values() if m is not None)
+    title = f"Verifying run '{record.run_id}'"
+    with (
+        show_transfer(title, num_bytes, moved.num_bytes),
+        ThreadPoolExecutor(NUM_VERIFIED) as pool,
+    ):
         yield from pool.map(check, examined.keys(), examined.values())
 
 
@@ -71,12 +78,13 @@ def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) 
     Never deleted are the newest good one and the best good one, nor what is damaged in their place.
 
     Raises:
-        RunNotUsable: A process on this machine is working on the run.
+        RunNotUsable: A process is working on the run.
     """
     record, folder, store = _open(tracking, run_id)
     if not folder.acquire():
         raise RunNotUsable(record.run_id, "is being trained by another process on this machine")
     try:
+        wait_until_free(tracking, record, take_over=False)
         manifests = store.list()
         gone = retention.to_prune(_guarded_by_good(store, manifests))
         if gone and not dry_run:
@@ -119,9 +127,12 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
         def join(file: Any) -> None:
             for part in parts:
                 with open(Path(temporary) / part, "rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
+                    while chunk := source.read(1 << 20):
+                        moved.add(file.write(chunk))
 
-        atomic_write(to, join)
+        moved = Moved()
+        with show_transfer(f"Writing '{to.name}'", stored.bytes, moved.num_bytes):
+            atomic_write(to, join)
     return stored
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from train.commands import train_command
-from train.config import Config, OnResume, options_of, to_text
+from train.config import Config
 from train.data.dataset import source_fingerprint
+from train.declare import OnResume, options_of, to_text
 from train.errors import ForkNeeded, RunNotUsable, UsageError
 from train.source import Source
 
@@ -36,10 +37,10 @@ def resumed_config(source: Source, given: Given) -> Config:
         raise RunNotUsable(
             run_id, f"is finished after {source.epoch} epochs: pass a larger epochs, as in {more}"
         )
-    if config.epochs < source.epoch:
+    if config.epochs < source.epochs_begun:
         raise UsageError(
-            f"epochs={config.epochs} is fewer than the {source.epoch} that run '{run_id}' has "
-            "completed: epochs counts from the run's beginning"
+            f"epochs={config.epochs} is fewer than the {source.epochs_begun} that run '{run_id}' "
+            "has begun: epochs counts from the run's beginning"
         )
     return config
 
@@ -48,10 +49,13 @@ def forked_config(source: Source, given: Given) -> Config:
     """Return the options of a fork: the run's, with those that were given.
 
     Raises:
-        UsageError: A given option would make another model, or no epoch is left.
+        UsageError: A given option would make another model, or another order of the samples in
+            the middle of an epoch; or no epoch is left.
     """
     run_id = source.record.run_id
-    _refuse_another_model(run_id, _changes(source, given))
+    changes = _changes(source, given)
+    _refuse_another_model(run_id, changes)
+    _refuse_another_order(source, changes)
     config = source.config.replace(**given)
     require_epochs_left(config, source.epoch, f"run '{run_id}'")
     return config
@@ -83,6 +87,19 @@ def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -
                 "neither a resume nor a fork can change its model or its inputs. Leave the option "
                 "out, or start a fresh run without resume_run"
             )
+
+
+def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
+    """Refuse what would change the batches of an epoch that is under way."""
+    order = {n for n, (_, opt) in options_of(Config).items() if opt.group == "Data"}
+    changed = sorted((order | {"seed", "batch_size"}) & set(changes))
+    if changed and source.epochs_begun > source.epoch:
+        whole = [m.key for m in source.manifests if not m.epoch_step]
+        raise UsageError(
+            f"the checkpoint lies inside epoch {source.epochs_begun}, and with another "
+            f"{', '.join(changed)} the rest of the epoch would not be the rest of its samples: "
+            f"fork from the end of an epoch, resume_epoch={'|'.join(whole[-3:]) or '<N>'}"
+        )
 
 
 def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from train import progress
 from train.config import Config
 from train.metrics import MONITOR
 
@@ -32,13 +33,15 @@ class _ConsoleHandler(logging.Handler):
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.INFO)
-        self._console = console
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == epoch_log.name and self._console.is_terminal:
+        if record.name == epoch_log.name and self.console.is_terminal:
+            return
+        if record.name == progress.log.name and self.console.is_interactive:
             return
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        self._console.print(
+        self.console.print(
             prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True
         )
 

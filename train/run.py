@@ -5,7 +5,7 @@
     with open_run(options, Launch()) as run:
         run.restore(TrainState(model, optimizer, schedule))
         for epoch in run.epochs():
-            for batch in run.steps(batches):
+            for batch in run.steps(batches_left, num_batches):
                 ...
             run.log({"train_loss": ..., "val_loss": ..., "val_pearson": ...})
             run.save()
@@ -15,6 +15,7 @@ The order of the words is the order of the work. Nothing here knows what is trai
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -34,11 +35,13 @@ from train.checkpoint.spool import RunFolder
 from train.checkpoint.staging import changed_by_step
 from train.commands import train_command
 from train.config import Config
-from train.errors import CheckpointError, Interrupted, Superseded, TrainError
+from train.errors import CheckpointError, Interrupted, RunNotUsable, Superseded, TrainError
+from train.heartbeat import Heartbeat
 from train.metrics import MONITOR, History, Point, is_wall_clock
 from train.report import Reporter
-from train.signals import StopRequest
+from train.signals import StopNow, StopRequest
 from train.state import TrainState
+from train.summary import tell_end
 from train.tracking import now_ms
 
 log = logging.getLogger(__name__)
@@ -90,12 +93,21 @@ class Run:
         self._constants = {
             "config": config.to_dict(),
             "data": dict(data),
-            "environment": environment.describe(),
+            "environment": environment.describe(
+                environment.choose_device(config.device), config.threads
+            ),
         }
         self._reporter = reporter
-        self._policy = SavePolicy(every_epochs=config.checkpoint_freq)
+        self._policy = SavePolicy(
+            config.checkpoint_freq, config.checkpoint_steps, 60 * config.checkpoint_minutes
+        )
         self._state: TrainState | None = None
         self._stop = StopRequest()
+        pipeline.seconds_left = lambda: self._stop.seconds_left(config.grace_seconds)
+        self._saved = (0, 0)  # epoch and step of the newest state that is set aside
+        self._saved_at = time.monotonic()
+        self._progress: Mapping[str, float] = {}
+        self._heartbeat = Heartbeat(attempt, lambda: self._progress, pipeline.fail)
         self._differs_reported = False
         self._epoch_started = 0.0
 
@@ -135,6 +147,7 @@ class Run:
                 f"the checkpoint of epoch {checkpoint.get('epoch')} does not fit this program's "
                 f"model: {' '.join(str(error).split())[:300]}"
             ) from error
+        self._saved = (state.epoch, state.step)
 
     def epochs(self) -> Iterator[int]:
         """Yield the number of each epoch that is left, from 1; `save` must end each.
@@ -143,24 +156,61 @@ class Run:
             Interrupted: A signal asked to stop.
         """
         self._reporter.begin(self.config, self.state.epoch)
+        self._saved_at = time.monotonic()
         while self.state.epoch < self.config.epochs and not self._stops_early():
-            self._stop.check(self.state.epoch)
+            self._stop_if_asked()
             epoch = self.state.epoch + 1
             self._epoch_started = time.monotonic()
             yield epoch
             assert self.state.epoch == epoch, "save() ends an epoch"
 
     def steps(self, batches: Iterable[T], num_batches: int) -> Iterator[T]:
-        """Yield each batch, and count an optimizer step after it.
+        """Yield each batch, and count an optimizer step after it; save where it is due.
+
+        Args:
+            batches: Those of the epoch that are left: `state.epoch_step` are done.
+            num_batches: How many the whole epoch has.
 
         Raises:
             Interrupted: A signal asked to stop; between two steps nothing is half done.
+            Superseded: A later attempt has the run.
         """
-        for done, batch in enumerate(batches, start=1):
-            self._stop.check(self.state.epoch)
+        state = self.state
+        for batch in batches:
+            self._stop_if_asked()
             yield batch
-            self.state.step += 1
-            self._reporter.advance(self.state.epoch + done / num_batches)
+            state.step += 1
+            state.epoch_step += 1
+            self._reporter.advance(state.epoch + state.epoch_step / num_batches)
+            # What ends an epoch is saved by `save`.
+            is_last = state.epoch_step == num_batches
+            if not is_last and self._policy.is_due(state.step, time.monotonic() - self._saved_at):
+                self._set_aside(kept=False)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal end the block where it comes: it must change no state of the training.
+
+        Raises:
+            Interrupted: A signal asked to stop.
+        """
+        try:
+            with self._stop.at_once():
+                yield
+        except StopNow:
+            self._stop_here()
+
+    def _stop_if_asked(self) -> None:
+        self._pipeline.check()
+        if self._stop.received is not None:
+            self._stop_here()
+
+    def _stop_here(self) -> NoReturn:
+        state, received = self.state, self._stop.received
+        if (state.epoch, state.step) != self._saved:
+            self._set_aside(kept=False, required=True)
+        assert received is not None
+        raise Interrupted(received.name, state.epoch, state.epoch_step)
 
     def log(self, metrics: Mapping[str, float], num_samples: int) -> None:
         """Record the metrics of the epoch under way; they are published when it is committed.
@@ -173,7 +223,7 @@ class Run:
         a fallback to an older checkpoint), that is reported once.
         """
         state, epoch = self.state, self.state.epoch + 1
-        seconds = time.monotonic() - self._epoch_started
+        seconds = self._epoch_seconds()
         speed = num_samples / max(seconds, 1e-9)
         measured = {**metrics, "epoch_seconds": seconds, "samples_per_second": speed}
         if self._pipeline.timings is not None:  # of the commit before
@@ -187,6 +237,7 @@ class Run:
         if state.best_corr is not None and state.best_epoch is not None:
             self._record(Point(f"best_{MONITOR}", epoch, now, state.best_corr))
             self._record(Point("best_epoch", epoch, now, float(state.best_epoch)))
+        self._progress = {"epoch": epoch, "step": state.step, **metrics}
 
     def _record(self, point: Point) -> None:
         published = self._start.published.get(point.key, point.step)
@@ -197,6 +248,14 @@ class Run:
         self.state.history.add(published or point)
 
     def _report_difference(self, published: Point, point: Point) -> None:
+        if self.config.strict:
+            fork = train_command({"resume_run": self.run_id, "fork": True})
+            raise RunNotUsable(
+                self.run_id,
+                f"is not continued with strict=true: epoch {point.step}, trained again, gave "
+                f"{point.key}={point.value:.9g}, and {published.value:.9g} was published before. "
+                f"Fork it: {fork}",
+            )
         if not self._differs_reported:
             self._differs_reported = True
             log.warning(
@@ -215,18 +274,29 @@ class Run:
         disk, and training goes on.
         """
         state = self.state
-        state.epoch += 1
-        metrics = state.history.at(state.epoch)
-        checkpoint = {**state.capture(), **self._constants, "timestamp": now_ms() / 1000}
+        state.end_epoch()
         is_last = state.epoch == self.config.epochs or self._stops_early()
         kept = self._policy.keeps(state.epoch, is_last)
+        self._set_aside(kept)
+        note = self._pipeline.condition or ("kept" if kept else "")
+        self._reporter.epoch(state.epoch, state.history.at(state.epoch), state.best_epoch, note)
+
+    def _set_aside(self, kept: bool, required: bool = False) -> None:
+        state = self.state
+        checkpoint = {**state.capture(), **self._constants, "timestamp": now_ms() / 1000}
+        metrics = state.history.at(state.epoch)
+        if state.epoch_step:
+            checkpoint["epoch_seconds"], metrics = self._epoch_seconds(), {}
         optimizer = state.optimizer
         may_wait = None
         if isinstance(optimizer, torch.optim.Optimizer):
             may_wait = changed_by_step(optimizer)
-        self._pipeline.save(checkpoint, metrics, kept, may_wait)
-        note = self._pipeline.condition or ("kept" if kept else "")
-        self._reporter.epoch(state.epoch, metrics, state.best_epoch, note)
+        if self._pipeline.save(checkpoint, metrics, kept, may_wait, required):
+            self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
+
+    def _epoch_seconds(self) -> float:
+        """Return how long the epoch under way has taken, in all attempts."""
+        return self.state.epoch_seconds + time.monotonic() - self._epoch_started
 
     def _stops_early(self) -> bool:
         patience, state = self.config.early_stopping, self.state
@@ -241,6 +311,7 @@ class Run:
             history.load_state_dict(self._start.checkpoint["history"])
             self._pipeline.publisher.add(history.missing_from(self._start.published))
         self._pipeline.open()
+        self._heartbeat.start()
         log.info("Run %s, attempt %d: %s", self.run_id, self.attempt.number, self.attempt.link)
         return self
 
@@ -252,13 +323,14 @@ class Run:
     ) -> None:
         """Close the run: FINISHED, KILLED by a signal, or FAILED."""
         self._reporter.end()
+        self._heartbeat.stop()
         status = "FINISHED"
         if error is not None:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt | Superseded)
             status = "KILLED" if stopped else "FAILED"
         last_epoch = self._state.epoch if self._state else self.attempt.first_epoch - 1
         if not isinstance(error, Superseded):
-            self._tell_end(status, last_epoch)
+            tell_end(self.run_id, self.config, self._state, status)
         try:
             self._close(status, last_epoch)
         except BaseException as failure:  # of a thread; the run must not stay RUNNING
@@ -279,7 +351,9 @@ class Run:
     def _close(self, status: str, last_epoch: int) -> None:
         """Wait until all is in the store, or tell what waits."""
         try:
-            self._spool.write_journal(self.attempt.journal(status, last_epoch))
+            self._spool.write_journal(
+                self.attempt.journal(status, last_epoch) | {"system": self._heartbeat.waiting()}
+            )
         except OSError as full:  # the end can still reach the server, where it counts
             log.warning("The end of the attempt is not recorded on this disk: %s", full)
         ending = functools.partial(self._end, status, last_epoch)
@@ -309,37 +383,9 @@ class Run:
         if status == "FINISHED" and self._pipeline.is_paused:
             status = "FAILED"  # its last epochs are nowhere but in this process
         self.attempt.end(status, last_epoch)  # first: it is true even where the log cannot go up
+        self._heartbeat.publish()
         self._pipeline.publisher.upload_log()
         self._spool.discard()
-
-    def _tell_end(self, status: str, last_epoch: int) -> None:
-        best = ""
-        if self._state is not None and self._state.best_corr is not None:
-            best = (
-                f", best correlation {self._state.best_corr:.5f} (epoch {self._state.best_epoch})"
-            )
-        log.info("%s after epoch %d%s", status, last_epoch, best)
-        options: dict[str, Any] = {"resume_run": self.run_id}
-        if status != "FINISHED":
-            log.info("Go on with: %s", train_command(options))
-        elif last_epoch < self.config.epochs:
-            log.info(
-                "Stopped early: val_pearson has not risen for %d epochs",
-                last_epoch - (self.state.best_epoch or 0),
-            )
-            log.info(
-                "Go on all the same: %s",
-                train_command({**options, "early_stopping": 0, "epochs": self.config.epochs}),
-            )
-        else:
-            longer = {"epochs": 2 * last_epoch}
-            log.info("Train longer, at the last learning rate: %s", train_command(options | longer))
-            if self.config.schedule != "cosine":
-                return
-            longer |= {"schedule_epochs": 2 * last_epoch, "fork": True}
-            log.info(
-                "Train longer, as a fork with a new schedule: %s", train_command(options | longer)
-            )
 
 
 def _same(a: float, b: float) -> bool:

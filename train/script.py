@@ -13,10 +13,14 @@ from typing import Any
 import torch
 
 from train import rng
-from train.checkpoint.format import refuse_compressed, unreadable
-from train.checkpoint.manifest import FORMAT_VERSION
+from train.checkpoint.format import is_readable, refuse_compressed, unreadable, upgraded
 from train.config import Config
-from train.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound
+from train.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointFileNotFound,
+    UsageError,
+)
 from train.metrics import MONITOR, History, Point
 from train.schedule import Schedule
 from train.tasks import Task
@@ -49,9 +53,9 @@ def read_checkpoint_file(path: Path, given: Mapping[str, Any]) -> tuple[Config, 
         raise CheckpointFileNotFound(str(path), str(path.absolute()))
     saved = _load(path)
     _require({"epoch", "model_state_dict", "optimizer_state_dict"}, saved, path)
-    if saved.get("format_version") == FORMAT_VERSION:
+    if is_readable(saved):
         _require(_OUR_KEYS, saved, path)
-        return Config.from_dict({**saved["config"], **given}), saved
+        return Config.from_dict({**saved["config"], **given}), upgraded(saved)
     log.warning(
         "'%s' holds no random state and no data order: training goes on from its weights, but "
         "not exactly as it would have without the stop",
@@ -117,8 +121,7 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
             "The state of its schedule is not used: from epoch %d the rate follows schedule=%s",
             epoch + 1, config.schedule,
         )  # fmt: skip
-    return {
-        "format_version": FORMAT_VERSION,
+    converted = {
         "epoch": epoch,
         "step": int(max(steps, default=0)),
         "model_state_dict": dict(saved["model_state_dict"].items()),
@@ -129,6 +132,7 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
         "history": history.state_dict(),
         "rng": rng.fresh("file", config.seed, epoch),
     }
+    return upgraded(converted)
 
 
 def check_fits(checkpoint: dict[str, Any], task: Task, path: Path) -> None:
@@ -146,3 +150,30 @@ def check_fits(checkpoint: dict[str, Any], task: Task, path: Path) -> None:
                 f"{found.get(name, 'none')} in the file, {expected.get(name, 'none')} here. "
                 "Give the data and the model options that it was trained with"
             )
+
+
+def check_order(
+    checkpoint: Mapping[str, Any], config: Config, data_fingerprint: str, path: Path
+) -> None:
+    """Refuse options that change the batches of an epoch that the file is in the middle of.
+
+    Args:
+        checkpoint: What `read_checkpoint_file` returned.
+        config: The options of the run that starts from it.
+        data_fingerprint: That of the table it is to be trained on.
+        path: The file.
+
+    Raises:
+        UsageError: Names what is not as it was.
+    """
+    if not checkpoint["epoch_step"]:
+        return
+    then = {**checkpoint["config"], "data": checkpoint.get("data", {}).get("fingerprint")}
+    now = {**config.to_dict(), "data": data_fingerprint}
+    changed = [name for name in ("batch_size", "data", "seed") if then.get(name) != now[name]]
+    if changed:
+        raise UsageError(
+            f"'{path}' lies inside epoch {checkpoint['epoch'] + 1}, and with another "
+            f"{', '.join(changed)} the rest of the epoch would not be the rest of its samples: "
+            "leave that as it was, or start from a file of an epoch's end"
+        )

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import signal
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from train.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Of a scheduler, Ctrl-C, a closed terminal, and what Slurm is asked to send before its time is up.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def stop_at_once() -> None:
     """Until training begins, let every such signal raise KeyboardInterrupt where it comes."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _say(number, "stopping as soon as what is under way can be left")
+        raise KeyboardInterrupt
+
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, handle)
+
+
+def _say(number: int, what: str) -> None:
+    # Not by the log: a signal may have come in the middle of a line of it.
+    os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
+
+
+class StopNow(BaseException):
+    """Ends a block of `StopRequest.at_once`; not an error, so that nothing takes it for one."""
 
 
 class StopRequest:
     """Remembers the first signal; the loop asks for it between two steps.
 
-    A second signal of the same kind ends the process at once, as if there were no handler.
+    A second signal of the same kind ends the process at once, as if there were no handler. One of
+    another kind changes nothing, since `mlflow run` answers Ctrl-C with a SIGTERM of its own.
     A signal that was ignored at start (`nohup`) stays ignored.
     """
 
     def __init__(self) -> None:
-        self._received: signal.Signals | None = None
+        self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -41,18 +62,32 @@ class StopRequest:
             signal.signal(number, handler)
         self._previous = {}
 
-    def check(self, epoch: int) -> None:
-        """Stop if a signal has come.
+    def seconds_left(self, grace_seconds: float) -> float:
+        """Return what is left of the time that the process may take to end; ∞ without a signal."""
+        if self.received is None:
+            return math.inf
+        return max(0.0, grace_seconds - (time.monotonic() - self._received_at))
 
-        Args:
-            epoch: Epochs completed, for the message.
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal end the block where it comes.
 
         Raises:
-            Interrupted: One has.
+            StopNow: One has come, in the block or before.
         """
-        if self._received is not None:
-            raise Interrupted(self._received.name, epoch)
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise StopNow
+            yield
+        finally:
+            self._at_once = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+            _say(number, "saving after the step under way, then stopping")
         signal.signal(number, signal.SIG_DFL)
+        if self._at_once:
+            self._at_once = False
+            raise StopNow

@@ -29,11 +29,11 @@ from train.tracking import (
     HOST_TAG,
     OPTIONS_TAG,
     PARENT_TAG,
-    Artifacts,
     RunRecord,
     Tracking,
-    local_path,
 )
+from train.tracking.artifacts import Artifacts
+from train.tracking.translate import local_path
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class Source:
     def epoch(self) -> int:
         """Epochs completed."""
         return self.manifest.epoch if self.manifest else 0
+
+    @property
+    def epochs_begun(self) -> int:
+        """Epochs completed, and the one under way."""
+        return self.epoch + bool(self.manifest and self.manifest.epoch_step)
 
     @property
     def data_fingerprint(self) -> str:
@@ -143,7 +148,7 @@ def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | N
         else:
             manifest = pick(record.run_id, manifests, str(resume_epoch))
             checkpoint = _get_or_name_others(store, manifest, manifests, Path(folder))
-    good = [m for m in manifests if not newest_wanted or m.step <= manifest.step]
+    good = [m for m in manifests if not newest_wanted or m.order <= manifest.order]
     config = options_of_run(record) or Config.from_dict(checkpoint["config"])
     return Source(record, store, good, manifest, checkpoint, config)
 
@@ -194,7 +199,7 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
 
 
 def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
-    """Return the checkpoint that is meant by an epoch, "latest" or "best".
+    """Return the checkpoint that is meant by an epoch, "latest", "best", or its name.
 
     Raises:
         CheckpointNotFound: There is none; the message lists those there are.
@@ -205,11 +210,11 @@ def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
         best = find_best(manifests)
         if best is not None:
             return best
-        raise CheckpointNotFound(run_id, "a best epoch", [str(m.epoch) for m in manifests])
+        raise CheckpointNotFound(run_id, "a best epoch", [m.key for m in manifests])
     for manifest in manifests:
-        if str(manifest.epoch) == wanted:
+        if manifest.key == wanted:
             return manifest
-    raise CheckpointNotFound(run_id, f"epoch {wanted}", [str(m.epoch) for m in manifests])
+    raise CheckpointNotFound(run_id, f"epoch {wanted}", [m.key for m in manifests])
 
 
 def _get_or_name_others(
@@ -218,7 +223,7 @@ def _get_or_name_others(
     try:
         return store.get(manifest, folder)
     except CheckpointDamaged as error:
-        others = [str(m.epoch) for m in manifests if m != manifest]
+        others = [m.key for m in manifests if m != manifest]
         raise CheckpointDamaged(error.name, error.found, others) from error
 
 

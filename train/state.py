@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from train import rng
 from train.metrics import MONITOR, History
 
@@ -24,7 +26,8 @@ class Stateful(Protocol):
 class TrainState:
     """What training changes as it goes: with the options and the data, all that a resume needs.
 
-    `epoch` and `step` count what is completed. The order of batches is a function of the seed
+    `epoch` and `step` count what is completed; the fields that begin with `epoch_` are of the
+    epoch under way, and empty between two epochs. The order of batches is a function of the seed
     and the epoch, and early stopping a function of `epoch` and `best_epoch`: neither has a
     state of its own.
     """
@@ -34,6 +37,9 @@ class TrainState:
     scheduler: Stateful
     epoch: int = 0
     step: int = 0
+    epoch_step: int = 0
+    epoch_sums: dict[str, torch.Tensor] = field(default_factory=dict)  # running sums, by name
+    epoch_seconds: float = 0.0  # spent on it by attempts before this one
     best_corr: float | None = None  # highest finite value of MONITOR so far
     best_epoch: int | None = None
     history: History = field(default_factory=History)
@@ -44,6 +50,18 @@ class TrainState:
         if finite and (self.best_corr is None or value > self.best_corr):
             self.best_corr, self.best_epoch = value, epoch
 
+    def running_sum(self, name: str, device: torch.device) -> torch.Tensor:
+        """Return the sum of that name over the epoch under way: a float64 scalar to add to."""
+        self.epoch_sums[name] = self.epoch_sums.get(name, torch.zeros((), dtype=torch.float64)).to(
+            device
+        )
+        return self.epoch_sums[name]
+
+    def end_epoch(self) -> None:
+        """Count the epoch under way as completed."""
+        self.epoch += 1
+        self.epoch_step, self.epoch_sums, self.epoch_seconds = 0, {}, 0.0
+
     def capture(self) -> dict[str, Any]:
         """Return everything, under the keys of `checkpoint.pth`; tensors are not copied."""
         # IMPORTANT: random state comes first and is put back: collecting the rest may draw from it.
@@ -51,6 +69,9 @@ class TrainState:
         content = {
             "epoch": self.epoch,
             "step": self.step,
+            "epoch_step": self.epoch_step,
+            "epoch_sums": dict(self.epoch_sums),
+            "epoch_seconds": self.epoch_seconds,
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
@@ -76,6 +97,9 @@ class TrainState:
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         self.history.load_state_dict(checkpoint["history"])
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
+        self.epoch_step = checkpoint["epoch_step"]
+        self.epoch_sums = {k: v.clone() for k, v in checkpoint["epoch_sums"].items()}
+        self.epoch_seconds = checkpoint["epoch_seconds"]
         self.best_corr, self.best_epoch = checkpoint["best_corr"], checkpoint["best_epoch"]
         # IMPORTANT: random state comes last, since loading the rest may draw from it.
         rng.restore(checkpoint["rng"])

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.attempt import Attempt, run_link
+from train.attempt import VANISHED, Attempt, run_link
 from train.checkpoint.format import load_checkpoint, verify
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder, Spool
-from train.checkpoint.store import CheckpointStore
+from train.checkpoint.store import CheckpointStore, show_upload
 from train.config import Config
 from train.errors import CheckpointDamaged, RunNotUsable
-from train.metrics import History
+from train.metrics import History, Point
 from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,13 @@ def publish_waiting(
         manifests = _publish(tracking, record, store, spool, attempt)
         if spool.log_file.exists():
             store.upload(spool.log_file, "logs")
-        status = "KILLED" if journal["status"] == "RUNNING" else str(journal["status"])
+        vanished = journal["status"] == "RUNNING"
+        status = "KILLED" if vanished else str(journal["status"])
         epochs = [m.epoch for m in manifests if m.attempt == spool.attempt]
         try:
-            attempt.end(status, max([int(journal["last_epoch"]), *epochs]))
+            last_epoch = max([int(journal["last_epoch"]), *epochs])
+            attempt.end(status, last_epoch, VANISHED if vanished else None)
+            tracking.log_points(attempt.child_id, [Point(*p) for p in journal.get("system", [])])
         except RunNotUsable as error:  # somebody deleted its child; the run itself is closed
             log.warning("%s", error)
         log.info(
@@ -82,9 +85,9 @@ def _publish(
         All that the store and the spool held.
     """
     stored = store.list()
-    newest_step = stored[-1].step if stored else -1
+    newest = stored[-1].order if stored else (-1, -1)
     # The newest in the store too: it may be committed, and its metrics not yet published.
-    waiting = [m for m in good_checkpoints(spool) if m.step >= newest_step]
+    waiting = [m for m in good_checkpoints(spool) if m.order >= newest]
     if waiting:
         folder = spool.path(waiting[-1].name)
         content = load_checkpoint(folder, waiting[-1], str(folder))
@@ -97,8 +100,9 @@ def _publish(
         )  # fmt: skip
         publisher.add(history.missing_from(tracking.published(record.run_id, record.metrics)))
         gone = retention.to_prune([*stored, *(m for m in waiting if m not in stored)])
-        for manifest in waiting:
-            if manifest not in gone:
+        needed = [m for m in waiting if m not in gone]
+        with show_upload(spool, needed):
+            for manifest in needed:
                 publisher.commit(manifest)
     return [*stored, *waiting]
 

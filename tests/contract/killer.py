@@ -1,38 +1,87 @@
 """Runs the command line and kills its own process with SIGKILL at one durable step.
 
-    killer.py before:upload:3@2 run --epochs 6
+    killer.py before:part:3@2 run --epochs 6
 
-kills right before the third call of `upload` since epoch 2 began to be written; `after:` right
-after it. Checkpoints are cut into small parts, so that there are several. Steps are
+kills right before the third call of `part` for the checkpoint of epoch 2; `after:` right after
+it. Without a number it is the first call. Whoever makes the call dies: the attempt that trains
+the epoch, or a resume that publishes what the attempt before it left. Checkpoints are cut into
+small parts, so that there are several. Steps are
 
-    write       a checkpoint's files are written to the spool
-    fsync       a file or a folder of the spool is brought to the disk
-    rename      a file or a folder of the spool gets its final name
-    upload      one file goes to the artifact store
-    publish     metrics go to the tracking server
-    tags        tags go to the tracking server
-    delete      something is deleted from the artifact store
+    write       the files of the checkpoint are written to the spool
+    fsync       one of them, or a folder of them, is brought to the disk
+    rename      their folder gets its final name
+    last_fsync  that name is brought to the disk
+    upload      a file of the checkpoint goes to the artifact store
+    part        a part of its `checkpoint.pth` does
+    last_part   the last part does
+    manifest    its manifest does
+    publish     metrics of the epoch go to the tracking server
+    tags        the tags that point to the checkpoint do
+    index       the list of checkpoints, with this one as the newest, goes to the artifact store
+    delete      after that, something is deleted there
 """
 
 import functools
+import itertools
+import json
 import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 from train import cli, files
 from train.checkpoint import format, pipeline
-from train.tracking import Artifacts, Tracking
+from train.checkpoint.manifest import MANIFEST_FILE
+from train.checkpoint.store import INDEX_FILE
+from train.tracking import EPOCH_TAG, Artifacts, Tracking
 
-OWNERS = {
-    "fsync": (files.os, "fsync"),
-    "rename": (files.os, "replace"),
-    "upload": (Artifacts, "upload"),
-    "publish": (Tracking, "log_points"),
-    "tags": (Tracking, "set_tags"),
-    "delete": (Artifacts, "delete"),
+PART_BYTES = 8192
+
+
+def is_file_of(epoch, _, file, folder, *__) -> bool:
+    return f"epoch_{epoch}" in folder.split("/")
+
+
+def is_part_of(epoch, _, file, folder, *__) -> bool:
+    return is_file_of(epoch, _, file, folder) and file.name.startswith("part-")
+
+
+def is_last_part_of(epoch, _, file, folder, *__) -> bool:
+    return is_part_of(epoch, _, file, folder) and file == max(file.parent.glob("part-*"))
+
+
+def is_manifest_of(epoch, _, file, folder, *__) -> bool:
+    return is_file_of(epoch, _, file, folder) and file.name == MANIFEST_FILE
+
+
+def is_index_of(epoch, _, file, folder, *__) -> bool:
+    if file.name != INDEX_FILE:
+        return False
+    return json.loads(file.read_text())["checkpoints"][-1]["epoch"] == epoch
+
+
+# Step to what makes it, and which of its calls, by their arguments, are for the epoch.
+STEPS = {
+    "write": (pipeline, "write_checkpoint", lambda epoch, folder, *_: is_name(epoch, folder)),
+    "fsync": (files.os, "fsync", lambda *_: True),
+    "rename": (files.os, "replace", lambda epoch, _, target: is_name(epoch, target)),
+    "last_fsync": (files.os, "fsync", lambda *_: True),
+    "upload": (Artifacts, "upload", is_file_of),
+    "part": (Artifacts, "upload", is_part_of),
+    "last_part": (Artifacts, "upload", is_last_part_of),
+    "manifest": (Artifacts, "upload", is_manifest_of),
+    "publish": (Tracking, "log_points", lambda epoch, *args: epoch in {p.step for p in args[2]}),
+    "tags": (Tracking, "set_tags", lambda epoch, *args: args[2].get(EPOCH_TAG) == str(epoch)),
+    "index": (Artifacts, "upload", is_index_of),
+    "delete": (Artifacts, "delete", lambda *_: True),
 }
-PART_BYTES = 4096
+# Where the arguments do not tell: from when on the calls are for the epoch.
+SINCE = {"fsync": "before:write", "last_fsync": "after:rename", "delete": "after:index"}
+
+
+def is_name(epoch, path) -> bool:
+    return Path(path).name == f"epoch_{epoch}"
 
 
 def die() -> None:
@@ -42,42 +91,37 @@ def die() -> None:
 
 def arm(when: str, step: str, number: int, epoch: int) -> None:
     """Let the process die at the `number`-th call of `step` for the checkpoint of `epoch`."""
-    calls = -1  # not counted yet
-    small_parts = functools.partial(format.write_checkpoint, part_bytes=PART_BYTES)
+    pipeline.write_checkpoint = functools.partial(format.write_checkpoint, part_bytes=PART_BYTES)
+    since = SINCE.get(step, "")
+    reached = {""}
+    numbers = itertools.count(1)
 
-    def write_checkpoint(folder, state, **options):
-        nonlocal calls
-        if state["epoch"] != epoch:
-            return small_parts(folder, state, **options)
-        if (when, step) == ("before", "write"):
-            die()
-        calls = 0
-        manifest = small_parts(folder, state, **options)
-        if (when, step) == ("after", "write"):
-            die()
-        return manifest
+    def watch(name: str) -> None:
+        owner, attribute, concerns = STEPS[name]
+        original = getattr(owner, attribute)
 
-    pipeline.write_checkpoint = write_checkpoint
-    if step == "write":
-        return
-    owner, name = OWNERS[step]
-    original = getattr(owner, name)
+        def watched(*args, **kwargs):
+            if not concerns(epoch, *args):
+                return original(*args, **kwargs)
+            is_it = name == step and since in reached and next(numbers) == number
+            if is_it and when == "before":
+                die()
+            reached.add(f"before:{name}")
+            result = original(*args, **kwargs)
+            reached.add(f"after:{name}")
+            if is_it and when == "after":
+                die()
+            return result
 
-    def dying(*args, **kwargs):
-        nonlocal calls
-        calls += calls >= 0
-        this = calls
-        if this == number and when == "before":
-            die()
-        result = original(*args, **kwargs)
-        if this == number and when == "after":
-            die()
-        return result
+        setattr(owner, attribute, watched)
 
-    setattr(owner, name, dying)
+    for name in {step, since.partition(":")[2] or step}:
+        watch(name)
 
 
 if __name__ == "__main__":
-    when, step, number, epoch = re.fullmatch(r"(\w+):(\w+):(\d+)@(\d+)", sys.argv[1]).groups()
-    arm(when, step, int(number), int(epoch))
+    when, step, number, epoch = re.fullmatch(
+        r"(before|after):(\w+)(?::(\d+))?@(\d+)", sys.argv[1]
+    ).groups()
+    arm(when, step, int(number or 1), int(epoch))
     cli.main(sys.argv[2:])

@@ -23,6 +23,8 @@ from support import (
     write_table,
 )
 
+from train.heartbeat import Beat
+
 pytestmark = pytest.mark.slow
 
 OPTIONS = (*SMALL, "--target", "price", "--epochs", "4")
@@ -131,26 +133,35 @@ def test_from_a_zip_and_from_a_git_address(project, tmp_path):
     assert client(uri).get_run(run_id).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_the_group(project, tmp_path, number):
+@pytest.mark.parametrize(
+    ("whom", "number"),
+    [("group", signal.SIGTERM), ("group", signal.SIGKILL), ("group", signal.SIGINT),
+     ("child", signal.SIGTERM)],
+)  # fmt: skip
+def test_a_signal_to_the_group_or_to_the_child(project, tmp_path, whom, number):
     """Killed at any moment, through `mlflow run`, a run goes on to where an undisturbed one ends;
-    SIGTERM leaves it KILLED, not RUNNING."""
+    a signal that can be caught never leaves it RUNNING. A launcher that outlives it says FAILED."""
     env = environment(tmp_path / "home")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     table = str(write_table(tmp_path / "table.csv"))
-    options = (*SMALL, "--target", "price", "--data", table, "--dropout", "0.1", "--epochs", "60")
+    options = (*SMALL, "--target", "price", "--data", table, "--dropout", "0.1", "--epochs", "400")
     process = start(project, *options, cwd=tmp_path, env=env)
     for line in process.stdout:
         if line.startswith("epoch 7 "):
-            os.killpg(process.pid, number)
+            if whom == "group":
+                os.killpg(process.pid, number)
+            else:
+                os.kill(Beat.from_tags(only_run(uri).data.tags).pid, number)
             break
     printed, _ = process.communicate(timeout=60)
     run = wait_for(lambda: only_run(uri))
-    if number == signal.SIGTERM:
-        status = lambda: client(uri).get_run(run.info.run_id).info.status == "KILLED"  # noqa: E731
-        wait_for(status)
+    if number != signal.SIGKILL:
+        wait_for(lambda: only_run(uri).info.status != "RUNNING")
+        wait_for(lambda: only_run(uri).data.tags["train.attempt.1"].endswith(", preempted"))
+        if (whom, number) == ("group", signal.SIGTERM):
+            assert only_run(uri).info.status == "KILLED"
     code, printed = mlflow_run(
-        project, "--resume_run", run.info.run_id, "--epochs", "60", cwd=tmp_path, env=env
+        project, "--resume_run", run.info.run_id, "--epochs", "400", cwd=tmp_path, env=env
     )
     assert code == 0, printed
     other = f"sqlite:///{tmp_path}/other.db"

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from proxy import FaultyProxy
@@ -24,6 +25,7 @@ from support import (
 pytestmark = pytest.mark.slow
 
 OPTIONS = (*SMALL, "--target", "price", "--dropout", "0.1", "--checkpoint_freq", "10")
+MACHINE = Path(__file__).parent / "machine.py"
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
@@ -147,7 +149,10 @@ def test_a_frozen_attempt_that_wakes_up(undisturbed, tmp_path):
         process.send_signal(signal.SIGSTOP)
         run_id = only_run(server.address).info.run_id
         env = environment(tmp_path / "other", server.address)
-        again = launch("--resume_run", run_id, cwd=tmp_path, env=env)
+        again = subprocess.run(
+            [sys.executable, str(MACHINE), "other", "run", "--resume_run", run_id],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
         assert again.returncode == 0, again.stderr
         process.send_signal(signal.SIGCONT)
         printed, _ = process.communicate(timeout=120)

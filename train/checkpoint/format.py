@@ -1,6 +1,6 @@
 """A checkpoint's bytes: how they are written, checked, and read.
 
-A checkpoint is a folder `epoch_N` with
+A checkpoint is a folder `epoch_N`, or inside an epoch `global_step_N`, with
 
     checkpoint.pth              torch.save of one dict; tensors and builtins only; a large one
                                 is a folder of part-00000, part-00001, …
@@ -31,6 +31,7 @@ from train.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     METRICS_FILE,
+    READABLE_VERSIONS,
     FileEntry,
     Manifest,
 )
@@ -95,7 +96,7 @@ def write_checkpoint(
         checkpoint: What `TrainState.capture` returned, and more.
         attempt: The attempt that saves it.
         kept: Whether it stays for good.
-        metrics: The epoch's metrics.
+        metrics: Those of the epoch just completed; inside an epoch there are none.
         part_bytes: A larger `checkpoint.pth` becomes a folder of parts of this size.
 
     Raises:
@@ -107,7 +108,7 @@ def write_checkpoint(
     """
     import torch
 
-    plain = to_plain({"format_version": FORMAT_VERSION, **checkpoint})
+    plain = to_plain(upgraded(checkpoint))
     finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     numbers = {**finite, "epoch": plain["epoch"], "global_step": plain["step"]}
     with atomic_folder(folder) as temporary:
@@ -124,6 +125,7 @@ def write_checkpoint(
         manifest = Manifest(
             epoch=plain["epoch"],
             step=plain["step"],
+            epoch_step=plain["epoch_step"],
             attempt=attempt,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             kept=kept,
@@ -249,9 +251,22 @@ def load_checkpoint(folder: Path, manifest: Manifest, name: str) -> dict[str, An
             )
         except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
             raise CheckpointDamaged(name, unreadable(error)) from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format_version") != FORMAT_VERSION:
+    if not isinstance(checkpoint, dict) or not is_readable(checkpoint):
         raise CheckpointDamaged(name, "it holds no checkpoint of this format")
-    return checkpoint
+    return upgraded(checkpoint)
+
+
+def is_readable(checkpoint: Mapping[str, Any]) -> bool:
+    """Tell whether it is of a version that this program ever wrote."""
+    return checkpoint.get("format_version") in READABLE_VERSIONS
+
+
+def upgraded(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of any version, or of none yet, as one of today's."""
+    if checkpoint.get("format_version") == FORMAT_VERSION:
+        return dict(checkpoint)
+    inside_an_epoch = {"epoch_step": 0, "epoch_sums": {}, "epoch_seconds": 0.0}  # since version 2
+    return {**inside_an_epoch, **checkpoint, "format_version": FORMAT_VERSION}
 
 
 def unreadable(error: Exception) -> str:

@@ -13,12 +13,23 @@ from typing import Any
 from train.errors import CheckpointDamaged, CheckpointError
 from train.metrics import MONITOR
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1: no checkpoints inside an epoch
 CHECKPOINT_FILE = "checkpoint.pth"
 METRICS_FILE = "checkpoint_metrics.json"
 MANIFEST_FILE = "manifest.json"
-NAME = re.compile(r"epoch_(0|[1-9]\d{0,17})")
-_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-\d{5})?")
+NAME = re.compile(r"(?:epoch|global_step)_(?:0|[1-9][0-9]{0,17})")
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-[0-9]{5})?")
+
+
+def checkpoint_name(content: Mapping[str, Any]) -> str:
+    """Return the folder of a checkpoint: named by its epoch, or inside one by its step.
+
+    Args:
+        content: A checkpoint, or a manifest as a dict, of any version.
+    """
+    inside = content.get("epoch_step", 0)
+    return f"global_step_{content['step']}" if inside else f"epoch_{content['epoch']}"
 
 
 @dataclass(frozen=True)
@@ -36,16 +47,27 @@ class Manifest:
 
     epoch: int
     step: int
+    epoch_step: int = 0  # steps of the epoch under way; 0 where none is
     attempt: int
     created: str  # ISO 8601, UTC
     kept: bool  # whether the save policy keeps it for good
-    metrics: Mapping[str, float | None]  # of the epoch; None where not finite
+    metrics: Mapping[str, float | None]  # of the epoch just completed; None where not finite
     files: tuple[FileEntry, ...]
 
     @property
     def name(self) -> str:
         """The folder of the checkpoint."""
-        return f"epoch_{self.epoch}"
+        return checkpoint_name(vars(self))
+
+    @property
+    def key(self) -> str:
+        """What it is asked for by: its epoch, or inside one its name."""
+        return self.name if self.epoch_step else str(self.epoch)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What is newer is greater; an epoch's end comes after its last step."""
+        return (self.step, self.epoch)
 
     @property
     def score(self) -> float | None:
@@ -84,12 +106,14 @@ class Manifest:
         check(isinstance(document, dict), "no object")
         version = document.get("format_version")
         check(_is_count(version), f"format_version {version!r}")
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise CheckpointError(
-                f"checkpoint {name} has format version {version}, and this program reads "
+                f"checkpoint {name} has format version {version}, and this program reads up to "
                 f"{FORMAT_VERSION}: use the version of the program that wrote it"
             )
-        for key in ("epoch", "step", "attempt"):
+        if version == 1:
+            document = {**document, "epoch_step": 0}
+        for key in ("epoch", "step", "epoch_step", "attempt"):
             check(_is_count(document.get(key)), f"{key} {document.get(key)!r}")
         check(_is_time(document.get("created")), f"created {document.get('created')!r}")
         check(isinstance(document.get("kept"), bool), f"kept {document.get('kept')!r}")
@@ -101,13 +125,14 @@ class Manifest:
         manifest = cls(
             epoch=document["epoch"],
             step=document["step"],
+            epoch_step=document["epoch_step"],
             attempt=document["attempt"],
             created=document["created"],
             kept=document["kept"],
             metrics=metrics,
             files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
         )
-        check(manifest.name == name, f"epoch {manifest.epoch}, which is not this folder's")
+        check(manifest.name == name, f"{manifest.name}, which is not this folder's name")
         return manifest
 
 
@@ -142,8 +167,7 @@ def _is_file_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("path"), str)
-        and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-\d{5})?", entry["path"])
-        is not None
+        and _PATH.fullmatch(entry["path"]) is not None
         and entry["path"] != MANIFEST_FILE
         and _is_count(entry.get("bytes"))
         and isinstance(entry.get("sha256"), str)

@@ -9,7 +9,6 @@ upload, and entirely where the buffers are still being written. Their metrics tr
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import logging
@@ -19,15 +18,16 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import Manifest
+from train.checkpoint.handover import Item, Shared, Spooled, Timings
+from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.policy import find_best
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.staging import MayWait, Staged, Stager
+from train.checkpoint.store import show_upload
 from train.metrics import MONITOR
 
 log = logging.getLogger(__name__)
@@ -37,57 +37,8 @@ _jitter = random.Random()
 
 MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
 PATIENCE_SECONDS = 2.0  # after which a wait is announced
+LOOK_SECONDS = 0.5  # between two looks whether a signal came
 SPACE_FACTOR = 1.1  # room wanted on the disk, in sizes of the last checkpoint
-
-
-@dataclass(frozen=True)
-class Timings:
-    """What the newest commit cost."""
-
-    stall_seconds: float
-    write_seconds: float
-    upload_seconds: float
-    bytes: int
-
-    def as_metrics(self) -> dict[str, float]:
-        """Return them under the names they are published by."""
-        return {f"checkpoint_{name}": float(v) for name, v in dataclasses.asdict(self).items()}
-
-
-@dataclass
-class _Item:
-    """A checkpoint on its way."""
-
-    staged: Staged
-    metrics: Mapping[str, float]
-    kept: bool
-    stall_seconds: float
-
-
-@dataclass
-class _Spooled:
-    """A checkpoint in the spool."""
-
-    manifest: Manifest
-    stall_seconds: float
-    write_seconds: float
-
-
-@dataclass
-class _Shared:
-    """What the threads share; read and changed only while `changed` is held."""
-
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    spooled: list[_Spooled] = field(default_factory=list)
-    uploading: _Spooled | None = None
-    num_writing: int = 0  # handed over by training, not yet in the spool
-    offline: bool = False
-    closing: bool = False
-    error: BaseException | None = None
-
-    def num_bytes(self) -> int:
-        """Return the size of what is in the spool."""
-        return sum(spooled.manifest.bytes for spooled in self.spooled)
 
 
 class Pipeline:
@@ -116,8 +67,10 @@ class Pipeline:
         self._hold_seconds = 0.0
         best = find_best(publisher.manifests)
         self._best_score = -math.inf if best is None or best.score is None else best.score
-        self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._shared = _Shared()
+        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._shared = Shared()
+        # How long the process may still take to end: less than ∞ once a signal asked it to.
+        self.seconds_left: Callable[[], float] = lambda: math.inf
         self.is_paused = False  # whether the newest checkpoint could not be written
         self._largest_bytes = 0  # of those written
         self._ending: Callable[[], None] = lambda: None
@@ -135,7 +88,8 @@ class Pipeline:
         metrics: Mapping[str, float],
         kept: bool,
         may_wait: MayWait | None = None,
-    ) -> None:
+        required: bool = False,
+    ) -> bool:
         """Save a checkpoint: stage it now, and do the rest in the background.
 
         Args:
@@ -145,22 +99,27 @@ class Pipeline:
                 over where the one before is still being written.
             may_wait: Tells the tensors that only an optimizer step changes; see `hold_update`.
                 Default: none are.
+            required: Not to be passed over, though it is not kept.
+
+        Returns:
+            Whether it is set aside, and not passed over.
 
         Raises:
             BaseException: What ended one of the threads.
         """
-        self._raise_error()
-        if not (self._is_best(metrics) or kept or self._stager.is_free):
-            return
+        self.check()
+        if not (self._is_best(metrics) or kept or required or self._stager.is_free):
+            return False
         started = time.monotonic()
         self._staged = self._stager.stage(state, may_wait)
         stall_seconds = time.monotonic() - started + self._hold_seconds
         self._hold_seconds = 0.0
         with self._shared.changed:
             self._shared.num_writing += 1
-        self._items.put(_Item(self._staged, metrics, kept, stall_seconds))
+        self._items.put(Item(self._staged, metrics, kept, stall_seconds))
         if self._is_sync:
             self._wait_until_committed()
+        return True
 
     def hold_update(self) -> None:
         """Wait, right before the weights change, until they are set aside."""
@@ -169,6 +128,12 @@ class Pipeline:
             self._staged.hold_update()
             self._staged = None
             self._hold_seconds += time.monotonic() - started
+
+    def fail(self, error: BaseException) -> None:
+        """End saving by `error`, which the training thread is told at its next save."""
+        with self._shared.changed:
+            self._shared.error = error
+            self._shared.changed.notify_all()
 
     @property
     def condition(self) -> str:
@@ -188,7 +153,7 @@ class Pipeline:
 
         Args:
             ending: What comes last, in the background: closing the run.
-            drain_seconds: How long to wait.
+            drain_seconds: How long to wait; `seconds_left` can make it less.
 
         Returns:
             Whether everything is, `ending` included; else the spool holds the rest.
@@ -202,13 +167,25 @@ class Pipeline:
             self._shared.changed.notify_all()
         self._items.put(None)
         self._writer.join()
-        self._uploader.join(min(drain_seconds, PATIENCE_SECONDS))
-        if self._uploader.is_alive():
-            waiting = self.num_waiting
-            log.info("Waiting up to %g s for the store (%d to upload) …", drain_seconds, waiting)
-            self._uploader.join(max(0.0, drain_seconds - PATIENCE_SECONDS))
-        self._raise_error()
+        with show_upload(self.spool, self.spool.list()):
+            ends = time.monotonic() + drain_seconds
+            self._join_uploader(min(drain_seconds, PATIENCE_SECONDS))
+            limit = min(drain_seconds, self.seconds_left())
+            if self._uploader.is_alive() and limit > 0:
+                num = self.num_waiting
+                log.info("Waiting up to %.3g s for the store (%d to upload) …", limit, num)
+                self._join_uploader(ends - time.monotonic())
+        self.check()
         return not self._uploader.is_alive()
+
+    def _join_uploader(self, seconds: float) -> None:
+        """Wait so long for the uploader to end; not longer than a signal leaves time."""
+        ends = time.monotonic() + seconds
+        while self._uploader.is_alive():
+            left = min(ends - time.monotonic(), self.seconds_left())
+            if left <= 0:
+                return
+            self._uploader.join(min(left, LOOK_SECONDS))
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         score = metrics.get(MONITOR, math.nan)
@@ -219,13 +196,21 @@ class Pipeline:
 
     def _wait_until_committed(self) -> None:
         shared = self._shared
-        with shared.changed:
-            shared.changed.wait_for(
-                lambda: shared.error or shared.offline or not (shared.num_writing or shared.spooled)
-            )
-        self._raise_error()
 
-    def _raise_error(self) -> None:
+        def is_done() -> bool:
+            nothing_left = not (shared.num_writing or shared.spooled)
+            return nothing_left or shared.offline or shared.error is not None or self._is_stopping()
+
+        with shared.changed:
+            while not shared.changed.wait_for(is_done, LOOK_SECONDS):
+                pass
+        self.check()
+
+    def _is_stopping(self) -> bool:
+        return self.seconds_left() < math.inf
+
+    def check(self) -> None:
+        """Raise what ended one of the threads, or was given to `fail`."""
         if self._shared.error is not None:
             raise self._shared.error
 
@@ -234,9 +219,7 @@ class Pipeline:
             try:
                 work()
             except BaseException as error:  # raised again in the training thread
-                with self._shared.changed:
-                    self._shared.error = error
-                    self._shared.changed.notify_all()
+                self.fail(error)
 
         # A daemon: a server that never answers must not keep the process from ending.
         return threading.Thread(target=guarded, daemon=True)
@@ -261,20 +244,21 @@ class Pipeline:
                     self._drop_overtaken()
                 self._shared.changed.notify_all()
 
-    def _write(self, item: _Item) -> _Spooled:
+    def _write(self, item: Item) -> Spooled:
         item.staged.wait()
         self._wait_for_room()
         started = time.monotonic()
+        state = item.staged.state
         manifest = write_checkpoint(
-            self.spool.path(f"epoch_{item.staged.state['epoch']}"),
-            item.staged.state,
+            self.spool.path(checkpoint_name(state)),
+            state,
             attempt=self.spool.attempt,
             kept=item.kept,
             metrics=item.metrics,
         )
         self.is_paused = False
         self._largest_bytes = max(self._largest_bytes, manifest.bytes)
-        return _Spooled(manifest, item.stall_seconds, time.monotonic() - started)
+        return Spooled(manifest, item.stall_seconds, time.monotonic() - started)
 
     def _wait_for_room(self) -> None:
         """Wait until the spool has room for one more, as far as that can be known.
@@ -288,14 +272,16 @@ class Pipeline:
             def has_room() -> bool:
                 fits = shared.num_bytes() + largest <= self._max_spool_bytes
                 # After an error there would never be room, and training must hear of it.
-                return fits or not shared.spooled or shared.closing or shared.error is not None
+                ends = shared.closing or self._is_stopping() or shared.error is not None
+                return fits or not shared.spooled or ends
 
             if not has_room():
                 log.warning(
                     "The spool is full (%.1f GB wait for their upload): training will wait",
                     shared.num_bytes() / 1e9,
                 )
-                shared.changed.wait_for(has_room)
+                while not shared.changed.wait_for(has_room, LOOK_SECONDS):
+                    pass
         free_bytes = self.spool.free_bytes()
         if free_bytes < SPACE_FACTOR * largest:
             raise OSError(f"the disk of '{self.spool.folder}' has {free_bytes:,} bytes free")
@@ -334,7 +320,7 @@ class Pipeline:
                 return
             self._until_it_works(functools.partial(self._upload, spooled), spooled)
 
-    def _upload(self, spooled: _Spooled) -> None:
+    def _upload(self, spooled: Spooled) -> None:
         started = time.monotonic()
         manifest = spooled.manifest
         self.publisher.commit(manifest)
@@ -352,7 +338,7 @@ class Pipeline:
             self._shared.uploading = None
             self._shared.changed.notify_all()
 
-    def _until_it_works(self, work: Callable[[], None], spooled: _Spooled | None) -> None:
+    def _until_it_works(self, work: Callable[[], None], spooled: Spooled | None) -> None:
         """Do it again and again while the server is away, until it is done or overtaken."""
         for number in itertools.count():
             try:
@@ -367,7 +353,7 @@ class Pipeline:
                 log.info("The server answers again")
             self._shared.offline = False
 
-    def _wait_offline(self, number: int, error: Exception, spooled: _Spooled | None) -> bool:
+    def _wait_offline(self, number: int, error: Exception, spooled: Spooled | None) -> bool:
         """Wait for the next try; return False if meanwhile the checkpoint was overtaken."""
         shared = self._shared
         with shared.changed:

@@ -11,9 +11,27 @@ from train.config import Config
 
 @dataclass(frozen=True)
 class SavePolicy:
-    """Keep every `every_epochs`-th epoch, and the last one, for good."""
+    """When to save inside an epoch, and which epochs to keep for good.
+
+    Args:
+        every_epochs: Every so-many-th epoch is kept, and the last one.
+        every_steps: Inside an epoch, a checkpoint after so many steps of the run; 0: none.
+        every_seconds: The same by the time since the last one; 0: none.
+    """
 
     every_epochs: int
+    every_steps: int = 0
+    every_seconds: float = 0.0
+
+    def is_due(self, step: int, seconds: float) -> bool:
+        """Tell whether to save inside an epoch.
+
+        Args:
+            step: Optimizer steps completed, at least 1.
+            seconds: Since the last save, or the start.
+        """
+        by_steps = bool(self.every_steps) and step % self.every_steps == 0
+        return by_steps or 0 < self.every_seconds <= seconds
 
     def keeps(self, epoch: int, is_last: bool) -> bool:
         """Tell whether the checkpoint of `epoch` is kept, not only the newest for a while."""
@@ -27,8 +45,8 @@ class Retention:
     Args:
         last: The newest so many, at least 1.
         best: The so many with the highest score, at least 1.
-        every: Those of every so-many-th epoch; None: those that were marked as kept when they
-            were saved.
+        every: Those at the end of every so-many-th epoch; None: those that were marked as kept
+            when they were saved.
     """
 
     last: int = 1
@@ -44,18 +62,20 @@ class Retention:
 
     def to_prune(self, manifests: Iterable[Manifest]) -> list[Manifest]:
         """Return those that may go, oldest first."""
-        ordered = sorted(manifests, key=lambda m: m.step)
+        ordered = sorted(manifests, key=lambda m: m.order)
         stay = [*ordered[-max(self.last, 1) :], *ranked(ordered)[: max(self.best, 1)]]
         return [m for m in ordered if m not in stay and not self._is_marked(m)]
 
     def _is_marked(self, manifest: Manifest) -> bool:
-        return manifest.kept if self.every is None else manifest.epoch % self.every == 0
+        if self.every is None:
+            return manifest.kept
+        return not manifest.epoch_step and manifest.epoch % self.every == 0
 
 
 def ranked(manifests: Iterable[Manifest]) -> list[Manifest]:
     """Return those with a finite score, the highest first, the oldest of equals first."""
     scored = [(m.score, m) for m in manifests if m.score is not None]
-    return [m for _, m in sorted(scored, key=lambda pair: (-pair[0], pair[1].step))]
+    return [m for _, m in sorted(scored, key=lambda pair: (-pair[0], pair[1].order))]
 
 
 def find_best(manifests: Iterable[Manifest]) -> Manifest | None:

@@ -39,7 +39,7 @@ class Publisher:
         retention: Retention,
         manifests: Iterable[Manifest] = (),
         points_here: bool = True,
-        check_lease: Callable[[], None] = lambda: None,
+        check_lease: Callable[[], object] = lambda: None,
     ) -> None:
         self._tracking, self._store, self._spool = tracking, store, spool
         self.retention, self._points_here = retention, points_here

@@ -4,7 +4,8 @@
     artifacts/checkpoints/…             the run's checkpoints, with upload=off
     attempt_3/attempt_3.log             the attempt's log
     attempt_3/journal.json              which attempt this is, and how it ended
-    attempt_3/epoch_12/                 a whole checkpoint that waits for its upload
+    attempt_3/epoch_12/                 a whole checkpoint that waits for its upload, or
+    attempt_3/global_step_4321/         one inside an epoch
     attempt_3/epoch_12/uploaded.txt     hash and path of each of its files that is there already
 
 All of it is fsynced before it counts, and any of it can be published again: the journal, the
@@ -101,7 +102,7 @@ class Spool:
                     found.append(parse_manifest(text, path.name))
                 except (OSError, CheckpointError):
                     continue  # a broken folder is nothing
-        return sorted(found, key=lambda m: m.step)
+        return sorted(found, key=lambda m: m.order)
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint, which is in the store or not needed any more."""

@@ -10,12 +10,13 @@ derived: what it lacks is looked up, what it names wrongly is found out before i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,12 +28,14 @@ from train.checkpoint.manifest import (
     NAME,
     FileEntry,
     Manifest,
+    checkpoint_name,
     parse_manifest,
 )
-from train.checkpoint.spool import UPLOADED_FILE
+from train.checkpoint.spool import UPLOADED_FILE, Spool
 from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
 from train.files import atomic_write
-from train.tracking import Artifacts
+from train.progress import Moved, show_transfer
+from train.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,6 @@ ROOT = "checkpoints"
 INDEX_FILE = "index.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
 NUM_TRANSFERS = 4  # at a time
-LONG_BYTES = 200 << 20  # from which a transfer is announced
 NUM_TRIES = 3  # of each transfer
 
 T = TypeVar("T")
@@ -67,6 +69,33 @@ def retried(transfer: Callable[[], T]) -> T:
 def _line(entry: FileEntry) -> str:
     """Return how an uploaded file is noted; by its path too, since parts can be equal."""
     return f"{entry.sha256} {entry.path}"
+
+
+def _noted(folder: Path) -> set[str]:
+    """Return the lines of the files that uploads of the local `folder` have brought so far."""
+    try:
+        return set((folder / UPLOADED_FILE).read_text().splitlines())
+    except FileNotFoundError:
+        return set()
+
+
+@contextlib.contextmanager
+def show_upload(spool: Spool, manifests: Sequence[Manifest]) -> Iterator[None]:
+    """Show how much of checkpoints in `spool` has gone up, while the block brings them there."""
+
+    def unsent_bytes() -> int:
+        left = 0
+        for manifest in manifests:
+            folder = spool.path(manifest.name)
+            done = _noted(folder)
+            if folder.exists():  # else all of it has
+                left += sum(e.bytes for e in manifest.files if _line(e) not in done)
+        return left
+
+    total = unsent_bytes()
+    title = manifests[0].name if len(manifests) == 1 else f"{len(manifests)} checkpoints"
+    with show_transfer(f"Uploading {title}", total, lambda: total - unsent_bytes()):
+        yield
 
 
 class CheckpointStore:
@@ -97,17 +126,24 @@ class CheckpointStore:
         return [m for m in self.examine().values() if m is not None]
 
     def examine(self) -> dict[str, Manifest | None]:
-        """Return folder name to manifest, None where there is none to be read, oldest first."""
+        """Return folder name to manifest, oldest first; before them those that have none."""
         self._names = {n for n in self._artifacts.list(ROOT) if NAME.fullmatch(n)}
         indexed = self._read_index() if self._names else {}
         with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
             found = dict(
-                pool.map(lambda n: (n, indexed.get(n) or self._find_manifest(n)), self._names)
+                pool.map(
+                    lambda n: (n, indexed.get(n) or self._find_manifest(n)), sorted(self._names)
+                )
             )
-        return dict(sorted(found.items(), key=lambda item: int(item[0].split("_")[-1])))
+        return dict(sorted(found.items(), key=lambda item: item[1].order if item[1] else (-1, -1)))
 
-    def check(self, name: str, folder: Path) -> Manifest | None:
+    def check(self, name: str, folder: Path, moved: Moved | None = None) -> Manifest | None:
         """Verify one checkpoint, downloaded into `folder`; None if it was never committed.
+
+        Args:
+            name: The checkpoint.
+            folder: A local folder.
+            moved: As `fetch` has it.
 
         Raises:
             CheckpointDamaged: It is not what its manifest says, or the manifest is no such.
@@ -116,13 +152,13 @@ class CheckpointStore:
             manifest = self._read_manifest(name)
         except FileNotFoundError:
             return None
-        return self.fetch(manifest, folder)
+        return self.fetch(manifest, folder, moved)
 
     def put(
         self,
         folder: Path,
         manifest: Manifest,
-        check_lease: Callable[[], None] = lambda: None,
+        check_lease: Callable[[], object] = lambda: None,
     ) -> None:
         """Upload the checkpoint in the local `folder`, the manifest last: then it exists.
 
@@ -160,11 +196,8 @@ class CheckpointStore:
 
     def _uploaded(self, folder: Path, remote: str) -> set[str]:
         """Return the lines of the files that an earlier upload of `folder` has brought."""
-        try:
-            done = set((folder / UPLOADED_FILE).read_text().splitlines())
-        except FileNotFoundError:
-            return set()
-        return done if self._artifacts.list(remote) else set()
+        done = _noted(folder)
+        return done if done and self._artifacts.list(remote) else set()
 
     def get(self, manifest: Manifest, folder: Path) -> dict[str, Any]:
         """Download a checkpoint into `folder`, verify it, and only then load it.
@@ -178,32 +211,44 @@ class CheckpointStore:
         for key in ("config", "data"):
             if not isinstance(checkpoint.get(key), dict):
                 raise CheckpointDamaged(title, f"it lacks {key}")
-        found = (checkpoint.get("epoch"), checkpoint.get("step"))
-        if found != (stored.epoch, stored.step):
-            raise CheckpointDamaged(
-                title, f"it holds epoch {found[0]}, step {found[1]}, not what its manifest says"
-            )
+        for key in ("epoch", "step", "epoch_step"):
+            if checkpoint.get(key) != getattr(stored, key):
+                raise CheckpointDamaged(
+                    title,
+                    f"it holds {key} {checkpoint.get(key)}, its manifest says "
+                    f"{getattr(stored, key)}",
+                )
         return checkpoint
 
-    def fetch(self, manifest: Manifest, folder: Path) -> Manifest:
+    def fetch(self, manifest: Manifest, folder: Path, moved: Moved | None = None) -> Manifest:
         """Download a checkpoint into `folder` and verify it; return its manifest as stored.
 
         Several files at a time, each verified by itself and fetched again where it differs, since
         a download can be cut short without an error.
 
+        Args:
+            manifest: The checkpoint.
+            folder: A local folder.
+            moved: Counts what was verified; default: how far it is is shown here.
+
         Raises:
             CheckpointDamaged: It is not what its manifest says, or half of it is gone.
         """
         title = self._title(manifest)
-        if manifest.bytes > LONG_BYTES and self._artifacts.folder is None:
-            log.info("Downloading %s (%.1f GB) …", title, manifest.bytes / 1e9)
+        if moved is None:
+            verb, here = "Verifying" if self._artifacts.folder else "Downloading", Moved()
+            with show_transfer(f"{verb} {title}", manifest.bytes, here.num_bytes):
+                return self.fetch(manifest, folder, here)
 
         def receive(entry: FileEntry) -> None:
             remote = f"{ROOT}/{manifest.name}/{entry.path}"
             for is_last in (False, True):
-                retried(lambda: self._artifacts.download(remote, folder / entry.path))
+                with moved.growing(folder / entry.path):
+                    retried(lambda: self._artifacts.download(remote, folder / entry.path))
                 try:
-                    return verify_file(folder, entry, title)
+                    verify_file(folder, entry, title)
+                    moved.add(entry.bytes)
+                    return
                 except CheckpointDamaged:
                     if is_last or self._artifacts.folder:
                         raise
@@ -278,7 +323,7 @@ class CheckpointStore:
     def _read_index(self) -> Mapping[str, Manifest]:
         try:
             document = json.loads(self._read(f"{ROOT}/{INDEX_FILE}"))
-            entries = [(f"epoch_{entry['epoch']}", entry) for entry in document["checkpoints"]]
+            entries = [(checkpoint_name(entry), entry) for entry in document["checkpoints"]]
             return {name: Manifest.from_dict(entry, name) for name, entry in entries}
         except (
             FileNotFoundError,
@@ -286,6 +331,7 @@ class CheckpointStore:
             ValueError,
             KeyError,
             TypeError,
+            AttributeError,
             RecursionError,
         ):
             return {}  # it is derived: the manifests themselves are read instead

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ class TabularMLP(nn.Module):
         hidden_size: Width of the hidden layers, H.
         num_layers: Number of hidden layers; 0 leaves the ridge regression alone.
         dropout: Part of the hidden units dropped in training, in [0, 1).
-        ridge: Weight of the ridge penalty against the mean loss of a batch. It acts on the
-            gradient alone, so that the loss of training can be compared with that of validation.
+        ridge: Weight of the ridge penalty against the mean loss of a batch.
 
     Shape:
         numeric: float32 [B, D]
@@ -70,11 +69,15 @@ class TabularMLP(nn.Module):
         # The sums over all inputs and all hidden units stay in float32 under bf16: with the 8 bits
         # of bf16 a prediction would be off by up to 0.4 %.
         with torch.autocast(inputs.device.type, enabled=False):
-            weight: torch.Tensor = _Penalised.apply(self.linear.weight, self.ridge)  # type: ignore[no-untyped-call]
-            outputs = nn.functional.linear(inputs.float(), weight, self.linear.bias)
+            outputs: torch.Tensor = self.linear(inputs.float())
             if self.head is not None and hidden is not None:
                 outputs = outputs + self.head(hidden.float())
         return outputs.squeeze(1)
+
+    def penalty(self) -> torch.Tensor:
+        """Return 0, with the gradient of the ridge penalty."""
+        penalty = self.ridge * self.linear.weight.square().sum()
+        return penalty - penalty.detach()
 
 
 class TabularTask:
@@ -121,10 +124,15 @@ class TabularTask:
         return model.to(self.device)
 
     def loss(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error of training rows, on the scale trained on."""
+        """Return the mean squared error of training rows, on the scale trained on.
+
+        The ridge penalty is in its gradient alone, so that the loss of training can be compared
+        with that of validation.
+        """
         rows = indices.to(self.device)
         numeric, categorical, target = (t.index_select(0, rows) for t in self._train)
-        return nn.functional.mse_loss(self._predict(model, numeric, categorical), target)
+        loss = nn.functional.mse_loss(self._predict(model, numeric, categorical), target)
+        return loss + model.penalty() if isinstance(model, TabularMLP) else loss
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -209,21 +217,6 @@ def input_width(num_numeric: int, num_codes: Sequence[int]) -> int:
 def _inputs_of(dataset: Dataset) -> tuple[int, list[int]]:
     preprocessing = dataset.preprocessing
     return len(preprocessing.numeric), [f.num_codes for f in preprocessing.categorical]
-
-
-class _Penalised(torch.autograd.Function):
-    """A weight, whose gradient is that of the loss and of ``penalty * weight.square().sum()``."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, penalty: float) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        ctx.penalty = penalty
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return gradient + 2 * ctx.penalty * weight, None
 
 
 class _Residual(nn.Module):

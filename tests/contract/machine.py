@@ -1,0 +1,17 @@
+"""Runs the command line as if on the machine of that name, with short times.
+
+machine.py other run --resume_run …
+"""
+
+import sys
+
+from train import cli, environment
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    environment.machine = lambda: name
+    environment.hostname = lambda: name
+    from train import heartbeat
+
+    heartbeat.BEAT_SECONDS, heartbeat.LEASE_SECONDS, heartbeat.LOOK_SECONDS = 0.5, 3.0, 0.1
+    cli.main(sys.argv[2:])

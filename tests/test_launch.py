@@ -1,0 +1,378 @@
+"""Opening a run in this process: which one `auto` takes, and what is checked before it goes on."""
+
+import ctypes
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support import SMALL, cli, client, write_table
+from support import environment as environment_of
+
+from train import environment, heartbeat, launch
+from train import run as run_module
+from train.config import Launch
+from train.errors import RunNotUsable
+from train.heartbeat import Beat
+from train.report import Reporter
+from train.tracking import OPTIONS_TAG
+
+EPOCHS = 2
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path):
+    """Make a small table; return its path."""
+    return write_table(tmp_path / "table.csv", num_rows=80)
+
+
+@pytest.fixture
+def train(tracking, table):
+    """Return a function that trains with those options, and returns click's result."""
+
+    def run(*options, data=table, epochs=EPOCHS, succeeds=True):
+        result = cli(
+            "run", *SMALL, "--data", data, "--target", "price", "--epochs", epochs, *options
+        )
+        assert not succeeds or result.exit_code == 0, result.output
+        return result
+
+    return run
+
+
+def mains(tracking):
+    """Return the runs that are no attempt of another, newest first."""
+    runs = tracking._client.search_runs(["0"], order_by=["attributes.start_time DESC"])
+    return [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+
+
+def attempts(tracking, run):
+    return tracking.get_run(run.info.run_id).attempts
+
+
+@pytest.fixture
+def preempted(train, tracking):
+    """Return a run that was stopped after two epochs of the four it was asked for."""
+    train("--schedule_epochs", "4")
+    [run] = mains(tracking)
+    options = json.loads(run.data.tags[OPTIONS_TAG]) | {"epochs": 4}
+    tracking.set_tags(run.info.run_id, {OPTIONS_TAG: json.dumps(options)})
+    tracking.set_status(run.info.run_id, "KILLED")
+    return run
+
+
+@pytest.fixture
+def auto(train):
+    """Return a function that starts the command line that made `preempted`, with `auto`."""
+
+    def start(*options, **more):
+        options = ("--resume_run", "auto", "--schedule_epochs", "4", *options)
+        return train(*options, **{"epochs": 4, **more})
+
+    return start
+
+
+def test_auto_goes_on_with_the_run_of_the_same_options_and_data(auto, tracking, preempted):
+    """One command line for a scheduler: it finds the run by itself, and finishes it."""
+    result = auto()
+    [run] = mains(tracking)
+    assert run.info.run_id == preempted.info.run_id
+    assert f"Going on with run '{run.info.run_id}'" in result.output
+    assert "Resuming training from epoch 3" in result.output
+    assert (run.info.status, attempts(tracking, run)) == ("FINISHED", 2)
+    history = tracking._client.get_metric_history(run.info.run_id, "val_loss")
+    assert [m.step for m in history] == [1, 2, 3, 4]
+
+
+def test_auto_starts_afresh_where_there_is_none(auto, tracking):
+    """The first start of that command line."""
+    result = auto()
+    assert "No unfinished run has these options and this data" in result.output
+    [run] = mains(tracking)
+    assert run.info.status == "FINISHED"
+
+
+def test_auto_leaves_a_finished_run_alone(auto, tracking):
+    """It has what it was asked for; the same again is another run."""
+    auto()
+    auto()
+    assert [attempts(tracking, run) for run in mains(tracking)] == [1, 1]
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_auto_takes_the_newest_of_several(auto, tracking, preempted, status):
+    """Also one that failed: what was wrong may be gone."""
+    auto()  # finishes the first
+    auto()  # a second one
+    second, first = mains(tracking)
+    for run in (first, second):
+        tracking.set_status(run.info.run_id, status)
+    auto()
+    assert [attempts(tracking, run) for run in mains(tracking)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--lr", "0.1"), ("--seed", "1"), ("--hidden_size", "17"), ("--dropout", "0.1"),
+     ("--schedule", "none"), ("--schedule_epochs", "5"), ("--split_seed", "3"),
+     ("--val_fraction", "0.3"), ("--drop", "color"), ("--batch_size", "32"),
+     ("--accumulation_steps", "2")],
+)  # fmt: skip
+def test_auto_leaves_a_run_of_other_options_alone(auto, tracking, preempted, options):
+    """Whatever makes it another training makes it another run."""
+    auto(*options)
+    assert attempts(tracking, preempted) == 1
+    assert len(mains(tracking)) == 2
+
+
+def test_auto_leaves_a_run_of_other_data_alone(auto, tracking, preempted, tmp_path):
+    """The rows count, not where they lie."""
+    (tmp_path / "other").mkdir()
+    same = tmp_path / "other" / "table.csv"
+    same.write_bytes((tmp_path / "table.csv").read_bytes())
+    other = write_table(tmp_path / "other.csv", num_rows=80, seed=1)
+    auto(data=other)
+    assert attempts(tracking, preempted) == 1
+    auto(data=same)
+    assert attempts(tracking, preempted) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--checkpoint_freq", "1"), ("--keep_last", "3"), ("--upload", "sync"), ("--strict", "true"),
+     ("--early_stopping", "50"), ("--device", "cpu")],
+)  # fmt: skip
+def test_auto_goes_on_where_only_the_handling_differs(auto, tracking, preempted, options):
+    """What a resume may change does not make it another run."""
+    auto(*options)
+    assert attempts(tracking, preempted) == 2
+
+
+def test_auto_extends_a_run_whose_schedule_is_given(auto, train, tracking, preempted):
+    """More epochs on the same schedule are the same run; without it, they are another schedule."""
+    auto(epochs=6)
+    assert attempts(tracking, preempted) == 2
+    tracking.set_status(preempted.info.run_id, "KILLED")
+    train("--resume_run", "auto", epochs=6)
+    assert attempts(tracking, preempted) == 2
+    assert len(mains(tracking)) == 2
+
+
+def test_auto_goes_on_on_a_machine_with_other_cores(auto, tracking, preempted, monkeypatch):
+    """The number of threads is chosen by the machine, and then part of the run."""
+    monkeypatch.setattr(environment, "num_cpus", lambda: 64)
+    monkeypatch.setattr(environment, "hostname", lambda: "with 64 cores")
+    monkeypatch.setattr("train.opening.choose_threads", lambda *_: 3)
+    auto()
+    [run] = mains(tracking)
+    assert attempts(tracking, run) == 2
+    assert json.loads(run.data.tags[OPTIONS_TAG])["threads"] == 1
+
+
+@pytest.fixture
+def open_and_die(table, monkeypatch):
+    """Return a function that opens a run and dies before its first epoch, without a word."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    started = environment._started(dead.pid)
+    dead.wait()
+
+    def die(resume_run="auto", **options):
+        given = {"data": str(table), "target": "price", "batch_size": 64, "hidden_size": 16,
+                 "num_layers": 1, "epochs": 4, "schedule_epochs": 4, **options}  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(environment, "process", lambda: (dead.pid, started))
+            run, _ = launch.open_run(given, Launch(resume_run=resume_run), Reporter())
+        run._folder.release()
+        return run.run_id
+
+    return die
+
+
+def test_auto_finds_a_run_that_died_before_its_first_checkpoint(auto, tracking, open_and_die):
+    """Its claim and its options are there: no second run is begun."""
+    run_id = open_and_die()
+    result = auto()
+    [run] = mains(tracking)
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+    assert f"Run '{run_id}' died before its first checkpoint" in result.output
+    host = environment.hostname()
+    assert run.data.tags["train.attempt.1"] == f"no epoch on {host}, vanished"
+    assert run.data.tags["train.attempt.2"] == f"epochs 1-4 on {host}, finished"
+
+
+def test_many_deaths_before_the_first_checkpoint_make_one_run(auto, tracking, open_and_die):
+    """An endless restart on machines that die at once leaves one run with many attempts."""
+    assert len({open_and_die() for _ in range(4)}) == 1
+    auto()
+    [run] = mains(tracking)
+    assert (run.info.status, attempts(tracking, run)) == ("FINISHED", 5)
+
+
+def test_auto_does_not_enter_a_living_run(auto, tracking, preempted, monkeypatch):
+    """The same command line on a second machine is refused, and does not train it twice."""
+    run_id = preempted.info.run_id
+    tracking.set_status(run_id, "RUNNING")
+    tracking.set_tags(run_id, Beat.of_this_process(1, 9, {}).to_tag())
+    result = auto(succeeds=False)
+    assert result.exit_code == 6
+    assert f"is being trained by process {os.getpid()} on this machine" in result.stderr
+    assert attempts(tracking, preempted) == 1
+
+
+def test_take_over_takes_a_run_from_a_machine_that_may_live(train, tracking, preempted):
+    """Nobody is waited for; what the one before did is told."""
+    run_id = preempted.info.run_id
+    elsewhere = dataclasses.replace(Beat.of_this_process(1, 9, {}), machine="other", host="there")
+    tracking.set_status(run_id, "RUNNING")
+    tracking.set_tags(run_id, elsewhere.to_tag())
+    result = cli("run", "--resume_run", run_id, "--take_over", "true")
+    assert result.exit_code == 0, result.output
+    assert attempts(tracking, preempted) == 2
+
+
+# What is not as it was.
+
+
+@pytest.fixture
+def old_torch(monkeypatch):
+    """Let the checkpoint have been made by another torch, and other code."""
+    then = environment.describe
+
+    def describe(*arguments):
+        told = then(*arguments)
+        return told | {"versions": told["versions"] | {"torch": "1.0"}, "code": "a" * 40}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "describe", describe)
+        yield patch
+
+
+def test_drift_is_told_once_and_training_goes_on(old_torch, tracking, preempted, auto):
+    """The table is in the log of the attempt."""
+    old_torch.undo()
+    lines = auto().output.splitlines()
+    assert sum("Not everything is as it was at the checkpoint" in line for line in lines) == 1
+    torch = environment.versions()["torch"]
+    assert [line for line in lines if line.endswith(f" 1.0 -> {torch}")]
+    assert sum("last bits" in line for line in lines) == 1
+
+
+def test_strict_refuses_drift_before_anything_is_claimed(old_torch, tracking, preempted, auto):
+    """The run is as it was, and the message has the command that forks."""
+    old_torch.undo()
+    run_id = preempted.info.run_id
+    before = tracking.get_run(run_id)
+    result = auto("--strict", "true", succeeds=False)
+    assert result.exit_code == 6
+    assert "is not continued with strict=true: code was aaaa" in result.stderr
+    assert "torch was 1.0 and is " in result.stderr
+    assert f"--resume_run {run_id} --fork true" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert tracking.get_run(run_id) == before
+
+
+# Clocks and folders.
+
+
+def test_a_clock_that_runs_backwards_makes_a_curve_that_does_not(
+    train, tracking, monkeypatch, preempted
+):
+    """Between epochs and between attempts: each step is there once, later than the one before."""
+    run_id = preempted.info.run_id
+    for epochs, start in ((4, 10**12), (6, 10**9), (8, 0)):
+        times = iter(range(start, start - 10**9, -1000))
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "now_ms", lambda times=times: next(times))
+            patch.setattr(heartbeat, "now_ms", lambda times=times: next(times))
+            result = cli("run", "--resume_run", run_id, "--epochs", epochs)
+        assert result.exit_code == 0, result.output
+    for key in ("val_loss", "train_loss", "val_pearson", "epoch_seconds"):
+        found = tracking._client.get_metric_history(run_id, key)
+        assert sorted(m.step for m in found) == list(range(1, 9))
+        times = [m.timestamp for m in sorted(found, key=lambda m: m.step)]
+        assert times == sorted(set(times))
+    assert tracking.get_run(run_id).status == "FINISHED"
+
+
+@pytest.mark.parametrize("variable", ["ID", "NAME"])
+def test_an_experiment_that_cannot_be_used_ends_in_one_line(train, tracking, variable):
+    """Wrong or deleted, with what to do."""
+    gone = tracking._client.create_experiment("gone")
+    tracking._client.delete_experiment(gone)
+    os.environ[f"MLFLOW_EXPERIMENT_{variable}"] = "999" if variable == "ID" else "gone"
+    result = train(succeeds=False)
+    assert result.exit_code == 7
+    assert result.stderr.count("\n") == 1
+    way_out = "unset MLFLOW_EXPERIMENT_ID" if variable == "ID" else "mlflow experiments restore"
+    assert way_out in result.stderr
+
+
+def test_a_deleted_run_ends_in_one_line(train, tracking, preempted):
+    """Its way out is in it; `auto` and `latest` do not see it."""
+    run_id = preempted.info.run_id
+    tracking._client.delete_run(run_id)
+    result = cli("run", "--resume_run", run_id)
+    assert result.exit_code == 6
+    assert result.stderr.count("\n") == 1
+    assert f"mlflow runs restore --run-id {run_id}" in result.stderr
+    with pytest.raises(RunNotUsable, match="no unfinished run"):
+        launch.find_run(tracking, "latest")
+
+
+DROP_BOUNDING, DAC_OVERRIDE = 24, 1  # of prctl and of Linux's capabilities
+
+
+def obey_permissions():
+    """Let the program that starts now be refused what a folder's mode refuses, root included."""
+    if os.getuid() == 0:
+        ctypes.CDLL(None).prctl(DROP_BOUNDING, DAC_OVERRIDE, 0, 0, 0)
+
+
+@pytest.fixture
+def start_read_only(tmp_path, table):
+    """Return a function that trains in a folder that cannot be written; all else is elsewhere."""
+    here, home = tmp_path / "here", tmp_path / "home"
+    for folder in (here, home):
+        folder.mkdir()
+    here.chmod(0o555)
+    env = environment_of(home, f"sqlite:///{home}/mlflow.db")
+
+    def start(command, **variables):
+        return subprocess.run(
+            command, cwd=here, env=env | variables, preexec_fn=obey_permissions,
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    if start(["touch", "file"]).returncode == 0:
+        pytest.skip("this user can write to any folder")
+    options = [*SMALL, "--data", str(table), "--target", "price", "--epochs", "2"]
+    program = [sys.executable, "-m", "train", "run", *options]
+    yield lambda **variables: start(program, **variables)
+    assert list(here.iterdir()) == []
+    here.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_a_working_directory_that_cannot_be_written_is_no_hindrance(start_read_only, tmp_path):
+    """Where all files have their place, a checkout may be mounted read-only."""
+    uri = f"sqlite:///{tmp_path}/home/mlflow.db"
+    made = client(uri).create_experiment("elsewhere", str(tmp_path / "home" / "files"))
+    done = start_read_only(MLFLOW_EXPERIMENT_NAME="elsewhere")
+    assert done.returncode == 0, done.stderr
+    [run] = client(uri).search_runs([made])
+    assert run.info.status == "FINISHED"
+    assert (tmp_path / "home" / "files" / run.info.run_id / "artifacts" / "checkpoints").is_dir()
+
+
+@pytest.mark.slow
+def test_files_that_would_lie_in_such_a_directory_end_it_in_one_line(start_read_only, tmp_path):
+    """MLflow's default for a database is `./mlruns`; the run that was begun is closed."""
+    done = start_read_only()
+    assert done.returncode == 7
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "here") in done.stderr
+    [run] = client(f"sqlite:///{tmp_path}/home/mlflow.db").search_runs(["0"])
+    assert run.info.status == "FAILED"

@@ -1,0 +1,61 @@
+"""What the threads of a pipeline hand to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.staging import Staged
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What the newest commit cost."""
+
+    stall_seconds: float
+    write_seconds: float
+    upload_seconds: float
+    bytes: int
+
+    def as_metrics(self) -> dict[str, float]:
+        """Return them under the names they are published by."""
+        return {f"checkpoint_{name}": float(v) for name, v in dataclasses.asdict(self).items()}
+
+
+@dataclass
+class Spooled:
+    """A checkpoint in the spool."""
+
+    manifest: Manifest
+    stall_seconds: float
+    write_seconds: float
+
+
+@dataclass
+class Shared:
+    """What the threads share; read and changed only while `changed` is held."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    spooled: list[Spooled] = field(default_factory=list)
+    uploading: Spooled | None = None
+    num_writing: int = 0  # handed over by training, not yet in the spool
+    offline: bool = False
+    closing: bool = False
+    error: BaseException | None = None
+
+    def num_bytes(self) -> int:
+        """Return the size of what is in the spool."""
+        return sum(spooled.manifest.bytes for spooled in self.spooled)
+
+
+@dataclass
+class Item:
+    """A checkpoint on its way."""
+
+    staged: Staged
+    metrics: Mapping[str, float]
+    kept: bool
+    stall_seconds: float

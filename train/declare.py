@@ -1,0 +1,107 @@
+"""Declaring options: one field of a dataclass each, with default, meaning and limits.
+
+The command line, ``--help``, the README's tables and MLflow's params are all made from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from enum import Enum
+from typing import Any
+
+from train.errors import UsageError
+
+
+class OnResume(Enum):
+    """What happens when an option is given on a resume with another value than the run's."""
+
+    CHANGE = "the given value wins"
+    FORK = "refused: only a fork may change it"
+    NEVER = "refused, also by a fork: another model, or other inputs, make another run"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is known about an option besides its name, type and default."""
+
+    help: str
+    group: str
+    on_resume: OnResume = OnResume.CHANGE
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+
+
+def option(default: Any, help: str, group: str, **limits: Any) -> Any:
+    """Declare a field that is an option; see `Option` for `limits`."""
+    return dataclasses.field(
+        default=default, metadata={"option": Option(help=help, group=group, **limits)}
+    )
+
+
+def options_of(config_class: type) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """Return name to (field, option), in the order of declaration."""
+    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(config_class)}
+
+
+def parse(config_class: type, name: str, text: str) -> Any:
+    """Turn the text of a command line into the value of the option `name`.
+
+    Raises:
+        UsageError: The text is not of the option's type.
+    """
+    field, _ = options_of(config_class)[name]
+    kind = str(field.type)
+    if not text.strip() and not kind.startswith("tuple"):
+        raise UsageError(f"{name}= has no value: leave it out, or see that its variable is set")
+    if "None" in kind and text.strip().lower() == "none":
+        return None
+    try:
+        if kind.startswith("tuple"):
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if kind.startswith("bool"):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.strip().lower()
+            ]
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except (ValueError, KeyError):
+        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+        raise UsageError(
+            f"{name}={text!r} is not {wanted[kind.split(' ')[0]]} "
+            f"(the default is {to_text(field.default)})"
+        ) from None
+    return text
+
+
+def to_text(value: Any) -> str:
+    """Return the text from which `parse` makes `value` again."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
+
+
+def validate(config: Any) -> None:
+    """Refuse values outside their limits.
+
+    Raises:
+        UsageError: Names the option, the value and the limit.
+    """
+    for name, (_, opt) in options_of(type(config)).items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name}={value} is not a finite number")
+        if opt.choices and value not in opt.choices:
+            raise UsageError(f"{name}={value!r} is not one of {', '.join(opt.choices)}")
+        if opt.minimum is not None and not value >= opt.minimum:  # `not >=` refuses NaN too
+            raise UsageError(f"{name}={value} is too small: the least is {opt.minimum:g}")
+        if opt.maximum is not None and not value <= opt.maximum:
+            raise UsageError(f"{name}={value} is too large: the most is {opt.maximum:g}")

@@ -1,0 +1,141 @@
+"""What every way to open a run ends with: a task, a claimed attempt, a pipeline, and the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train import environment
+from train.attempt import Attempt
+from train.checkpoint.pipeline import Pipeline
+from train.checkpoint.policy import Retention
+from train.checkpoint.publisher import Publisher
+from train.checkpoint.spool import RunFolder
+from train.config import Config
+from train.data.dataset import Dataset
+from train.data.provide import recover
+from train.describe import data_info, machine_tags, upload_diff
+from train.errors import TrainError
+from train.heartbeat import Beat
+from train.report import Reporter
+from train.run import Run, Start
+from train.source import Source, open_store
+from train.tasks.tabular import TabularTask, choose_threads
+from train.tracking import HOST_TAG, RunRecord, Tracking
+
+log = logging.getLogger(__name__)
+
+Opened = tuple[Run, TabularTask]
+
+
+@dataclasses.dataclass
+class Launcher:
+    """What every way to open a run needs."""
+
+    tracking: Tracking
+    launched: RunRecord | None  # the run that `mlflow run` made for this process
+    given: Mapping[str, Any]  # the options of Config that were given, and only those
+    reporter: Reporter
+    home: Path
+    attempt: Attempt | None = None  # once it is claimed
+    folders: dict[str, RunFolder] = dataclasses.field(default_factory=dict)
+
+    def new_run(self, experiment_id: str) -> RunRecord:
+        """Return the run for a fresh start or a fork: the launch's own, or a new one."""
+        if self.launched is not None:
+            return self.launched
+        tags = environment.source_tags()
+        return self.tracking.create_run(experiment_id, None, tags)
+
+    def folder(self, record: RunRecord) -> RunFolder:
+        """Return this disk's folder for the run, one object for each run."""
+        path = environment.run_folder(self.tracking.uri, record.run_id)
+        return self.folders.setdefault(record.run_id, RunFolder(path))
+
+    def close(self, status: str) -> None:
+        """Close what was opened, after an error."""
+        for folder in self.folders.values():
+            folder.release()
+        try:
+            if self.attempt is not None:
+                last_epoch = self.attempt.first_epoch - 1
+                self.attempt.end(status, last_epoch)
+                spool = self.folders[self.attempt.run_id].spool(self.attempt.number)
+                spool.write_journal(self.attempt.journal(status, last_epoch))
+            elif self.launched is not None:
+                self.tracking.set_status(self.launched.run_id, status)
+        except (TrainError, OSError) as error:  # the first error is the one to tell
+            log.warning("The run could not be closed as %s: %s", status, error)
+
+
+def begin(
+    launcher: Launcher,
+    task: TabularTask,
+    record: RunRecord,
+    attempt: Attempt,
+    tags: Mapping[str, str],
+    source: Source | None = None,
+) -> Pipeline:
+    """Set the run RUNNING, and make the pipeline for its checkpoints."""
+    tracking, config = launcher.tracking, task.config
+    launcher.attempt = attempt
+    folder = launcher.folder(record)
+    folder.acquire()
+    spool = folder.spool(attempt.number)
+    launcher.reporter.log_to(spool.log_file)
+    is_off = config.upload == "off"
+    tags = {**tags, **({HOST_TAG: environment.hostname()} if is_off else {})}
+    attempt.begin({**tags, **Beat.of_this_process(attempt.number, 0, {}).to_tag()}, machine_tags())
+    upload_diff(tracking, attempt.child_id, spool.folder)
+    spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
+    if source is not None:
+        store, manifests = source.store, source.manifests
+    else:
+        record = dataclasses.replace(record, tags={**record.tags, **tags})
+        store, manifests = open_store(tracking, record, folder), []
+    if store.folder is not None:
+        log.info("Checkpoints go to %s: on this machine only", store.folder)
+    retention = Retention.of(config)
+    publisher = Publisher(
+        tracking, store, spool, retention, manifests, not is_off, attempt.check_lease
+    )
+    return Pipeline(publisher, spool, config.max_spool_bytes, config.upload == "sync")
+
+
+def make_run(
+    launcher: Launcher, task: TabularTask, attempt: Attempt, pipeline: Pipeline, start: Start
+) -> Opened:
+    """Return the run, to be entered, and the task to train."""
+    reporter, folder = launcher.reporter, launcher.folders[attempt.run_id]
+    for sentence in task.dataset.report:
+        log.info("%s", sentence)
+    run = Run(task.config, attempt, pipeline, folder, start, data_info(task.dataset), reporter)
+    return run, task
+
+
+def make_task(config: Config, dataset: Dataset) -> TabularTask:
+    """Return the task, with every option that was left to choose now chosen."""
+    device = environment.choose_device(config.device)
+    config = config.replace(
+        target=dataset.preprocessing.target,
+        schedule_epochs=config.schedule_epochs or config.epochs,
+    )
+    task = TabularTask(dataset, config, device)
+    if config.threads:
+        return task
+    threads = choose_threads(task.build_model(), config.batch_size, environment.num_cpus())
+    return TabularTask(dataset, config.replace(threads=threads), device)
+
+
+def recover_data(launcher: Launcher, source: Source, config: Config) -> Dataset:
+    """Return the data of the run that is gone on from."""
+    artifacts = launcher.tracking.artifacts(source.record)
+    return recover(
+        config,
+        launcher.home,
+        source.data_fingerprint,
+        lambda name, to: artifacts.download(f"data/{name}", to),
+    )

@@ -1,0 +1,107 @@
+"""What MLflow raises, as one of `train.errors`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from train import environment
+from train.errors import RunNotUsable, StoreUnavailable
+
+
+def local_path(artifact_uri: str) -> Path | None:
+    """Return the folder that an artifact URI names on this machine, None for a server's."""
+    parsed = urlparse(artifact_uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    return Path(artifact_uri) if not parsed.scheme else None
+
+
+@contextlib.contextmanager
+def translated(doing: str, run_id: str = "") -> Iterator[None]:
+    """Turn what MLflow raises while `doing` something into one of our errors."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if run_id and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise RunNotUsable(run_id, _not_found(error)) from error
+        raise _unavailable(doing, error) from error
+    except Exception as error:  # each kind of store and database driver raises its own
+        raise _unavailable(doing, error) from error
+
+
+def _unavailable(doing: str, error: Exception) -> StoreUnavailable:
+    import mlflow
+
+    uri = environment.redact(mlflow.get_tracking_uri())
+    if uri.startswith(("file:", "/", ".")):
+        folder = local_path(uri)
+        return StoreUnavailable(
+            f"'{uri}' is an MLflow file store, which MLflow no longer opens: `mlflow "
+            f"migrate-filestore --source {folder} --target sqlite:///mlflow.db` migrates it; in "
+            "any case name a store from now on: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+        )
+    if "Max retries exceeded" in str(error):
+        return StoreUnavailable(
+            f"the tracking server at {uri} does not answer ({doing}): start it, or check "
+            "MLFLOW_TRACKING_URI"
+        )
+    code = _refusal(error)
+    if code:
+        why = {
+            "401": "it does not know who asks. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            "403": "this user may not do that. Ask whoever runs it, or use a run of your own",
+        }[code]
+        return StoreUnavailable(f"{doing} was refused by {uri} with {code}: {why}")
+    if re.search(r"No Experiment with id=|Invalid experiment ID", str(error)):
+        return StoreUnavailable(
+            f"{doing} failed: {uri} has none of that ID. `mlflow experiments search` shows those "
+            "there are: correct or unset MLFLOW_EXPERIMENT_ID"
+        )
+    deleted = re.search(r"experiment (\d+) must be in the 'active' state", str(error))
+    if deleted:
+        return StoreUnavailable(
+            f"{doing} failed: it was deleted. `mlflow experiments restore --experiment-id "
+            f"{deleted[1]}` brings it back; MLFLOW_EXPERIMENT_NAME=<new name> makes another"
+        )
+    if "Invalid Host header" in str(error):
+        return StoreUnavailable(
+            f"the tracking server at {uri} refuses to be called by that name: start it with "
+            f"--allowed-hosts {urlparse(uri).netloc}"
+        )
+    return StoreUnavailable(f"{doing} failed: {one_line(error)}")
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return the code by which a server says who may do what, None if it is something else."""
+    found = re.search(r"\b(401|403) Client Error", str(error))  # of a file
+    if found:
+        return found[1]
+    by_name = {"UNAUTHENTICATED": "401", "PERMISSION_DENIED": "403"}
+    return by_name.get(str(getattr(error, "error_code", None)))
+
+
+def one_line(error: BaseException) -> str:
+    """Return the beginning of an error's message, without secrets."""
+    return environment.redact(" ".join(str(error).split()))[:400]
+
+
+def _not_found(error: Exception) -> str:
+    import mlflow
+
+    uri = environment.redact(mlflow.get_tracking_uri())
+    if "not found" not in str(error).lower():
+        return f"cannot be used: {one_line(error)}"
+    hint = "check the ID, and MLFLOW_TRACKING_URI"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        hint = (
+            "a relative sqlite URI starts in the folder of each process, and `mlflow run` works "
+            "in the project's folder. Use the full path: sqlite:////full/path/mlflow.db"
+        )
+    return f"is not on the tracking server {uri}: {hint}"
