@@ -187,12 +187,16 @@ def assert_what_is_shown_is_whole(uri, run_id, root, told):
         name = path.parent.name
         committed[name] = parse_manifest(path.read_bytes(), name)
         verify(path.parent, committed[name], name)
-    api = client(uri)
-    pointer = api.get_run(run_id).data.tags.get(LATEST_CHECKPOINT_TAG, "")
-    assert not pointer or pointer.split("/")[1] in committed, told
     assert listed(folder) <= committed.keys(), told
-    published = [metric.step for metric in api.get_metric_history(run_id, "val_loss")]
-    assert max(published, default=0) <= max((m.epoch for m in committed.values()), default=0), told
+    api = client(uri)
+    steps = [metric.step for metric in api.get_metric_history(run_id, "val_loss")]
+    published = max(steps, default=0)
+    assert published <= max((m.epoch for m in committed.values()), default=0), told
+    pointer = api.get_run(run_id).data.tags.get(LATEST_CHECKPOINT_TAG)
+    if pointer is not None:
+        name = pointer.split("/")[1]
+        assert name in committed, told
+        assert committed[name].epoch <= published, told
 
 
 def outcome(uri, run_id, root, folder):
