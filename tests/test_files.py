@@ -130,6 +130,40 @@ def test_a_link_replaces_what_is_there_and_spares_its_other_names(tmp_path):
     assert (tmp_path / "old").read_text() == "old"
 
 
+@pytest.mark.parametrize("died", ["before the link was renamed", "in the middle of a copy"])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_a_killed_one_left_is_cleared_by_doing_it_again(tmp_path, monkeypatch, died, is_there):
+    """A store shows no file that is neither part of a checkpoint nor ever deleted."""
+    store = tmp_path / "store"
+    (tmp_path / "a").write_text("content")
+    if is_there:  # it died after that, and did not get to note it
+        link_or_copy(tmp_path / "a", store / "b")
+
+    class Killed(BaseException):
+        """Nothing that the program does on the way out is done."""
+
+    def die(source, target):
+        Path(target).write_text("half")
+        raise Killed
+
+    def refuse(*arguments):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        if died == "in the middle of a copy":
+            patch.setattr(train.files.os, "link", refuse)
+            patch.setattr(train.files.shutil, "copyfile", die)
+        else:
+            patch.setattr(train.files.os, "replace", lambda *_: die(tmp_path / "a", tmp_path / "c"))
+        with pytest.raises(Killed):
+            link_or_copy(tmp_path / "a", store / "b")
+    assert len(os.listdir(store)) == 1 + is_there
+    link_or_copy(tmp_path / "a", store / "b")
+    assert os.listdir(store) == ["b"]
+    assert (store / "b").read_text() == "content"
+
+
 def test_a_copy_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     """A full disk costs the new file only, and leaves nothing lying about."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -58,6 +59,67 @@ def test_those_inside_an_epoch_wait_in_the_order_of_training(spool, write):
     assert [m.name for m in spool.list()] == names
     spool.remove("global_step_20")
     assert [m.name for m in spool.list()] == [n for n in names if n != "global_step_20"]
+
+
+class Killed(BaseException):
+    """What ends a process that is killed: nothing catches it."""
+
+
+@pytest.fixture
+def die_at(monkeypatch):
+    """Return a function that lets the process die before the n-th file or folder is removed."""
+
+    def arm(number):
+        left = iter(range(number))
+
+        def dying(original):
+            def remove(*arguments, **options):
+                if next(left, None) is None:
+                    raise Killed
+                return original(*arguments, **options)
+
+            return remove
+
+        for name in ("unlink", "rmdir"):
+            monkeypatch.setattr(os, name, dying(getattr(os, name)))
+
+    yield arm
+    monkeypatch.undo()
+
+
+NUM_REMOVALS = 12  # journal, log, index, and two checkpoints of three files; the folders
+
+
+@pytest.mark.parametrize("number", range(NUM_REMOVALS))
+def test_a_discard_that_died_is_found_and_ended(folder, spool, write, die_at, monkeypatch, number):
+    """Whatever is left of it is known to wait, so that nothing stays on the disk for ever."""
+    spool.write_journal({"number": 3})
+    spool.log_file.write_text("a line")
+    (spool.folder / "index.json").write_text("{}")
+    write(1)
+    write(2)
+    die_at(number)
+    with pytest.raises(Killed):
+        spool.discard()
+    monkeypatch.undo()
+    left = list(spool.folder.iterdir())
+    assert [one.folder for one in folder.waiting()] == [spool.folder] * bool(left)
+    spool.discard()
+    assert not spool.folder.exists()
+
+
+def test_a_removal_that_died_leaves_no_checkpoint_that_looks_damaged(spool, write, monkeypatch):
+    """It is none before the first of its files is gone."""
+    manifest = write(1)
+
+    def die(*_, **__):
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(Killed):
+        spool.remove(manifest.name)
+    assert (spool.path(manifest.name) / "checkpoint.pth").exists()
+    assert spool.list() == []
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "another's", "a file"])

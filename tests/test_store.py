@@ -94,6 +94,35 @@ def test_commit_last(store, write, calls, one_at_a_time):
     ]
 
 
+@pytest.mark.parametrize("sizes", [(900, 1 << 20), (1 << 20, 900), (900, 700)])
+def test_a_name_is_written_again_however_it_was_cut(
+    artifacts, make_checkpoint, tmp_path, calls, one_at_a_time, sizes
+):
+    """What an upload left that died, another attempt's files may have to take the place of."""
+    manifests, folders = [], []
+    for number, size in enumerate(sizes):
+        folders.append(tmp_path / f"disk_{number}" / "epoch_1")
+        content = make_checkpoint(1)
+        manifests.append(
+            write_checkpoint(
+                folders[-1], content, attempt=1 + number, kept=True, metrics={}, part_bytes=size
+            )
+        )
+    first = CheckpointStore(artifacts, "r1")
+    calls.arm(len(manifests[0].files))  # all but the manifest
+    with pytest.raises(StoreUnavailable):
+        first.put(folders[0], manifests[0])
+    calls.arm(None)
+    store = CheckpointStore(artifacts, "r1")
+    assert store.list() == []
+    store.put(folders[1], manifests[1])
+    assert store.list() == [manifests[1]]
+    assert weights(store, manifests[1], tmp_path / "got") == 1
+    remote = artifacts.folder / "checkpoints" / "epoch_1"
+    stored = {p.relative_to(remote).as_posix() for p in remote.rglob("*") if p.is_file()}
+    assert stored == {entry.path for entry in manifests[1].files} | {MANIFEST_FILE}
+
+
 @pytest.mark.parametrize("when", MOMENTS)
 @pytest.mark.parametrize("call", [0, 1, 2])
 def test_an_upload_that_fails_anywhere_is_no_checkpoint(
@@ -158,15 +187,16 @@ def test_a_name_is_written_again_only_after_its_manifest_is_deleted(
     folder, manifest = write(1, model_state_dict={"weight": torch.full((3,), 7.0)})
     calls.arm(None)
     again.put(folder, manifest)
-    first, *uploads, last = calls.names
+    first, second, *uploads, last = calls.names
     assert first == "delete checkpoints/epoch_1/manifest.json"
+    assert second == "delete checkpoints/epoch_1"
     assert all(name.startswith("upload ") for name in uploads)
     assert last == "upload checkpoints/epoch_1/manifest.json"
     assert weights(again, manifest, tmp_path / "got") == 7
 
 
 @pytest.mark.parametrize("when", MOMENTS)
-@pytest.mark.parametrize("call", [0, 1, 2, 3])
+@pytest.mark.parametrize("call", [0, 1, 2, 3, 4])
 def test_a_rewrite_that_fails_anywhere_leaves_the_old_the_new_or_none(
     store, artifacts, write, calls, call, when, tmp_path, one_at_a_time
 ):
@@ -183,7 +213,7 @@ def test_a_rewrite_that_fails_anywhere_leaves_the_old_the_new_or_none(
     if call == 0 and when != "after":
         assert found == [old]
         assert weights(store, old, tmp_path / "got") == 1
-    elif call == 3 and when == "after":
+    elif call == 4 and when == "after":
         assert found == [new]
         assert weights(store, new, tmp_path / "got") == 7
     else:

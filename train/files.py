@@ -78,13 +78,15 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Give `source` the second name `target`, replacing what is there.
 
     On the same filesystem it is a hard link, which writes no bytes; elsewhere it is a copy, whole
-    or not there. Either way `source` must not be changed afterwards.
+    or not there. Either way `source` must not be changed afterwards. Killed, it may leave a file
+    that ends in ``.tmp`` beside `target`: doing it again clears that away.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
         try:
             os.link(source, temporary)

@@ -14,6 +14,7 @@ checkpoints, and in each checkpoint the whole history of metrics with their reco
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -106,6 +107,9 @@ class Spool:
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint, which is in the store or not needed any more."""
+        # IMPORTANT: the manifest goes first; what is left without one is no checkpoint.
+        with contextlib.suppress(OSError):  # as `rmtree` does
+            (self.path(name) / MANIFEST_FILE).unlink()
         shutil.rmtree(self.path(name), ignore_errors=True)
 
     def free_bytes(self) -> int:
@@ -128,4 +132,11 @@ class Spool:
 
     def discard(self) -> None:
         """Remove all of it: it is published."""
+        # IMPORTANT: the journal goes last; by it `RunFolder.waiting` finds what is left.
+        for path in self.folder.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != JOURNAL_FILE:
+                with contextlib.suppress(OSError):  # as `rmtree` does
+                    path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)

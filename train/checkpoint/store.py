@@ -172,11 +172,12 @@ class CheckpointStore:
         """
         remote = f"{ROOT}/{manifest.name}"
         check_lease()
-        self._unfinished.add(manifest.name)
         done = self._uploaded(folder, remote)
-        # IMPORTANT: a name is written again only after its manifest is gone.
+        # IMPORTANT: a name is written again only after its manifest is gone. So is the rest: an
+        # earlier upload may have been cut into other parts.
         if manifest.name in self._names and not done:
-            self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
+            self.delete(manifest.name)
+        self._unfinished.add(manifest.name)
         self._names.add(manifest.name)
 
         def send(entry: FileEntry) -> None:
