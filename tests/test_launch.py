@@ -6,9 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
-from support import SMALL, cli, client, write_table
+from support import SMALL, cli, client, wait_for, write_table
 from support import environment as environment_of
 
 from train import environment, heartbeat, launch
@@ -56,6 +57,7 @@ def attempts(tracking, run):
 def preempted(train, tracking):
     """Return a run that was stopped after two epochs of the four it was asked for."""
     train("--schedule_epochs", "4")
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name == "heartbeat"])  # its last
     [run] = mains(tracking)
     options = json.loads(run.data.tags[OPTIONS_TAG]) | {"epochs": 4}
     tracking.set_tags(run.info.run_id, {OPTIONS_TAG: json.dumps(options)})
@@ -169,6 +171,42 @@ def test_auto_goes_on_on_a_machine_with_other_cores(auto, tracking, preempted, m
     [run] = mains(tracking)
     assert attempts(tracking, run) == 2
     assert json.loads(run.data.tags[OPTIONS_TAG])["threads"] == 1
+
+
+@pytest.mark.parametrize(("threads", "is_taken"), [("0", True), ("1", True), ("2", False)])
+def test_auto_and_a_number_of_threads(auto, tracking, preempted, threads, is_taken):
+    """Left to choose it is the run's; another one is another run, not a refusal for ever."""
+    auto("--threads", threads)
+    assert attempts(tracking, preempted) == 1 + is_taken
+    assert len(mains(tracking)) == 2 - is_taken
+
+
+def test_what_was_committed_while_it_waited_makes_an_older_epoch_a_fork(
+    tracking, preempted, monkeypatch, tmp_path
+):
+    """The epoch that was asked for was the newest when the wait for another machine began."""
+    run_id = preempted.info.run_id
+
+    def wait(tracking, record, take_over):
+        with monkeypatch.context() as patch:
+            patch.setenv("TRAIN_HOME", str(tmp_path / "elsewhere"))
+            result = cli("run", "--resume_run", run_id, "--epochs", "3")
+        assert result.exit_code == 0, result.output
+        return tracking.get_run(run_id)
+
+    with monkeypatch.context() as patch:
+        waits = iter([wait])
+        free = launch.wait_until_free
+        patch.setattr(
+            launch, "wait_until_free",
+            lambda tracking, record, take_over: next(waits, free)(tracking, record, take_over),
+        )  # fmt: skip
+        result = cli("run", "--resume_run", run_id, "--resume_epoch", "2")
+    assert result.exit_code == 0, result.output
+    fork, _ = mains(tracking)
+    assert fork.data.tags["train.forked_from_run"] == run_id
+    assert (fork.data.tags["train.forked_from_epoch"], fork.info.status) == ("2", "FINISHED")
+    assert attempts(tracking, preempted) == 2
 
 
 @pytest.fixture

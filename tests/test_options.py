@@ -131,6 +131,26 @@ def test_the_same_table_in_another_place_is_no_change(tmp_path):
         resumed_config(run, {"data": "moved.csv"})
 
 
+def test_a_fork_inside_an_epoch_may_find_the_same_table_in_another_place(tmp_path):
+    """Its rows are the same, so is the rest of the epoch; nothing is split anew."""
+    (tmp_path / "moved.csv").write_text("x,y\n1,2\n3,4\n")
+    config = CONFIG.replace(data="moved.csv")
+    run = source(fingerprint=source_fingerprint(config), epoch_step=3)
+    assert forked_config(run, {"data": "moved.csv"}) == config
+    assert not changes_data(run, {"data": "moved.csv"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"threads": 0}, {"num_layers": None}, {"dropout": None}, {"schedule_epochs": None},
+     {"target": None}],
+)  # fmt: skip
+def test_what_is_left_to_choose_was_chosen_by_the_run(given):
+    """A command line that a scheduler starts again says the same each time."""
+    chosen = CONFIG.replace(threads=2, num_layers=3, dropout=0.1, schedule_epochs=10)
+    assert resumed_config(source(chosen), given) == chosen
+
+
 def test_a_finished_run_wants_more_epochs():
     """There is nothing left to train without them, and the message has the command."""
     done = source(epoch=10, status="FINISHED")
@@ -207,8 +227,9 @@ def test_a_value_outside_its_limits_is_refused_first():
     assert not isinstance(caught.value, ForkNeeded)
 
 
-def test_what_is_about_the_data_is_known():
+def test_what_is_about_the_data_is_known(tmp_path):
     """Only options of the group "Data" ask for the table again."""
+    (tmp_path / "other").write_text("x,y\n1,2\n")
     for name, (_, option) in options_of(Config).items():
         is_about = option.group == "Data" and option.on_resume is not OnResume.CHANGE
         assert changes_data(source(), {name: other(name)}) is is_about, name

@@ -30,7 +30,14 @@ from train.options import changes_data, forked_config, require_epochs_left, resu
 from train.report import Reporter
 from train.run import Start
 from train.script import check_fits, check_order, read_checkpoint_file
-from train.source import Source, find_run, find_source, open_store, require_local_artifacts
+from train.source import (
+    Source,
+    find_run,
+    find_source,
+    open_store,
+    options_of_run,
+    require_local_artifacts,
+)
 from train.sync import good_checkpoints, publish_waiting
 from train.tasks.tabular import TabularTask
 from train.tracking import FINGERPRINT_TAG, RunRecord, Tracking
@@ -83,8 +90,11 @@ def _auto(launcher: Launcher, launch: Launch) -> Opened:
     task = _fresh_task(launcher)
     experiment_id = launcher.tracking.experiment_id()
     fingerprint = identity(task)[FINGERPRINT_TAG]
+    threads = launcher.given.get("threads")  # not in the fingerprint: a machine may choose them
     for record in launcher.tracking.search_runs(experiment_id, fingerprint):
-        if record.status != "FINISHED":
+        options = options_of_run(record)
+        is_other = bool(threads and options and options.threads != threads)
+        if record.status != "FINISHED" and not is_other:
             log.info("Going on with run '%s': it has these options and this data", record.run_id)
             return _resume(launcher, record, launch)
     log.info("No unfinished run has these options and this data: starting a fresh one")
@@ -116,19 +126,20 @@ def _resume(launcher: Launcher, record: RunRecord, launch: Launch) -> Opened:
             _tell_overtaken(record, spool)
         record = tracking.get_run(record.run_id)
     source = find_source(record, store, launch.resume_epoch)
-    if launch.fork or not source.is_newest:
-        folder.release()
-        return _fork(launcher, source)
-    if not folder.acquire():
-        raise RunNotUsable(
-            record.run_id,
-            "is being trained by another process on this machine: wait for it, or fork with "
-            "fork=true",
-        )
-    now = wait_until_free(tracking, record, launch.take_over)
-    if now is not record:  # in the meantime it may have committed more
-        source = find_source(now, store, launch.resume_epoch)
-    return _in_place(launcher, source)
+    if source.is_newest and not launch.fork:
+        if not folder.acquire():
+            raise RunNotUsable(
+                record.run_id,
+                "is being trained by another process on this machine: wait for it, or fork with "
+                "fork=true",
+            )
+        now = wait_until_free(tracking, record, launch.take_over)
+        if now is not record:  # in the meantime it may have committed more
+            source = find_source(now, store, launch.resume_epoch)
+    if source.is_newest and not launch.fork:
+        return _in_place(launcher, source)
+    folder.release()
+    return _fork(launcher, source)
 
 
 def _in_place(launcher: Launcher, source: Source) -> Opened:

@@ -24,10 +24,10 @@ def resumed_config(source: Source, given: Given) -> Config:
         UsageError: Fewer epochs were given than the run has.
     """
     run_id = source.record.run_id
+    # What was left to choose was chosen by the first attempt.
+    given = {k: v for k, v in given.items() if v is not None and (k, v) != ("threads", 0)}
     config = source.config.replace(**given)
     changes = _changes(source, given)
-    if "data" in changes and source_fingerprint(config) == source.data_fingerprint:
-        del changes["data"]  # the same table in another place
     _refuse_another_model(run_id, changes)
     if changes:
         fork = {"resume_run": run_id, "fork": True, **given}
@@ -113,4 +113,8 @@ def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:
     if "upload" in given and (given["upload"] == "off") != (source.config.upload == "off"):
         # The run's checkpoints are in one place, so that there is one answer to which it has.
         changed["upload"] = (source.config.upload, given["upload"])
+    if "data" in changed:
+        config = source.config.replace(**given)
+        if source_fingerprint(config) == source.data_fingerprint:
+            del changed["data"]  # the same table in another place
     return changed
