@@ -170,6 +170,19 @@ def test_a_machine_that_hides_something_is_sampled_all_the_same(
     assert gone == {f"system/{name}" for name in missing}
 
 
+def test_the_processor_is_sampled_over_some_time(monkeypatch):
+    """psutil counts from the last call of the same thread: at the first there would be none, and
+    a busy machine would be told to be idle."""
+    asked = []
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval=None: asked.append(interval) or 50)
+    metrics = SystemMetrics()
+    assert asked == []
+    for _ in range(3):
+        assert metrics.sample()["system/cpu_utilization_percentage"] == 50
+    assert asked[0] > 0
+    assert asked[1:] == [None, None]
+
+
 def test_a_machine_without_a_network(monkeypatch):
     """psutil then has no counters."""
     monkeypatch.setattr(psutil, "net_io_counters", lambda: None)

@@ -102,7 +102,7 @@ class Heartbeat:
         self._lock = threading.Lock()  # one at a time publishes
         self._stopped = threading.Event()
         # A daemon: a server that never answers must not keep the process from ending.
-        self._thread = threading.Thread(target=self._beat_on, daemon=True)
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Begin to beat, in a thread of its own."""
@@ -136,6 +136,8 @@ class Heartbeat:
         while not self._stopped.wait(BEAT_SECONDS if self._number else 0.0):
             self._number += 1
             self._sample()
+            if self._stopped.is_set():
+                return
             try:
                 self._beat()
             except Superseded as error:

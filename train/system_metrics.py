@@ -11,20 +11,26 @@ import psutil
 
 Found = dict[str, float]
 
+FIRST_SECONDS = 0.1
+
 
 class SystemMetrics:
     """Samples processor, memory, disk, network, and NVIDIA's GPUs where there are any."""
 
     def __init__(self) -> None:
         self._network_before: Any = None
-        for begin in (self._begin_network, psutil.cpu_percent):  # which counts from this call
-            with contextlib.suppress(Exception):  # as in `sample`
-                begin()
+        with contextlib.suppress(Exception):  # as in `sample`
+            self._network_before = psutil.net_io_counters()
+        # psutil tells of the time since the thread's last call, so the first has to take some.
+        self._cpu_interval: float | None = FIRST_SECONDS
         self._nvml, self._gpus = _find_gpus()
 
     def sample(self) -> Found:
-        """Return name to value; network and processor since the sampler was made."""
-        readers = [_processor, _memory, _disk, self._network]
+        """Return name to value; takes FIRST_SECONDS the first time, and none later.
+
+        The processor's is since the last sample, the network's since the sampler was made.
+        """
+        readers = [self._processor, _memory, _disk, self._network]
         for index, gpu in enumerate(self._gpus):
             for reader in (_gpu_memory, _gpu_utilization, _gpu_power):
                 readers.append(functools.partial(reader, self._nvml, gpu, f"gpu_{index}"))
@@ -35,8 +41,9 @@ class SystemMetrics:
                 found |= read()
         return {f"system/{name}": round(value, 1) for name, value in found.items()}
 
-    def _begin_network(self) -> None:
-        self._network_before = psutil.net_io_counters()
+    def _processor(self) -> Found:
+        interval, self._cpu_interval = self._cpu_interval, None
+        return {"cpu_utilization_percentage": psutil.cpu_percent(interval)}
 
     def _network(self) -> Found:
         now, before = psutil.net_io_counters(), self._network_before
@@ -46,10 +53,6 @@ class SystemMetrics:
             "network_receive_megabytes": (now.bytes_recv - before.bytes_recv) / 1e6,
             "network_transmit_megabytes": (now.bytes_sent - before.bytes_sent) / 1e6,
         }
-
-
-def _processor() -> Found:
-    return {"cpu_utilization_percentage": psutil.cpu_percent()}
 
 
 def _memory() -> Found:
