@@ -253,6 +253,17 @@ def artifacts(tmp_path, calls):
 
 
 @pytest.fixture
+def one_thread():
+    """Compute on one thread: on a busy machine two are a hundred times slower on small tensors."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def make_checkpoint():
     """Return a function that makes the smallest content of a checkpoint that can be resumed."""
     import torch

@@ -76,6 +76,14 @@ def launch_killed(where: str, *options: str, cwd: Path, env: dict[str, str]):
     return done
 
 
+def start_logged(command: list, file: Path, **popen) -> subprocess.Popen:
+    """Start a command in the background; what it prints goes to `file`, its `output`."""
+    with file.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, **popen)
+    process.output = file
+    return process
+
+
 def cli(*words: str):
     """Run the command line in this process; return click's result."""
     from click.testing import CliRunner

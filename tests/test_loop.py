@@ -15,16 +15,9 @@ from train.schedule import Schedule
 from train.state import TrainState
 from train.tasks.tabular import TabularTask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROWS = torch.arange(50)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Compute on one thread, as a run with so small a model does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

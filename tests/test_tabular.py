@@ -11,14 +11,7 @@ from train.config import Config
 from train.data.dataset import prepare
 from train.tasks.tabular import TabularMLP, TabularTask, choose_threads
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Compute on one thread: on a busy machine two are a hundred times slower on small tensors."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_task(tmp_path, num_rows=400, num_columns=3, target=None, **options):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import cli, write_table
+from test_state import leaves
 
 from train.checkpoint.format import load_checkpoint, verify, write_checkpoint
 from train.checkpoint.manifest import (
@@ -77,19 +78,6 @@ def new_state(checkpoint):
     return TrainState(model, optimizer, Schedule(config))
 
 
-def flat(value, where=""):
-    """Return path to value of everything in a checkpoint; tensors as bytes."""
-    if isinstance(value, torch.Tensor):
-        return {where: (value.dtype, value.shape, value.detach().numpy().tobytes())}
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    else:
-        return {where: repr(value)}
-    return {k: v for key, item in items for k, v in flat(item, f"{where}/{key!r}").items()}
-
-
 def test_there_is_a_checkpoint_of_every_version_that_can_be_read():
     """Whoever adds a version adds a checkpoint of it, and none is ever taken away."""
     assert sorted(FOLDERS) == sorted(READABLE_VERSIONS) == sorted(COUNTS)
@@ -122,7 +110,7 @@ def test_all_of_it_is_restored(version):
     state = new_state(content)
     state.restore(content)
     captured = state.capture()
-    assert flat(captured) == flat({key: content[key] for key in captured})
+    assert leaves(captured) == leaves({key: content[key] for key in captured})
     assert len(state.history.values("val_pearson")) == state.epoch
     loss = state.model(torch.randn(4, 3), torch.zeros(4, 1, dtype=torch.int64)).square().mean()
     loss.backward()
@@ -141,7 +129,7 @@ def test_a_store_lists_it_and_gives_it_back(stored, version, tmp_path, is_indexe
         path = tmp_path / "artifacts" / "checkpoints" / "index.json"
         path.write_text(json.dumps(index))
     assert stored.list() == [manifest]
-    assert flat(stored.get(manifest, tmp_path / "got")) == flat(content)
+    assert leaves(stored.get(manifest, tmp_path / "got")) == leaves(content)
     assert stored.leftovers([]) == []
 
 
@@ -162,7 +150,7 @@ def test_the_plain_file_starts_a_run(version):
     path = FOLDERS[version] / CHECKPOINT_FILE
     config, content = read_checkpoint_file(path, {"epochs": 9})
     assert (config.epochs, config.batch_size) == (9, 16)
-    assert flat(content) == flat(load(version)[1])
+    assert leaves(content) == leaves(load(version)[1])
 
 
 def test_the_rest_of_an_epoch_is_trained_from_a_plain_file(tracking, tmp_path):
@@ -188,7 +176,7 @@ def test_a_fork_of_it_is_of_todays_version(version, tmp_path):
     again = write_checkpoint(folder, content, attempt=1, kept=True, metrics={})
     assert again.name == manifest.name
     assert json.loads((folder / MANIFEST_FILE).read_text())["format_version"] == FORMAT_VERSION
-    assert flat(load_checkpoint(folder, again, "x")) == flat(content)
+    assert leaves(load_checkpoint(folder, again, "x")) == leaves(content)
 
 
 def test_versions_can_lie_side_by_side_in_one_store(tmp_path):

@@ -1,7 +1,6 @@
 """Invariant 8: one writer. A living run is not entered, a dead one is, and one claim wins."""
 
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,6 +11,7 @@ from support import (
     client,
     environment,
     mlflow_server,
+    start_logged,
     wait_for,
     write_table,
 )
@@ -43,15 +43,10 @@ def machines(tmp_path, server):
         if "--resume_run" not in options:
             options = (*ENDLESS, "--data", table, *options)
         env = environment(tmp_path / name, server, MLFLOW_EXPERIMENT_NAME=tmp_path.name)
+        command = [sys.executable, str(MACHINE), name, "run", *options]
         file = tmp_path / f"output_{len(running)}.txt"
-        with file.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, str(MACHINE), name, "run", *options],
-                cwd=tmp_path, env=env, stdout=output, stderr=output,
-            )  # fmt: skip
-        process.output = file
-        running.append(process)
-        return process
+        running.append(start_logged(command, file, cwd=tmp_path, env=env))
+        return running[-1]
 
     yield start
     for process in running:

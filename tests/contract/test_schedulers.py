@@ -17,6 +17,7 @@ from support import (
     client,
     environment,
     only_run,
+    start_logged,
     wait_for,
     write_table,
 )
@@ -57,14 +58,9 @@ def machine(tmp_path, tracking_uri):
         env = environment(tmp_path / f"disk_{number}", tracking_uri, SLURM_JOB_ID=JOB_ID)
         env["PATH"] = f"{scontrol.parent}{os.pathsep}{env['PATH']}"
         file = tmp_path / f"output_{number}.txt"
-        with file.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, *options], cwd=tmp_path, env=env, stdout=output, stderr=output,
-                start_new_session=True,
-            )  # fmt: skip
-        process.output = file
-        started.append(process)
-        return process
+        words = [*command, *options]
+        started.append(start_logged(words, file, cwd=tmp_path, env=env, start_new_session=True))
+        return started[-1]
 
     yield start
     for process in started:
