@@ -284,9 +284,9 @@ class Run:
     def _set_aside(self, kept: bool, required: bool = False) -> None:
         state = self.state
         checkpoint = {**state.capture(), **self._constants, "timestamp": now_ms() / 1000}
-        metrics = state.history.at(state.epoch)
+        metrics = {} if state.epoch_step else state.history.at(state.epoch)
         if state.epoch_step:
-            checkpoint["epoch_seconds"], metrics = self._epoch_seconds(), {}
+            checkpoint["epoch_seconds"] = self._epoch_seconds()
         optimizer = state.optimizer
         may_wait = None
         if isinstance(optimizer, torch.optim.Optimizer):

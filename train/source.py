@@ -129,8 +129,9 @@ def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | N
     Args:
         record: The run.
         store: Its checkpoints.
-        resume_epoch: An epoch, "best", or None or "latest" for the newest: then a damaged one
-            is passed over with a warning, and the next older is taken.
+        resume_epoch: An epoch, "best", the name of a checkpoint inside an epoch, or None or
+            "latest" for the newest: then a damaged one is passed over with a warning, and the next
+            older is taken.
 
     Raises:
         RunNotUsable: It is not of this program.

@@ -130,7 +130,7 @@ class Pipeline:
             self._hold_seconds += time.monotonic() - started
 
     def fail(self, error: BaseException) -> None:
-        """End saving by `error`, which the training thread is told at its next save."""
+        """End saving by `error`, which the training thread is told at its next step."""
         with self._shared.changed:
             self._shared.error = error
             self._shared.changed.notify_all()
