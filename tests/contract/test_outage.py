@@ -1,6 +1,8 @@
 """Invariant 10: an outage stops nothing and loses nothing."""
 
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -137,32 +139,56 @@ def test_a_connection_that_misbehaves(undisturbed, tmp_path):
         assert_equal(undisturbed, (server.address, run.info.run_id), tmp_path)
 
 
-def test_a_frozen_attempt_that_wakes_up(undisturbed, tmp_path):
+@pytest.fixture(params=["local", "server"])
+def store(request, tmp_path):
+    """Return the address of a store: a database with files beside it, or a server."""
+    if request.param == "local":
+        yield f"sqlite:///{tmp_path}/mlflow.db"
+        return
+    with mlflow_server(tmp_path / "server") as server:
+        yield server.address
+
+
+def freeze(process, store):
+    """Stop a process where it is, but where it would lock the database for all others."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        if not store.startswith("sqlite:///"):
+            return
+        with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"), 0.2)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+
+
+def test_a_frozen_attempt_that_wakes_up(undisturbed, store, tmp_path):
     """Invariant 8: while one attempt is frozen another takes over on another machine; the first,
     awake again, publishes nothing more and ends with exit code 8. One request that was under way
     when it froze may still land: it doubles no metric, and the next resume puts it right."""
     table = str(tmp_path / "table.csv")
-    with mlflow_server(tmp_path / "server") as server:
-        env = environment(tmp_path / "frozen", server.address)
-        process = start(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
-        until(process, "epoch 30 ")
-        process.send_signal(signal.SIGSTOP)
-        run_id = only_run(server.address).info.run_id
-        env = environment(tmp_path / "other", server.address)
-        again = subprocess.run(
-            [sys.executable, str(MACHINE), "other", "run", "--resume_run", run_id],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        assert again.returncode == 0, again.stderr
-        process.send_signal(signal.SIGCONT)
-        printed, _ = process.communicate(timeout=120)
-        assert process.returncode == 8, printed
-        assert "was overtaken by attempt 2" in printed
-        assert only_run(server.address).info.status == "FINISHED"
-        assert curves(server.address, run_id) == curves(*undisturbed)
-        done = launch("--resume_run", run_id, "--epochs", "200", cwd=tmp_path, env=env)
-        assert "Nothing is left to train" in done.stdout, done
-        assert_equal(undisturbed, (server.address, run_id), tmp_path)
+    env = environment(tmp_path / "frozen", store)
+    process = start(*OPTIONS, "--data", table, "--epochs", "200", cwd=tmp_path, env=env)
+    until(process, "epoch 30 ")
+    wait_for(lambda: "train.epoch" in only_run(store).data.tags)
+    freeze(process, store)
+    run_id = only_run(store).info.run_id
+    env = environment(tmp_path / "other", store)
+    again = subprocess.run(
+        [sys.executable, str(MACHINE), "other", "run", "--resume_run", run_id],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    process.send_signal(signal.SIGCONT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 8, printed
+    assert "was overtaken by attempt 2" in printed
+    assert only_run(store).info.status == "FINISHED"
+    assert curves(store, run_id) == curves(*undisturbed)
+    done = launch("--resume_run", run_id, "--epochs", "200", cwd=tmp_path, env=env)
+    assert "Nothing is left to train" in done.stdout, done
+    assert_equal(undisturbed, (store, run_id), tmp_path)
 
 
 def test_killed_while_the_server_is_away(undisturbed, tmp_path):
