@@ -12,7 +12,7 @@ import pytest
 from support import SMALL, cli, client, wait_for, write_table
 from support import environment as environment_of
 
-from train import environment, heartbeat, launch
+from train import environment, heartbeat, launch, signals
 from train import run as run_module
 from train.config import Launch
 from train.errors import RunNotUsable
@@ -268,6 +268,21 @@ def test_take_over_takes_a_run_from_a_machine_that_may_live(train, tracking, pre
     result = cli("run", "--resume_run", run_id, "--take_over", "true")
     assert result.exit_code == 0, result.output
     assert attempts(tracking, preempted) == 2
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_after_the_end_does_not_make_it_a_failure(train, tracking, monkeypatch, number):
+    """A scheduler would start a run again that is finished, and `auto` would train another."""
+    close = Reporter.close_log
+
+    def signalled(reporter):
+        os.kill(os.getpid(), number)
+        close(reporter)
+
+    monkeypatch.setattr(Reporter, "close_log", signalled)
+    assert train(succeeds=False).exit_code == 0
+    [run] = mains(tracking)
+    assert run.info.status == "FINISHED"
 
 
 # What is not as it was.

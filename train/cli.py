@@ -124,7 +124,7 @@ def _run_command(**values: Any) -> None:
     Config(**given)  # refuses bad values before anything is imported or opened
 
     from train.report import Reporter
-    from train.signals import stop_at_once
+    from train.signals import ignore, stop_at_once
 
     reporter = Reporter()
     reporter.open_log()
@@ -137,6 +137,8 @@ def _run_command(**values: Any) -> None:
         run, task = open_run(given, launch, reporter)
         with run:
             train(run, task)
+        # Else a scheduler would be told to start a run again that is finished.
+        ignore()
     finally:
         reporter.close_log()
 

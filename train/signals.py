@@ -27,6 +27,12 @@ def stop_at_once() -> None:
             signal.signal(number, handle)
 
 
+def ignore() -> None:
+    """Let no signal disturb a process that has only to end: all it was asked for is done."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _say(number: int, what: str) -> None:
     # Not by the log: a signal may have come in the middle of a line of it.
     os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
