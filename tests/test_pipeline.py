@@ -565,6 +565,7 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(saver, calls, stored, p
         calls.arm(call, "half", num_failing=3)
         run.save(epoch, epoch / 100)
     assert run.close()
+    calls.arm(None)  # some of the last failures may not have been met
     assert published() == list(range(1, 13))
     assert stored() == [12]
 
