@@ -10,13 +10,15 @@ STAMP = .venv/installed
 KILLS = 300
 SEED = 0
 
-.PHONY: help run test chaos format
+.PHONY: help run test chaos docs browser screenshots format
 
 help:
 	@echo 'make run                                      set up .venv and train'
 	@echo 'make run P="checkpoint_freq=3 epochs=6"       the same, with options'
 	@echo 'make test                                     set up .venv and run all checks'
 	@echo 'make chaos KILLS=300 SEED=0                   kill a run so many times, and see it end the same'
+	@echo 'make docs                                     build the documentation into build/site'
+	@echo 'make screenshots                              picture a run in MLflow for docs/images, by the test'
 	@echo 'make format                                   format the code and fix what lint can fix'
 	@echo 'PYTHON=python3.11 after any of them           the Python to make .venv with'
 
@@ -24,15 +26,30 @@ help:
 run: $(STAMP)
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/mlflow run . --env-manager local $(P:%=-P %)
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m 'not slow'
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 -m slow -rs
 
 chaos: $(STAMP)
 	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -s tests/contract/test_chaos.py
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# MLflow's pages are tested in a real browser. On Debian, root gets one; else that test is skipped.
+browser:
+	@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome; } \
+	    >/dev/null && command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+	    echo 'Installing chromium ...'; export DEBIAN_FRONTEND=noninteractive; \
+	    { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } \
+	        >/dev/null || true; \
+	fi
+
+screenshots: $(STAMP) browser
+	SCREENSHOTS=docs/images $(BIN)/pytest tests/contract/test_browser.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .

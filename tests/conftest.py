@@ -52,6 +52,7 @@ def isolated(tmp_path, monkeypatch):
         if name.startswith(("MLFLOW_", "TRAIN_")):
             del os.environ[name]
     os.environ["TRAIN_HOME"] = str(tmp_path / "home")
+    os.environ["LC_ALL"] = "C.UTF-8"  # the messages in English, whoever runs the tests
     monkeypatch.chdir(tmp_path)
     yield
     logger.handlers, logger.propagate = handlers, propagate

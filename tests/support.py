@@ -23,7 +23,8 @@ from train.metrics import is_wall_clock
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-SMALL = ("--batch_size", "64", "--hidden_size", "16", "--num_layers", "1")
+# Models and figures of finished runs cost seconds: `test_results.py` is about them.
+SMALL = ("--batch_size", "64", "--hidden_size", "16", "--num_layers", "1", "--log_model", "false")
 # What may differ between two equal runs: when, where and in which attempt they were made.
 NOT_COMPARED = {"timestamp", "environment"}
 
@@ -48,6 +49,7 @@ def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> di
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["TRAIN_HOME"] = str(home)
     env["PYTHONPATH"] = str(ROOT)
+    env["LC_ALL"] = "C.UTF-8"  # the messages in English
     if tracking_uri is not None:
         env["MLFLOW_TRACKING_URI"] = tracking_uri
     return env | extra

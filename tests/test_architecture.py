@@ -15,10 +15,11 @@ import pytest
 LAYERS = [
     ["__init__", "__main__"],
     ["cli"],
-    ["launch", "loop", "listing", "maintenance"],
+    ["launch", "loop", "listing", "maintenance", "serving", "browse"],
     ["opening"],
     ["options", "run", "sync"],
-    ["heartbeat"],
+    ["heartbeat", "results"],
+    ["pages"],
     ["attempt", "describe", "drift", "report", "script", "source", "summary"],
     ["checkpoint"],
     ["tracking"],
@@ -30,8 +31,9 @@ LAYERS = [
     ["rng", "schedule", "signals"],
     ["config"],
     ["declare"],
-    ["files", "metrics", "progress", "system_metrics"],
+    ["files", "helptext", "metrics", "progress", "system_metrics"],
     ["errors"],
+    ["language"],
 ]
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
 

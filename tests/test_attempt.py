@@ -13,7 +13,7 @@ from train.errors import RunNotUsable
 @pytest.fixture
 def elsewhere(tracking):
     """Return the ID of another experiment."""
-    return tracking._client.create_experiment("elsewhere")
+    return tracking.client.create_experiment("elsewhere")
 
 
 def another(tracking, record, launched=None, first_epoch=4):
@@ -22,7 +22,7 @@ def another(tracking, record, launched=None, first_epoch=4):
 
 
 def runs(tracking, experiment_id="0"):
-    return {r.info.run_id for r in tracking._client.search_runs([experiment_id])}
+    return {r.info.run_id for r in tracking.client.search_runs([experiment_id])}
 
 
 def test_the_first_attempt_is_the_run_itself(tracking, record):
@@ -271,7 +271,7 @@ def test_a_child_that_somebody_deleted_leaves_the_run_closed(tracking, record, c
     """The run's own end does not depend on its children: it is a warning (invariant 9)."""
     attempt = another(tracking, record)
     attempt.begin({})
-    tracking._client.delete_run(attempt.child_id)
+    tracking.client.delete_run(attempt.child_id)
     attempt.end("FINISHED", 4)
     assert tracking.get_run(record.run_id).status == "FINISHED"
     assert told(tracking, record, 1).endswith(", finished")
@@ -284,7 +284,7 @@ def test_a_stray_launch_that_somebody_deleted_does_so_too(tracking, record, else
     launched = tracking.create_run(elsewhere, "stray", {})
     attempt = another(tracking, record, launched)
     attempt.begin({})
-    tracking._client.delete_run(launched.run_id)
+    tracking.client.delete_run(launched.run_id)
     attempt.end("FINISHED", 4)
     assert tracking.get_run(record.run_id).status == "FINISHED"
     assert tracking.get_run(attempt.child_id).status == "FINISHED"
@@ -295,7 +295,7 @@ def test_a_vanished_child_that_somebody_deleted_holds_nothing_up(tracking, recor
     Attempt.first(tracking, record).end("KILLED", 3)
     dead = another(tracking, record)
     dead.begin({})
-    tracking._client.delete_run(dead.child_id)
+    tracking.client.delete_run(dead.child_id)
     another(tracking, record, first_epoch=6).begin({})
     assert told(tracking, record, 2).startswith("epochs 4-5 on ")
     assert told(tracking, record, 2).endswith(", vanished")
@@ -305,6 +305,6 @@ def test_a_vanished_child_that_somebody_deleted_holds_nothing_up(tracking, recor
 def test_a_deleted_run_is_not_closed(tracking, record):
     """That the run itself is gone is an error: nothing of it can be true any more."""
     attempt = Attempt.first(tracking, record)
-    tracking._client.delete_run(record.run_id)
+    tracking.client.delete_run(record.run_id)
     with pytest.raises(RunNotUsable, match="was deleted"):
         attempt.end("FINISHED", 3)

@@ -235,3 +235,29 @@ def test_help_shows_defaults_that_are_zero():
     words = " ".join(call("run", "--help").output.split())
     assert "0: never. [0]" in words
     assert "batches and dropout. [0]" in words
+
+
+def test_help_can_be_asked_for_as_mlflow_passes_it():
+    """`mlflow run . -P help=true` gives `--help true`: the options are listed, nothing is run."""
+    asked = call("run", "--help", "true")
+    assert asked.exit_code == 0
+    assert asked.output == call("run", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["train", ""], {"run", "list", "predict"}),
+        (["train", "run", "--sched"], {"--schedule", "--schedule_epochs"}),
+        (["train", "run", "--schedule", ""], {"cosine", "plateau", "none"}),
+        (["train", "run", "--fork", "t"], {"true"}),
+    ],
+)
+def test_the_shell_can_complete_commands_options_and_choices(typed, offered):
+    """What click tells the shell to offer holds what can be typed there."""
+    from click.shell_completion import BashComplete
+
+    found = BashComplete(main, {}, "train", "_TRAIN_COMPLETE").get_completions(
+        typed[1:-1], typed[-1]
+    )
+    assert offered <= {item.value for item in found}

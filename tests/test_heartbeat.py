@@ -314,7 +314,7 @@ def test_a_claim_whose_child_is_gone_holds_nothing_up(tracking, beat_of, clock, 
     run = beat_of(elsewhere())
     if child == "deleted":
         child = tracking.create_run("0", None, {}).run_id
-        tracking._client.delete_run(child)
+        tracking.client.delete_run(child)
     run = claim_next(tracking, run, None, child)
     assert wait_until_free(tracking, run, take_over=False) == run
     assert LEASE <= clock.waited <= LEASE + LOOK
@@ -356,7 +356,7 @@ def number(tracking, run):
 
 def published(tracking, run_id):
     """Return the samples on the server, as (step, timestamp, value)."""
-    found = tracking._client.get_metric_history(run_id, "system/load")
+    found = tracking.client.get_metric_history(run_id, "system/load")
     return [(m.step, m.timestamp, m.value) for m in found]
 
 
@@ -475,7 +475,7 @@ def test_samples_of_a_child_that_somebody_deleted_hold_nothing_up(tracking, reco
     """There is nowhere to show them; the end of the run must not wait for that."""
     child = tracking.create_run("0", None, {}).run_id
     heart = still(tracking, record, child_id=child)
-    tracking._client.delete_run(child)
+    tracking.client.delete_run(child)
     heart.publish()
     assert heart.waiting() == []
 

@@ -45,7 +45,7 @@ def train(tracking, table):
 
 def mains(tracking):
     """Return the runs that are no attempt of another, newest first."""
-    runs = tracking._client.search_runs(["0"], order_by=["attributes.start_time DESC"])
+    runs = tracking.client.search_runs(["0"], order_by=["attributes.start_time DESC"])
     return [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
 
 
@@ -84,7 +84,7 @@ def test_auto_goes_on_with_the_run_of_the_same_options_and_data(auto, tracking, 
     assert f"Going on with run '{run.info.run_id}'" in result.output
     assert "Resuming training from epoch 3" in result.output
     assert (run.info.status, attempts(tracking, run)) == ("FINISHED", 2)
-    history = tracking._client.get_metric_history(run.info.run_id, "val_loss")
+    history = tracking.client.get_metric_history(run.info.run_id, "val_loss")
     assert [m.step for m in history] == [1, 2, 3, 4]
 
 
@@ -342,7 +342,7 @@ def test_a_clock_that_runs_backwards_makes_a_curve_that_does_not(
             result = cli("run", "--resume_run", run_id, "--epochs", epochs)
         assert result.exit_code == 0, result.output
     for key in ("val_loss", "train_loss", "val_pearson", "epoch_seconds"):
-        found = tracking._client.get_metric_history(run_id, key)
+        found = tracking.client.get_metric_history(run_id, key)
         assert sorted(m.step for m in found) == list(range(1, 9))
         times = [m.timestamp for m in sorted(found, key=lambda m: m.step)]
         assert times == sorted(set(times))
@@ -352,8 +352,8 @@ def test_a_clock_that_runs_backwards_makes_a_curve_that_does_not(
 @pytest.mark.parametrize("variable", ["ID", "NAME"])
 def test_an_experiment_that_cannot_be_used_ends_in_one_line(train, tracking, variable):
     """Wrong or deleted, with what to do."""
-    gone = tracking._client.create_experiment("gone")
-    tracking._client.delete_experiment(gone)
+    gone = tracking.client.create_experiment("gone")
+    tracking.client.delete_experiment(gone)
     os.environ[f"MLFLOW_EXPERIMENT_{variable}"] = "999" if variable == "ID" else "gone"
     result = train(succeeds=False)
     assert result.exit_code == 7
@@ -365,7 +365,7 @@ def test_an_experiment_that_cannot_be_used_ends_in_one_line(train, tracking, var
 def test_a_deleted_run_ends_in_one_line(train, tracking, preempted):
     """Its way out is in it; `auto` and `latest` do not see it."""
     run_id = preempted.info.run_id
-    tracking._client.delete_run(run_id)
+    tracking.client.delete_run(run_id)
     result = cli("run", "--resume_run", run_id)
     assert result.exit_code == 6
     assert result.stderr.count("\n") == 1

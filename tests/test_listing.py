@@ -81,9 +81,9 @@ def test_a_listing_costs_three_calls_whatever_the_number(
     """One call for the run, one for the folder, one for the index (issue 2)."""
     recorded = type(artifacts)(trained.artifact_uri, calls)
     monkeypatch.setattr(tracking, "artifacts", lambda record: recorded)
-    get_run = tracking._client.get_run
+    get_run = tracking.client.get_run
     monkeypatch.setattr(
-        tracking._client, "get_run", lambda run: calls.make("run", lambda: get_run(run))
+        tracking.client, "get_run", lambda run: calls.make("run", lambda: get_run(run))
     )
     assert len(listing.checkpoint_rows(tracking, trained.run_id)) == 3
     assert calls.names == ["run", "list checkpoints", "download checkpoints/index.json"]

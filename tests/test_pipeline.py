@@ -125,7 +125,7 @@ def published(tracking, record):
     """Return a function that lists the published steps of the metric."""
 
     def steps():
-        found = tracking._client.get_metric_history(record.run_id, "val_pearson")
+        found = tracking.client.get_metric_history(record.run_id, "val_pearson")
         return sorted(point.step for point in found)
 
     return steps

@@ -76,7 +76,7 @@ def attempt(recorded_tracking, record, artifacts, make_checkpoint, tmp_path):
 
 def rows(tracking, run_id):
     """Return (key, step) of every row that the tracking server has."""
-    client = tracking._client
+    client = tracking.client
     return sorted((k, m.step) for k in KEYS for m in client.get_metric_history(run_id, k))
 
 

@@ -30,9 +30,9 @@ from train.checkpoint.staging import Stager
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.errors import CheckpointError, Interrupted, NonFinite, RunNotUsable, StoreUnavailable
-from train.metrics import History, is_wall_clock
+from train.metrics import History, is_wall_clock, same_value
 from train.report import Reporter
-from train.run import Run, Start, _same
+from train.run import Run, Start
 from train.schedule import Schedule
 from train.source import find_source, open_store
 from train.state import TrainState
@@ -133,7 +133,9 @@ class Bench:
         )
         pipeline = Pipeline(publisher, spool, config.max_spool_bytes, config.upload == "sync")
         reporter = Reporter(Console(file=io.StringIO()))
-        return Run(config, attempt, pipeline, folder, start, {"fingerprint": "d"}, reporter)
+        return Run(
+            config, attempt, pipeline, folder, start, {"fingerprint": "d"}, reporter, lambda: None
+        )
 
     def source(self, run_id):
         record = self.tracking.get_run(run_id)
@@ -169,7 +171,7 @@ class Bench:
         found = {}
         keys = self.tracking.get_run(run_id).metrics
         for key in (key for key in keys if not key.startswith("system/")):
-            for metric in self.tracking._client.get_metric_history(run_id, key):
+            for metric in self.tracking.client.get_metric_history(run_id, key):
                 found.setdefault((key, metric.step), []).append((metric.value, metric.timestamp))
         return found
 
@@ -756,7 +758,7 @@ def test_an_error_while_closing_does_not_hide_the_first(bench, run_id, caplog):
     """What ended training is what is raised; that the run could not be closed is a warning."""
 
     def act():
-        bench.tracking._client.delete_run(run_id)
+        bench.tracking.client.delete_run(run_id)
         raise Stopped
 
     with pytest.raises(Stopped), bench.begin(run_id) as run:
@@ -768,7 +770,7 @@ def test_an_error_while_closing_is_raised_if_it_is_the_first(bench, run_id):
     """A run that cannot be closed as FINISHED does not end as if it were (invariant 7)."""
     run = bench.begin(run_id).__enter__()
     train(run)
-    bench.tracking._client.delete_run(run_id)
+    bench.tracking.client.delete_run(run_id)
     with pytest.raises(RunNotUsable):
         run.__exit__(None, None, None)
 
@@ -829,9 +831,9 @@ def test_a_run_whose_last_epochs_were_not_saved_is_not_finished(bench, run_id, m
     assert bench.status(run_id) == "FINISHED"
 
 
-def test_nan_and_infinity_are_not_the_same():
+def test_nan_and_infinity_are_not_thesame_value():
     """A value that became NaN when it was trained again is a difference."""
-    assert _same(math.nan, math.nan)
-    assert _same(math.inf, 1.7976931348623157e308)
-    assert not _same(math.nan, math.inf)
-    assert not _same(1.7976931348623157e308, math.nan)
+    assert same_value(math.nan, math.nan)
+    assert same_value(math.inf, 1.7976931348623157e308)
+    assert not same_value(math.nan, math.inf)
+    assert not same_value(1.7976931348623157e308, math.nan)

@@ -174,7 +174,7 @@ def test_latest_is_the_newest_unfinished_run(tracking, commit_to):
     """Finished runs and runs without a checkpoint are not what "latest" means."""
     made = []
     for number, status in enumerate(["KILLED", "FAILED", "FINISHED"], start=1):
-        run = tracking._client.create_run("0", start_time=1000 * number)
+        run = tracking.client.create_run("0", start_time=1000 * number)
         commit_to(tracking.get_run(run.info.run_id), {1: 0.5})
         tracking.set_status(run.info.run_id, status)
         made.append(run.info.run_id)
@@ -230,7 +230,7 @@ def moved(tracking, tmp_path, record, commit_to, monkeypatch):
     """Return (run, new project folder) after the project was moved away from its artifacts."""
     project = tmp_path / "project"
     project.mkdir()
-    experiment = tracking._client.create_experiment("moved", str(project / "mlruns" / "1"))
+    experiment = tracking.client.create_experiment("moved", str(project / "mlruns" / "1"))
     run = commit_to(tracking.create_run(experiment, None, {}), SCORES)
     project.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")

@@ -39,7 +39,7 @@ class Disk:
 
     def begin(self, **options):
         """Claim the next attempt, as a process that has just started."""
-        self.config = Config(**options)
+        self.config = Config(log_model=False, **options)
         if self.record.attempts == 0:
             attempt = Attempt.first(self.tracking, self.record)
         else:
@@ -87,7 +87,7 @@ class Disk:
     def published(self):
         keys = ("val_loss", "val_pearson")
         found = [(k, m) for k in keys for m in
-                 self.tracking._client.get_metric_history(self.run_id, k)]  # fmt: skip
+                 self.tracking.client.get_metric_history(self.run_id, k)]  # fmt: skip
         assert len({(key, m.step) for key, m in found}) == len(found), "something is there twice"
         return sorted({m.step for _, m in found})
 
@@ -327,7 +327,7 @@ def test_a_child_that_somebody_deleted_holds_nothing_up(disk, tracking, caplog):
     disk.spool.discard()
     attempt = disk.begin()
     disk.write(1)
-    tracking._client.delete_run(attempt.child_id)
+    tracking.client.delete_run(attempt.child_id)
     disk.publish()
     assert disk.stored() == disk.published() == [1]
     assert disk.record.status == "KILLED"
@@ -365,7 +365,7 @@ SAMPLES = [Point("system/load", step, 10 * step, step / 8) for step in (1, 2, 3)
 
 def samples(disk, run_id):
     """Return the system metrics that the server has of a run."""
-    found = disk.tracking._client.get_metric_history(run_id, "system/load")
+    found = disk.tracking.client.get_metric_history(run_id, "system/load")
     return [Point(m.key, m.step, m.timestamp, m.value) for m in found]
 
 
@@ -426,7 +426,7 @@ def test_samples_of_a_child_that_somebody_deleted_do_not_keep_the_run_open(disk,
     attempt = disk.begin()
     disk.write(1)
     end_offline(disk, attempt)
-    tracking._client.delete_run(attempt.child_id)
+    tracking.client.delete_run(attempt.child_id)
     disk.publish()
     assert disk.folder.waiting() == []
     assert disk.record.status == "FINISHED"

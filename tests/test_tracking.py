@@ -84,13 +84,13 @@ def test_points_published_twice_are_there_once(tracking, record, client):
 
 def test_thousands_of_points_are_published_in_pieces(tracking, record, monkeypatch):
     """A long backlog passes MLflow's limit of 1,000 items, oldest first, as it was measured."""
-    sizes, log_batch = [], tracking._client.log_batch
+    sizes, log_batch = [], tracking.client.log_batch
 
     def counted(run_id, metrics):
         sizes.append(len(metrics))
         log_batch(run_id, metrics=metrics)
 
-    monkeypatch.setattr(tracking._client, "log_batch", counted)
+    monkeypatch.setattr(tracking.client, "log_batch", counted)
     points = [Point(f"m{step % 5}", step, 1_000 + step, step / 7) for step in range(2_001)]
     tracking.log_points(record.run_id, points)
     assert sizes == [900, 900, 201]

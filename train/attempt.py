@@ -8,7 +8,9 @@ made for the launch, or a new one where there is none in the same experiment. Th
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,17 @@ from typing import Any
 from train import environment
 from train.commands import train_command
 from train.errors import RunNotUsable, Superseded
-from train.tracking import ATTEMPT_PARAM, ATTEMPT_TAG, ENDED_TAG, PARENT_TAG, RunRecord, Tracking
+from train.metrics import MONITOR
+from train.tracking import (
+    ATTEMPT_PARAM,
+    ATTEMPT_TAG,
+    ENDED_TAG,
+    EPOCH_TAG,
+    OPTIONS_TAG,
+    PARENT_TAG,
+    RunRecord,
+    Tracking,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +140,11 @@ class Attempt:
 
     def _tell(self, last_epoch: int | None, ended: str, tags: Mapping[str, str]) -> None:
         """Say on the run what the attempt does, or how it ended."""
-        known = self.tracking.get_run(self.run_id).tags
+        record = self.tracking.get_run(self.run_id)
         words = f"{epochs_in_words(self.first_epoch, last_epoch)} on {environment.hostname()}"
         own = {f"{ATTEMPT_TAG}{self.number}": f"{words}, {ended}"}
-        note = self._note({**known, **own})
+        now = dataclasses.replace(record, tags={**record.tags, **tags, **own})
+        note = self._note(now, ended)
         self.tracking.set_tags(self.run_id, {**tags, **own, "mlflow.note.content": note})
 
     def journal(self, status: str, last_epoch: int) -> dict[str, object]:
@@ -178,9 +191,19 @@ class Attempt:
         if self.stray_id is not None:
             _close_child(self.tracking, self.stray_id, status, ended)
 
-    def _note(self, tags: Mapping[str, str]) -> str:
-        resume = train_command({"resume_run": self.run_id}, ".")
-        fork = train_command({"resume_run": self.run_id, "resume_epoch": "best", "fork": True}, ".")
+    def describe(self, record: RunRecord) -> None:
+        """Bring the description of the run, just read, up to date while it is RUNNING."""
+        note = self._note(record, RUNNING_WORD)
+        self.tracking.set_tags(self.run_id, {"mlflow.note.content": note})
+
+    def _note(self, record: RunRecord, state: str) -> str:
+        """Return the description of the run, in Markdown."""
+        options: dict[str, Any] = {"resume_run": self.run_id}
+        tags = record.tags
+        commands = {"Resume": options}
+        if state == ENDED_WORDS["FINISHED"] and tags.get(EPOCH_TAG, "").isdecimal():
+            commands = {"Train longer": {**options, "epochs": 2 * int(tags[EPOCH_TAG])}}
+        commands["Fork from the best epoch"] = {**options, "resume_epoch": "best", "fork": True}
         attempts = [
             f"| {number} | {tags[f'{ATTEMPT_TAG}{number}']} |"
             for number in range(max(1, self.number - MAX_LISTED + 1), self.number + 1)
@@ -188,11 +211,43 @@ class Attempt:
         ]
         return "\n".join(
             [
-                *("Resume:", "```", resume, "```"),
-                *("Fork from the best epoch:", "```", fork, "```"),
+                f"**{state}**{_progress_in_words(record)}",
+                "",
+                *(
+                    line
+                    for title, wanted in commands.items()
+                    for line in (f"{title}:", "```", train_command(wanted, "."), "```")
+                ),
                 *("", "| attempt | what it did |", "| --- | --- |", *attempts, ""),
             ]
         )
+
+
+def _progress_in_words(record: RunRecord) -> str:
+    """Return how far a run is, by what is committed."""
+    epoch, best = record.tags.get(EPOCH_TAG), record.metrics.get(f"best_{MONITOR}")
+    if epoch is None:
+        return ""
+    try:
+        epochs = f" of {json.loads(record.tags[OPTIONS_TAG])['epochs']}"
+    except (KeyError, ValueError, TypeError):
+        epochs = ""
+    words = f": epoch {epoch}{epochs}"
+    if best is None:
+        return words
+    at = record.metrics.get("best_epoch", math.nan)
+    return f"{words}, best {MONITOR} {best:.5f} (epoch {at:.0f})"
+
+
+def first_epochs(tags: Mapping[str, str]) -> list[int]:
+    """Return the epoch that each attempt of a run began with, by what its tags tell of them.
+
+    >>> first_epochs({"train.attempt.1": "epochs 1-3 on a, failed", "train.attempt.2": "no epoch"})
+    [1]
+    """
+    told = [v for k, v in tags.items() if k.removeprefix(ATTEMPT_TAG).isdecimal()]
+    firsts = (words.removeprefix("epochs ").partition("-")[0] for words in told)
+    return sorted(int(first) for first in firsts if first.isdecimal())
 
 
 def epochs_in_words(first: int, last: int | None) -> str:
@@ -238,10 +293,15 @@ def _close_child(
         log.warning("%s", error)
 
 
+def run_page(record: RunRecord) -> str:
+    """Return where on MLflow's server the page of the run is."""
+    return f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
+
+
 def run_link(tracking: Tracking, record: RunRecord) -> str:
     """Return where MLflow's UI shows the run; for a database, where `mlflow ui` would."""
     server = environment.redact(tracking.uri.rstrip("/"))
-    page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
+    page = run_page(record)
     if server.startswith("http"):
         return f"{server}/{page}"
     return f"http://127.0.0.1:5000/{page} (once `mlflow ui` runs)"

@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from train import environment
+from train import environment, language
 from train.config import Config, Launch
 from train.declare import options_of, parse, to_text
 from train.errors import CheckpointError, RunNotUsable, TrainError
+from train.files import size_in_words
+from train.helptext import Command, Context
+from train.language import _
+
+_WHICH = "N|global_step_N|latest|best"  # checkpoint
 
 _EPILOG = """\b
 Through MLflow each option is a parameter:
@@ -31,34 +37,49 @@ Through MLflow each option is a parameter:
 class _Group(click.Group):
     """Ends with one line and the error's exit code; `--debug` shows where it came from."""
 
+    command_class = Command
+    context_class = Context
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        # Here, since this shows the help, and refuses options, before `main` is called.
+        language.choose(environment.languages())
+        return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except TrainError as error:
             if ctx.meta.get("train.debug"):
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(_("error: {error}").format(error=error), err=True)
             ctx.exit(error.exit_code)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "train"
             message = error.format_message().removesuffix(".").replace("'?", "'")
-            click.echo(f"error: {message}. `{command} --help` lists what there is", err=True)
+            told = _("error: {message}. `{command} --help` lists what there is")
+            click.echo(told.format(message=message, command=command), err=True)
             ctx.exit(error.exit_code)
         except OSError as error:  # such as a full disk, or a folder that cannot be written
             if ctx.meta.get("train.debug"):
                 raise
             if error.errno == errno.EPIPE:  # whoever read our output has had enough
                 raise
-            hint = ". TRAIN_HOME names another folder for the cache and the spool"
+            hint = _(". TRAIN_HOME names another folder for the cache and the spool")
             hint = hint if ctx.invoked_subcommand == "run" else ""
-            click.echo(f"error: {error}{hint}", err=True)
+            click.echo(_("error: {error}").format(error=error) + hint, err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("error: stopped by a signal before training began", err=True)
+            click.echo(_("error: stopped by a signal before training began"), err=True)
             ctx.exit(75)
 
 
-class _OptionCommand(click.Command):
+class _OptionCommand(Command):
     """Shows its options under the headings of `Option.group`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -66,7 +87,7 @@ class _OptionCommand(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                group = getattr(param, "heading", "Other")
+                group = getattr(param, "heading", _("Other"))
                 headings.setdefault(group, []).append(record)
         for heading, records in headings.items():
             with formatter.section(heading):
@@ -90,7 +111,13 @@ class _ConfigOption(click.Option):
             callback=_parser(config_class, field.name),
             **flag,
         )
-        self.heading = opt.group
+        self.heading, self._choices = opt.group, opt.choices or (("true", "false") * is_bool)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the values that begin like `incomplete`; a file's name for anything else."""
+        if not self._choices:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(value) for value in self._choices if value.startswith(incomplete)]
 
 
 def _metavar(kind: str) -> str:
@@ -130,7 +157,7 @@ def _run_command(**values: Any) -> None:
     reporter.open_log()
     stop_at_once()
     try:
-        logging.getLogger("train").info("Loading torch and MLflow …")
+        logging.getLogger("train").info(_("Loading torch and MLflow …"))
         from train.launch import open_run
         from train.loop import train
 
@@ -215,16 +242,18 @@ def prune(
     retention = maintenance.retention_of(tracking, run, keep_last, keep_best, keep_every)
     with _log_shown():
         gone = maintenance.prune(tracking, run, retention, dry_run)
-    verb = "would delete" if dry_run else "deleted"
+    told = _("would delete {name}  {size}") if dry_run else _("deleted {name}  {size}")
     for manifest in gone:
-        click.echo(f"{verb} {manifest.name}  {manifest.bytes / 1e6:.2f} MB")
-    total = sum(manifest.bytes for manifest in gone)
-    click.echo(f"{verb} {len(gone)} checkpoints, {total / 1e6:.2f} MB")
+        click.echo(told.format(name=manifest.name, size=size_in_words(manifest.bytes)))
+    total = size_in_words(sum(manifest.bytes for manifest in gone))
+    number = _("1 checkpoint") if len(gone) == 1 else _("{number} checkpoints")
+    told = _("would delete {what}, {size}") if dry_run else _("deleted {what}, {size}")
+    click.echo(told.format(what=number.format(number=len(gone)), size=total))
 
 
 @main.command()
 @click.argument("run")
-@click.option("--epoch", default="latest", metavar="N|latest|best", help="Which one.  [latest]")
+@click.option("--epoch", default="latest", metavar=_WHICH, help="Which one.  [latest]")
 @click.option("--to", required=True, type=click.Path(dir_okay=False), help="The file to write.")
 def export(run: str, epoch: str, to: str) -> None:
     """Write a checkpoint of RUN as one plain .pth file, with the script version's keys."""
@@ -233,16 +262,16 @@ def export(run: str, epoch: str, to: str) -> None:
 
     with _log_shown():
         manifest = maintenance.export(Tracking(), run, epoch, Path(to))
-    click.echo(f"{manifest.name} of run {run} is in {to}")
+    click.echo(_("{name} of run {run} is in {to}").format(name=manifest.name, run=run, to=to))
 
 
 @main.command()
 @click.argument("run")
-@click.option("--epoch", default="latest", metavar="N|latest|best", help="Which one.  [latest]")
+@click.option("--epoch", default="latest", metavar=_WHICH, help="Which one.  [latest]")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON object.")
 def show(run: str, epoch: str, as_json: bool) -> None:
     """Show what a checkpoint of RUN holds: manifest, state, options, environment."""
-    from train import maintenance
+    from train import listing, maintenance
     from train.tracking import Tracking
 
     with _log_shown(as_json):
@@ -250,10 +279,50 @@ def show(run: str, epoch: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    for heading in ("manifest", "options", "environment", "state"):
-        click.echo(f"{heading}:")
-        for key, value in found[heading].items():
-            click.echo(f"  {key:<40} {value}")
+    listing.show_checkpoint(found)
+
+
+@main.command()
+@click.argument("run")
+@click.argument("data", metavar="FILE")
+@click.option("--epoch", default="best", metavar=_WHICH, help="Which checkpoint.  [best]")
+@click.option("--to", type=click.Path(dir_okay=False), help="The CSV to write.  [stdout]")
+def predict(run: str, data: str, epoch: str, to: str | None) -> None:
+    """Predict each row of FILE by RUN's model; write it as CSV with one more column."""
+    from train import serving
+    from train.tracking import Tracking
+
+    with _log_shown(as_json=to is None):
+        table = serving.predict_table(Tracking(), run, epoch, data)
+    serving.write_csv(table, Path(to) if to else sys.stdout.buffer)
+    if to:
+        told = _("{num_rows:,} rows with {name} are in {to}")
+        click.echo(told.format(num_rows=table.num_rows, name=table.column_names[-1], to=to))
+
+
+@main.command()
+@click.argument("run")
+@click.option("--epoch", default="best", metavar=_WHICH, help="Which checkpoint.  [best]")
+@click.option("--register", metavar="NAME", help="Register the model too, by this name.")
+def publish(run: str, epoch: str, register: str | None) -> None:
+    """Log a checkpoint of RUN as its MLflow model, which takes raw rows."""
+    from train import serving
+    from train.tracking import Tracking
+
+    with _log_shown():
+        manifest = serving.publish(Tracking(), run, epoch, register)
+    click.echo(_("runs:/{run}/model is the model of {name}").format(run=run, name=manifest.name))
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--port", default=5000, metavar="N", help="Where to serve the pages.  [5000]")
+def ui(run: str | None, port: int) -> None:
+    """Open MLflow's pages in the browser, with RUN (default: the newest) in front."""
+    from train.browse import open_pages
+
+    with _log_shown():
+        open_pages(run, port)
 
 
 @main.command()
@@ -279,9 +348,10 @@ def sync(ctx: click.Context, run: str | None, as_fork: bool) -> None:
                 sync_run(tracking, run_id, as_fork, reporter)
             except RunNotUsable as error:  # it must not keep the others from being published
                 failed = error
-                click.echo(f"error: {error}", err=True)
+                click.echo(_("error: {error}").format(error=error), err=True)
         if not run_ids:
-            click.echo(f"nothing of {environment.redact(tracking.uri)} waits on this disk")
+            uri = environment.redact(tracking.uri)
+            click.echo(_("nothing of {uri} waits on this disk").format(uri=uri))
         if failed is not None:
             ctx.exit(failed.exit_code)
     finally:
@@ -293,7 +363,11 @@ main.add_command(
         "run",
         callback=_run_command,
         params=[
-            *(_ConfigOption(c, f) for c in (Launch, Config) for f, _ in options_of(c).values()),
+            *(
+                _ConfigOption(c, f)
+                for c in (Launch, Config)
+                for f, _option in options_of(c).values()
+            ),
             click.Option(
                 ["--debug"],
                 is_flag=False,

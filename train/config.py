@@ -14,6 +14,7 @@ from typing import Any
 
 from train.declare import OnResume, option, options_of, validate
 from train.errors import UsageError
+from train.language import _
 
 FORK, NEVER = OnResume.FORK, OnResume.NEVER
 
@@ -235,6 +236,19 @@ class Config:
         minimum=0,
     )
 
+    log_model: bool = option(
+        True,
+        "When training is finished, log the best checkpoint as a model that takes raw rows, with "
+        "figures.",
+        "Results",
+    )
+    register: str | None = option(
+        None,
+        "Register that model too, by this name, with the alias 'newest'.",
+        "Results",
+        metavar="NAME",
+    )
+
     def __post_init__(self) -> None:
         """Refuse values outside their limits."""
         validate(self)
@@ -254,9 +268,9 @@ class Config:
         unknown = sorted(set(values) - set(options_of(cls)))
         if unknown:
             raise UsageError(
-                f"the run has options that this version does not know: {', '.join(unknown)}. "
-                "Resume it with the version that made it, or a newer one"
-            )
+                _("the run has options that this version does not know: {names}. Resume it with "
+                  "the version that made it, or a newer one").format(names=", ".join(unknown))
+            )  # fmt: skip
         known: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
@@ -274,7 +288,7 @@ class Config:
         """
         fixed = {
             name: getattr(self, name)
-            for name, (_, opt) in options_of(Config).items()
+            for name, (_field, opt) in options_of(Config).items()
             if opt.on_resume is not OnResume.CHANGE and opt.group != "Data" and name != "threads"
         }
         document = json.dumps([task, data_fingerprint, fixed], sort_keys=True, default=str)
@@ -327,18 +341,20 @@ class Launch:
         if self.resume_run is None:
             for name in ("resume_epoch", "take_over", "fork"):
                 if getattr(self, name):
-                    raise UsageError(f"{name} needs resume_run=<id>: which run to start from")
+                    told = _("{name} needs resume_run=<id>: which run to start from")
+                    raise UsageError(told.format(name=name))
         elif self.resume_run == "auto" and (self.resume_epoch or self.fork):
             raise UsageError(
-                "resume_run=auto goes on from the newest checkpoint, if there is a run to go on "
-                "with: give its ID to choose an epoch or to fork"
-            )
+                _("resume_run=auto goes on from the newest checkpoint, if there is a run to go on "
+                  "with: give its ID to choose an epoch or to fork")
+            )  # fmt: skip
         elif self.resume_from is not None:
-            raise UsageError("give either resume_run or resume_from, not both")
+            raise UsageError(_("give either resume_run or resume_from, not both"))
         epoch = self.resume_epoch or "latest"
         number = epoch.removeprefix("global_step_")
         if epoch not in ("latest", "best") and not number.isdecimal():
             raise UsageError(
-                f"resume_epoch={self.resume_epoch!r} is not an epoch number, 'latest', 'best', or "
-                "a checkpoint inside an epoch such as 'global_step_4321'"
-            )
+                _("resume_epoch={resume_epoch!r} is not an epoch number, 'latest', 'best', or a "
+                  "checkpoint inside an epoch such as 'global_step_4321'")
+                .format(resume_epoch=self.resume_epoch)
+            )  # fmt: skip

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from train.errors import UsageError
+from train.language import _
 
 
 class OnResume(Enum):
@@ -52,10 +53,14 @@ def parse(config_class: type, name: str, text: str) -> Any:
     Raises:
         UsageError: The text is not of the option's type.
     """
-    field, _ = options_of(config_class)[name]
+    field = options_of(config_class)[name][0]
     kind = str(field.type)
     if not text.strip() and not kind.startswith("tuple"):
-        raise UsageError(f"{name}= has no value: leave it out, or see that its variable is set")
+        raise UsageError(
+            _("{name}= has no value: leave it out, or see that its variable is set").format(
+                name=name
+            )
+        )
     if "None" in kind and text.strip().lower() == "none":
         return None
     try:
@@ -70,10 +75,14 @@ def parse(config_class: type, name: str, text: str) -> Any:
         if kind.startswith("float"):
             return float(text)
     except (ValueError, KeyError):
-        wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+        wanted = {"bool": _("true or false"), "int": _("a whole number"), "float": _("a number")}
         raise UsageError(
-            f"{name}={text!r} is not {wanted[kind.split(' ')[0]]} "
-            f"(the default is {to_text(field.default)})"
+            _("{name}={text!r} is not {wanted} (the default is {default})").format(
+                name=name,
+                text=text,
+                wanted=wanted[kind.split(" ")[0]],
+                default=to_text(field.default),
+            )
         ) from None
     return text
 
@@ -93,15 +102,29 @@ def validate(config: Any) -> None:
     Raises:
         UsageError: Names the option, the value and the limit.
     """
-    for name, (_, opt) in options_of(type(config)).items():
+    for name, (_field, opt) in options_of(type(config)).items():
         value = getattr(config, name)
         if value is None:
             continue
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{name}={value} is not a finite number")
+            raise UsageError(
+                _("{name}={value} is not a finite number").format(name=name, value=value)
+            )
         if opt.choices and value not in opt.choices:
-            raise UsageError(f"{name}={value!r} is not one of {', '.join(opt.choices)}")
+            raise UsageError(
+                _("{name}={value!r} is not one of {choices}").format(
+                    name=name, value=value, choices=", ".join(opt.choices)
+                )
+            )
         if opt.minimum is not None and not value >= opt.minimum:  # `not >=` refuses NaN too
-            raise UsageError(f"{name}={value} is too small: the least is {opt.minimum:g}")
+            raise UsageError(
+                _("{name}={value} is too small: the least is {minimum:g}").format(
+                    name=name, value=value, minimum=opt.minimum
+                )
+            )
         if opt.maximum is not None and not value <= opt.maximum:
-            raise UsageError(f"{name}={value} is too large: the most is {opt.maximum:g}")
+            raise UsageError(
+                _("{name}={value} is too large: the most is {maximum:g}").format(
+                    name=name, value=value, maximum=opt.maximum
+                )
+            )

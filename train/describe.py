@@ -24,6 +24,7 @@ def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Pat
     preprocessing = dataset.preprocessing
     columns = {f.column: "double" for f in preprocessing.numeric}
     columns |= {f.column: "string" for f in preprocessing.categorical}
+    columns[preprocessing.target] = "double"
     rows = {"train_rows": len(dataset.train), "val_rows": len(dataset.val)}
     tracking.log_dataset(
         record.run_id, dataset.name, dataset.fingerprint, dataset.source, columns, rows

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from train.errors import RunNotUsable
+from train.language import _
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +59,26 @@ def report(run_id: str, found: list[Difference], strict: bool, fork_command: str
     if not found:
         return
     if strict:
-        listed = ", ".join(f"{d.what} was {d.then} and is {d.now}" for d in found)
-        raise RunNotUsable(
-            run_id, f"is not continued with strict=true: {listed}. Fork it: {fork_command}"
+        changes = ", ".join(
+            _("{what} was {then} and is {now}").format(what=d.what, then=d.then, now=d.now)
+            for d in found
         )
-    log.warning("Not everything is as it was at the checkpoint:")
+        raise RunNotUsable(
+            run_id,
+            _("is not continued with strict=true: {changes}. Fork it: {command}").format(
+                changes=changes, command=fork_command
+            ),
+        )
+    log.warning(_("Not everything is as it was at the checkpoint:"))
     width = max(len(d.what) for d in found)
     for what, then, now in found:
         log.warning("  %-*s  %s -> %s", width, what, _short(then), _short(now))
     if any(d.what in _EXACTNESS for d in found):
         log.warning(
-            "So what follows may differ in its last bits from what it would have been "
-            "(strict=true would refuse)"
+            _(
+                "So what follows may differ in its last bits from what it would have been "
+                "(strict=true would refuse)"
+            )
         )
 
 

@@ -13,11 +13,14 @@ import platform
 import re
 import socket
 import subprocess
+import sys
 import uuid
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from train.errors import UsageError
+from train.language import _
 
 # Of such a file, or one in such a folder, nothing is copied into a run's artifacts.
 SECRET_FILES = (
@@ -58,6 +61,20 @@ def expect_small_downloads() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
 
 
+def languages() -> list[str]:
+    """Return the languages to speak, the dearest first, as gettext would choose them.
+
+    The locale is that of LC_ALL, LC_MESSAGES or LANG, whichever is set first. LANGUAGE, a list
+    with colons, stands in its place, unless the locale is C or POSIX, or none is set.
+    """
+    settings = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    locale = next(filter(None, settings), "C")
+    if locale.split(".")[0] in ("C", "POSIX"):
+        return []
+    listed = os.environ.get("LANGUAGE", "").split(":")
+    return [language for language in listed if language] or [locale]
+
+
 def home() -> Path:
     """Return TRAIN_HOME: where the data cache and the spool live; not created here.
 
@@ -96,15 +113,21 @@ def hostname() -> str:
     return socket.gethostname()
 
 
+def has_screen() -> bool:
+    """Tell whether a browser can be opened without taking the terminal over."""
+    named = any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
+    return named or sys.platform in ("darwin", "win32")
+
+
 def redact(text: str) -> str:
     """Return `text` without the user name and password of any URL in it."""
     return re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)
 
 
-def versions() -> dict[str, str]:
-    """Return package name to version, Python included."""
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return package name to version, Python included; not of what is not installed."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # running from a folder, not installed
@@ -189,7 +212,11 @@ def choose_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         found = " ".join(str(error).split())[:100]
-        raise UsageError(f"device='{name}' cannot be used here ({found}): try auto") from error
+        raise UsageError(
+            _("device='{name}' cannot be used here ({found}): try auto").format(
+                name=name, found=found
+            )
+        ) from error
     return name
 
 

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from train.language import _
+
 
 class TrainError(Exception):
     """Base of every error that this program raises on purpose."""
@@ -37,7 +39,7 @@ class UsageError(TrainError, ValueError):
 
 
 def _shown(value: object) -> object:
-    return "empty" if value == "" else value
+    return _("empty") if value == "" else value
 
 
 class ForkNeeded(UsageError):
@@ -52,12 +54,16 @@ class ForkNeeded(UsageError):
     def __init__(self, run_id: str, changes: Mapping[str, tuple[object, object]], command: str):
         self.run_id, self.changes, self.command = run_id, dict(changes), command
         listed = ", ".join(
-            f"{name} is {_shown(old)} in the run and {_shown(new)} was given"
+            _("{name} is {old} in the run and {new} was given").format(
+                name=name, old=_shown(old), new=_shown(new)
+            )
             for name, (old, new) in changes.items()
         )
         super().__init__(
-            f"run '{run_id}' cannot be resumed with other values: {listed}. "
-            f"Leave them out to go on, or fork: {command}"
+            _(
+                "run '{run_id}' cannot be resumed with other values: {changes}. "
+                "Leave them out to go on, or fork: {command}"
+            ).format(run_id=run_id, changes=listed, command=command)
         )
 
 
@@ -78,9 +84,11 @@ class DataNotFound(DataError, FileNotFoundError):
     def __init__(self, path: str, searched: str):
         self.path, self.searched = path, searched
         super().__init__(
-            f"data '{path}' was not found: searched '{searched}'. A relative path starts in the "
-            "folder the program runs in, which under `mlflow run` is the project's; "
-            "pass an absolute path"
+            _(
+                "data '{path}' was not found: searched '{searched}'. A relative path starts in the "
+                "folder the program runs in, which under `mlflow run` is the project's; "
+                "pass an absolute path"
+            ).format(path=path, searched=searched)
         )
 
     def __str__(self) -> str:  # OSError would print its arguments its own way
@@ -104,10 +112,14 @@ class CheckpointNotFound(CheckpointError, LookupError):
 
     def __init__(self, run_id: str, wanted: str, existing: Iterable[str]):
         self.run_id, self.wanted, self.existing = run_id, wanted, list(existing)
-        has = f"it has {', '.join(self.existing)}" if self.existing else "it has none"
+        has = _("it has none")
+        if self.existing:
+            has = _("it has {existing}").format(existing=", ".join(self.existing))
         super().__init__(
-            f"run '{run_id}' has no checkpoint of {wanted}: {has}. "
-            f"`python -m train list {run_id}` shows them"
+            _(
+                "run '{run_id}' has no checkpoint of {wanted}: {has}. "
+                "`python -m train list {run_id}` shows them"
+            ).format(run_id=run_id, wanted=wanted, has=has)
         )
 
 
@@ -122,8 +134,10 @@ class CheckpointFileNotFound(CheckpointError, FileNotFoundError):
     def __init__(self, path: str, searched: str):
         self.path, self.searched = path, searched
         super().__init__(
-            f"checkpoint file '{path}' was not found: searched '{searched}'. Under `mlflow run` a "
-            "relative path starts in the project's folder; pass an absolute path"
+            _(
+                "checkpoint file '{path}' was not found: searched '{searched}'. Under `mlflow run` "
+                "a relative path starts in the project's folder; pass an absolute path"
+            ).format(path=path, searched=searched)
         )
 
     def __str__(self) -> str:  # OSError would print its arguments its own way
@@ -141,8 +155,10 @@ class CheckpointDamaged(CheckpointError, ValueError):
 
     def __init__(self, name: str, found: str, others: Iterable[str] = ()):
         self.name, self.found, self.others = name, found, list(others)
-        hint = f". The run also has {', '.join(self.others)}" if self.others else ""
-        super().__init__(f"checkpoint {name} is damaged: {found}{hint}")
+        message = _("checkpoint {name} is damaged: {found}").format(name=name, found=found)
+        if self.others:
+            message += _(". The run also has {others}").format(others=", ".join(self.others))
+        super().__init__(message)
 
 
 class NonFinite(TrainError, ArithmeticError):
@@ -160,9 +176,12 @@ class NonFinite(TrainError, ArithmeticError):
 
     def __init__(self, what: str, value: float, epoch: int, step: int, lr: float):
         self.what, self.value, self.epoch, self.step, self.lr = what, value, epoch, step, lr
+        shown = {"loss": _("loss"), "gradient norm": _("gradient norm")}.get(what, what)
         super().__init__(
-            f"{what} is {value} at step {step} (epoch {epoch}, lr {lr:g}): the update was not "
-            "made and the last checkpoint is untouched. Try a lower lr, or look at the data"
+            _(
+                "{what} is {value} at step {step} (epoch {epoch}, lr {lr:g}): the update was not "
+                "made and the last checkpoint is untouched. Try a lower lr, or look at the data"
+            ).format(what=shown, value=value, step=step, epoch=epoch, lr=lr)
         )
 
 
@@ -178,7 +197,7 @@ class RunNotUsable(TrainError, LookupError):
 
     def __init__(self, run_id: str, why: str):
         self.run_id, self.why = run_id, why
-        super().__init__(f"run '{run_id}' {why}")
+        super().__init__(_("run '{run_id}' {why}").format(run_id=run_id, why=why))
 
 
 class StoreUnavailable(TrainError, ConnectionError):
@@ -201,8 +220,10 @@ class Superseded(TrainError):
     def __init__(self, run_id: str, attempt: int, newest: int):
         self.run_id, self.attempt, self.newest = run_id, attempt, newest
         super().__init__(
-            f"attempt {attempt} of run '{run_id}' was overtaken by attempt {newest}: it publishes "
-            "nothing more and stops"
+            _(
+                "attempt {attempt} of run '{run_id}' was overtaken by attempt {newest}: it "
+                "publishes nothing more and stops"
+            ).format(attempt=attempt, run_id=run_id, newest=newest)
         )
 
 
@@ -219,5 +240,11 @@ class Interrupted(TrainError):
 
     def __init__(self, signal_name: str, epoch: int, epoch_step: int = 0):
         self.signal_name, self.epoch, self.epoch_step = signal_name, epoch, epoch_step
-        inside = f" and {epoch_step} steps of the next" if epoch_step else ""
-        super().__init__(f"stopped by {signal_name} after {epoch} epochs{inside}")
+        message = _("stopped by {signal_name} after {epoch} epochs")
+        if epoch_step:
+            message = _(
+                "stopped by {signal_name} after {epoch} epochs and {epoch_step} steps of the next"
+            )
+        super().__init__(
+            message.format(signal_name=signal_name, epoch=epoch, epoch_step=epoch_step)
+        )

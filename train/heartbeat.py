@@ -17,6 +17,7 @@ from typing import Any
 from train import environment
 from train.attempt import Attempt
 from train.errors import RunNotUsable, StoreUnavailable, Superseded
+from train.language import _
 from train.metrics import Point
 from train.system_metrics import SystemMetrics
 from train.tracking import ATTEMPT_PARAM, HEARTBEAT_TAG, MAX_TAG_CHARS, RunRecord, Tracking, now_ms
@@ -183,16 +184,20 @@ def wait_until_free(tracking: Tracking, record: RunRecord, take_over: bool) -> R
         if environment.is_alive(beat.pid, beat.started):
             raise RunNotUsable(
                 record.run_id,
-                f"is being trained by process {beat.pid} on this machine (attempt "
-                f"{beat.attempt}): wait for it, stop it, or fork with fork=true",
+                _(
+                    "is being trained by process {pid} on this machine (attempt {attempt}): "
+                    "wait for it, stop it, or fork with fork=true"
+                ).format(pid=beat.pid, attempt=beat.attempt),
             )
         return record
     if take_over:
         return record
-    host = beat.host if beat is not None else "a machine that it does not name"
+    host = beat.host if beat is not None else _("a machine that it does not name")
     log.info(
-        "Run '%s' is RUNNING on %s: waiting %.0f s to see whether it still is "
-        "(take_over=true does not wait)",
+        _(
+            "Run '%s' is RUNNING on %s: waiting %.0f s to see whether it still is "
+            "(take_over=true does not wait)"
+        ),
         record.run_id, host, LEASE_SECONDS,
     )  # fmt: skip
     return _watch(tracking, record, host)
@@ -238,11 +243,13 @@ def _watch(tracking: Tracking, record: RunRecord, host: str) -> RunRecord:
             beat = _beat_of_newest(tracking, now)
             raise RunNotUsable(
                 record.run_id,
-                f"is being trained on {beat.host if beat else host}: stop it there, take it from "
-                "there with take_over=true, or fork with fork=true",
+                _(
+                    "is being trained on {host}: stop it there, take it from there with "
+                    "take_over=true, or fork with fork=true"
+                ).format(host=beat.host if beat else host),
             )
         if time.monotonic() >= ends:
-            log.info("No sign of life from %s: taking the run over", host)
+            log.info(_("No sign of life from %s: taking the run over"), host)
             return now
 
 

@@ -7,6 +7,7 @@ nothing that existed is changed.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from train.data.provide import prepare_cached
 from train.describe import data_info, describe, identity, params, upload_data
 from train.errors import Interrupted, RunNotUsable
 from train.heartbeat import Beat, wait_until_free
+from train.language import _
 from train.metrics import History
 from train.opening import Launcher, Opened, begin, make_run, make_task, recover_data
 from train.options import changes_data, forked_config, require_epochs_left, resumed_config
@@ -67,9 +69,9 @@ def open_run(given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Op
     if launched is not None and launched.attempts:
         raise RunNotUsable(
             launched.run_id,
-            "was named by MLFLOW_RUN_ID or --run-id, and has been trained already: to go on with "
-            f"it pass resume_run={launched.run_id} in place of that",
-        )
+            _("was named by MLFLOW_RUN_ID or --run-id, and has been trained already: to go on "
+              "with it pass resume_run={run_id} in place of that").format(run_id=launched.run_id),
+        )  # fmt: skip
     launcher = Launcher(tracking, launched, given, reporter, environment.home())
     try:
         if launch.resume_from is not None:
@@ -95,9 +97,10 @@ def _auto(launcher: Launcher, launch: Launch) -> Opened:
         options = options_of_run(record)
         is_other = bool(threads and options and options.threads != threads)
         if record.status != "FINISHED" and not is_other:
-            log.info("Going on with run '%s': it has these options and this data", record.run_id)
+            told = _("Going on with run '%s': it has these options and this data")
+            log.info(told, record.run_id)
             return _resume(launcher, record, launch)
-    log.info("No unfinished run has these options and this data: starting a fresh one")
+    log.info(_("No unfinished run has these options and this data: starting a fresh one"))
     return _fresh(launcher, task)
 
 
@@ -118,6 +121,7 @@ def _fresh(launcher: Launcher, task: TabularTask | None = None) -> Opened:
 
 def _resume(launcher: Launcher, record: RunRecord, launch: Launch) -> Opened:
     """Go on with a run, or fork it where an older checkpoint is asked for."""
+    asked = record
     tracking, folder = launcher.tracking, launcher.folder(record)
     store = open_store(tracking, record, folder)
     if folder.acquire():
@@ -130,14 +134,16 @@ def _resume(launcher: Launcher, record: RunRecord, launch: Launch) -> Opened:
         if not folder.acquire():
             raise RunNotUsable(
                 record.run_id,
-                "is being trained by another process on this machine: wait for it, or fork with "
-                "fork=true",
-            )
+                _("is being trained by another process on this machine: wait for it, or fork "
+                  "with fork=true"),
+            )  # fmt: skip
         now = wait_until_free(tracking, record, launch.take_over)
         if now is not record:  # in the meantime it may have committed more
             source = find_source(now, store, launch.resume_epoch)
     if source.is_newest and not launch.fork:
-        return _in_place(launcher, source)
+        # One that was unfinished when it was asked for is not refused since it has ended now.
+        now = dataclasses.replace(source.record, status=asked.status)
+        return _in_place(launcher, dataclasses.replace(source, record=now))
     folder.release()
     return _fork(launcher, source)
 
@@ -174,21 +180,22 @@ def _report_drift(source: Source, task: TabularTask) -> None:
 
 def _fork(launcher: Launcher, source: Source) -> Opened:
     if source.checkpoint is None:
-        raise RunNotUsable(source.record.run_id, "has no checkpoint yet, so there is no fork of it")
+        why = _("has no checkpoint yet, so there is no fork of it")
+        raise RunNotUsable(source.record.run_id, why)
     config = forked_config(source, launcher.given)
     dataset = recover_data(launcher, source, source.config)
     if changes_data(source, launcher.given):
         # Other rows, but the model's inputs stay what they were.
         log.warning(
-            "The rows are split anew: some that the run was trained on may now validate it, so "
-            "that its metrics look better than they are"
-        )
+            _("The rows are split anew: some that the run was trained on may now validate it, so "
+              "that its metrics look better than they are")
+        )  # fmt: skip
         dataset = prepare_cached(config, launcher.home, dataset.preprocessing)
     tags = {
         "train.forked_from_run": source.record.run_id,
         "train.forked_from_epoch": str(source.epoch),
     }
-    log.info("Forking run '%s' at epoch %d", source.record.run_id, source.epoch)
+    log.info(_("Forking run '%s' at epoch %d"), source.record.run_id, source.epoch)
     checkpoint = dict(source.checkpoint)
     if config.seed != source.config.seed:
         checkpoint["rng"] = rng.fresh("fork", config.seed, source.epoch)
@@ -199,7 +206,7 @@ def _fork(launcher: Launcher, source: Source) -> Opened:
 
 def _from_file(launcher: Launcher, path: Path) -> Opened:
     config, checkpoint = read_checkpoint_file(path, launcher.given)
-    require_epochs_left(config, checkpoint["epoch"], f"file '{path}'")
+    require_epochs_left(config, checkpoint["epoch"], _("file '{path}'").format(path=path))
     task = make_task(config, prepare_cached(config, launcher.home, None))
     check_fits(checkpoint, task, path)
     check_order(checkpoint, config, task.dataset.fingerprint, path)
@@ -262,15 +269,16 @@ def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter)
     run_id = record.run_id
     folder = RunFolder(environment.run_folder(tracking.uri, run_id))
     if not folder.acquire():
-        raise RunNotUsable(run_id, "is being trained by a process here, which publishes it itself")
+        why = _("is being trained by a process here, which publishes it itself")
+        raise RunNotUsable(run_id, why)
     try:
         if not folder.waiting():
-            log.info("Nothing of run '%s' waits on this disk", run_id)
+            log.info(_("Nothing of run '%s' waits on this disk"), run_id)
         store = open_store(tracking, record, folder)
         for spool in publish_waiting(tracking, record, store, folder):
             if as_fork:
                 new_id = fork_spool(tracking, record, spool, reporter)
-                log.info("Attempt %d is now run %s: resume it by that", spool.attempt, new_id)
+                log.info(_("Attempt %d is now run %s: resume it by that"), spool.attempt, new_id)
             else:
                 _tell_overtaken(record, spool)
     finally:
@@ -279,8 +287,8 @@ def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter)
 
 def _tell_overtaken(record: RunRecord, spool: Spool) -> None:
     log.warning(
-        "Attempt %d of run '%s' was overtaken by attempt %d, so what it left in '%s' is kept and "
-        "not published: `python -m train sync %s --as_fork true` makes a run of it",
+        _("Attempt %d of run '%s' was overtaken by attempt %d, so what it left in '%s' is kept and "
+          "not published: `python -m train sync %s --as_fork true` makes a run of it"),
         spool.attempt, record.run_id, record.attempts, spool.folder, record.run_id,
     )  # fmt: skip
 
@@ -307,7 +315,7 @@ def fork_spool(tracking: Tracking, record: RunRecord, spool: Spool, reporter: Re
         "train.forked_from_epoch": str(source.epoch),
     }
     task = make_task(config, recover_data(launcher, source, config))
-    run, _ = _from_checkpoint(launcher, task, checkpoints, tags, record.experiment_id)
+    run, _task = _from_checkpoint(launcher, task, checkpoints, tags, record.experiment_id)
     launcher.close("KILLED")
     launcher.folders[run.run_id].spool(1).discard()
     spool.discard()
@@ -316,10 +324,10 @@ def fork_spool(tracking: Tracking, record: RunRecord, spool: Spool, reporter: Re
 
 def _announce(source: Source, config: Config) -> None:
     if source.epoch >= config.epochs:
-        log.info("Nothing is left to train: the run has its %d epochs", source.epoch)
+        log.info(_("Nothing is left to train: the run has its %d epochs"), source.epoch)
         return
     if source.checkpoint is None:
-        log.info("Run '%s' died before its first checkpoint", source.record.run_id)
+        log.info(_("Run '%s' died before its first checkpoint"), source.record.run_id)
         log.info("Starting again from epoch 1 (从 epoch 1 重新开始)")
         return
     _announce_checkpoint(source.checkpoint)
@@ -334,6 +342,6 @@ def _announce_checkpoint(checkpoint: Mapping[str, Any]) -> None:
     )  # fmt: skip
     if checkpoint["best_corr"] is not None:
         log.info(
-            "Best correlation so far: %.5f (epoch %s)",
+            _("Best correlation so far: %.5f (epoch %s)"),
             checkpoint["best_corr"], checkpoint["best_epoch"],
         )  # fmt: skip

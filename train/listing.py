@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from train import environment
 from train.checkpoint.manifest import CHECKPOINT_FILE
@@ -16,7 +18,10 @@ from train.checkpoint.policy import find_best
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import ROOT
 from train.commands import train_command
+from train.declare import to_text
+from train.files import size_in_words
 from train.heartbeat import vanished_at
+from train.language import _
 from train.metrics import MONITOR
 from train.source import find_run, open_store
 from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, Tracking
@@ -85,14 +90,16 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
         return
     console = make_console()
     if not rows:
-        what = f"run '{run_id}' has no checkpoint" if run_id else "no run here has a checkpoint"
-        console.print(what, markup=False, highlight=False)
+        what = (
+            _("run '{run_id}' has no checkpoint") if run_id else _("no run here has a checkpoint")
+        )
+        console.print(what.format(run_id=run_id), markup=False, highlight=False)
         return
     console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
     options: dict[str, Any] = {"resume_run": run_id or rows[0]["run_id"]}
     if rows[0].get("status") == "FINISHED":
         options["epochs"] = 2 * (rows[0]["epoch"] or 1)
-    hint = f"resume: {train_command(options)}"
+    hint = _("resume: {command}").format(command=train_command(options))
     console.print(hint, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -105,12 +112,15 @@ def make_console() -> Console:
 
 def _run_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("run", "status", "epoch", "best corr", "started", "name"):
-        table.add_column(heading, no_wrap=True, overflow="fold" if heading == "run" else "ellipsis")
+    table.add_column(_("run"), no_wrap=True, overflow="fold")
+    for heading in (_("status"), _("epoch"), _("best corr"), _("started"), _("name")):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(
             row["run_id"],
-            f"vanished {_age(row['vanished'])}" if row["vanished"] else row["status"],
+            _("vanished {age}").format(age=_age(row["vanished"]))
+            if row["vanished"]
+            else row["status"],
             "/".join("?" if n is None else str(n) for n in (row["epoch"], row["epochs"])),
             _number(row[f"best_{MONITOR}"]),
             _age(row["started"]),
@@ -121,23 +131,54 @@ def _run_table(rows: list[Row]) -> Table:
 
 def _checkpoint_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("epoch", "step", "val loss", "corr", "", "size", "age", "path"):
-        table.add_column(heading, no_wrap=heading != "path", overflow="fold")
+    numbers = (_("epoch"), _("step"), _("val loss"), _("corr"))
+    for heading in (*numbers, "", _("size"), _("age")):
+        table.add_column(heading, no_wrap=True, overflow="fold")
+    table.add_column(_("path"), overflow="fold")
+    marks = {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
     for row in rows:
-        marks = [mark for mark in ("best", "latest", "kept") if row[mark]]
+        inside = _("{epoch} + {epoch_step} steps") if row["epoch_step"] else "{epoch}"
         table.add_row(
-            f"{row['epoch']} + {row['epoch_step']} steps"
-            if row["epoch_step"]
-            else str(row["epoch"]),
+            inside.format(epoch=row["epoch"], epoch_step=row["epoch_step"]),
             str(row["step"]),
             _number(row["val_loss"]),
             _number(row[MONITOR]),
-            " ".join(marks),
-            f"{row['bytes'] / 1e6:.1f} MB",
+            " ".join(word for mark, word in marks.items() if row[mark]),
+            size_in_words(row["bytes"]),
             _age(row["created"]),
             row["path"],
         )
     return table
+
+
+def show_checkpoint(found: Row) -> None:
+    """Print what `maintenance.describe` found of a checkpoint, as tables."""
+    console = make_console()
+    manifest = dict(found["manifest"])
+    files, metrics = manifest.pop("files"), manifest.pop("metrics")
+    tables = {
+        _("manifest"): list(manifest.items()),
+        _("files"): [
+            (f["path"], f"{size_in_words(f['bytes'])}, sha256 {f['sha256']}") for f in files
+        ],
+        _("metrics"): [(k, "-" if v is None else f"{v:.6g}") for k, v in metrics.items()],
+        _("options"): [(k, to_text(v)) for k, v in found["options"].items()],
+        _("environment"): list(_flat(found["environment"])),
+        _("state"): list(found["state"].items()),
+    }
+    for title, rows in tables.items():
+        table = Table(title=title, title_justify="left", box=None, show_header=False)
+        for name, value in rows:
+            table.add_row(Text(str(name)), Text(str(value), overflow="fold"))
+        console.print(table)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _number(value: float | None) -> str:
@@ -147,7 +188,10 @@ def _number(value: float | None) -> str:
 def _age(timestamp: float) -> str:
     """Return how long ago that was, in the largest unit that makes sense."""
     seconds = max(0.0, time.time() - timestamp)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
+    if seconds >= 86_400:
+        return _("{number:.0f} d ago").format(number=seconds / 86_400)
+    if seconds >= 3_600:
+        return _("{number:.0f} h ago").format(number=seconds / 3_600)
+    if seconds >= 60:
+        return _("{number:.0f} min ago").format(number=seconds / 60)
+    return _("{number:.0f} s ago").format(number=seconds)

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from train import environment, rng
 from train.data.batches import batches, num_batches
 from train.errors import NonFinite
+from train.language import _
 from train.run import Run
 from train.schedule import Schedule
 from train.state import TrainState
@@ -47,8 +48,10 @@ def train(run: Run, task: Task) -> None:
     run.restore(TrainState(model, optimizer, schedule))
     if run.state.epoch < config.epochs and schedule.is_past_horizon(config.epochs):
         log.warning(
-            "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
-            "floor, %.3g. A fork may stretch it: fork=true schedule_epochs=%d",
+            _(
+                "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
+                "floor, %.3g. A fork may stretch it: fork=true schedule_epochs=%d"
+            ),
             config.epochs,
             schedule.horizon_epochs,
             schedule.lr(config.epochs),

@@ -17,6 +17,7 @@ from train.checkpoint.store import CheckpointStore
 from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
 from train.files import atomic_write
 from train.heartbeat import wait_until_free
+from train.language import _
 from train.progress import Moved, show_transfer
 from train.source import find_run, open_store, options_of_run, pick
 from train.tracking import RunRecord, Tracking
@@ -38,7 +39,7 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
     `status` is ok, damaged (`found` tells how), or uncommitted: what is left of an upload or a
     deletion that was killed, and no checkpoint.
     """
-    record, _, store = _open(tracking, run_id)
+    record, _folder, store = _open(tracking, run_id)
     moved = Moved()
 
     def check(name: str, indexed: Manifest | None) -> Row:
@@ -48,15 +49,16 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
             except CheckpointError as error:
                 return {"name": name, "status": "damaged", "found": str(error), "bytes": None}
         if manifest is None and indexed is not None:
-            found = "its manifest.json is gone"
+            found = _("its manifest.json is gone")
             return {"name": name, "status": "damaged", "found": found, "bytes": None}
         if manifest is None:
-            return {"name": name, "status": "uncommitted", "found": "no manifest", "bytes": None}
+            found = _("no manifest")
+            return {"name": name, "status": "uncommitted", "found": found, "bytes": None}
         return {"name": name, "status": "ok", "found": "", "bytes": manifest.bytes}
 
     examined = store.examine()
     num_bytes = sum(m.bytes for m in examined.values() if m is not None)
-    title = f"Verifying run '{record.run_id}'"
+    title = _("Verifying run '{run_id}'").format(run_id=record.run_id)
     with (
         show_transfer(title, num_bytes, moved.num_bytes),
         ThreadPoolExecutor(NUM_VERIFIED) as pool,
@@ -82,7 +84,8 @@ def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) 
     """
     record, folder, store = _open(tracking, run_id)
     if not folder.acquire():
-        raise RunNotUsable(record.run_id, "is being trained by another process on this machine")
+        why = _("is being trained by another process on this machine")
+        raise RunNotUsable(record.run_id, why)
     try:
         wait_until_free(tracking, record, take_over=False)
         manifests = store.list()
@@ -118,7 +121,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
     Raises:
         CheckpointError: There is none of that epoch, or it is damaged.
     """
-    record, _, store = _open(tracking, run_id)
+    record, _folder, store = _open(tracking, run_id)
     manifest = pick(record.run_id, store.list(), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))
@@ -131,14 +134,15 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
                         moved.add(file.write(chunk))
 
         moved = Moved()
-        with show_transfer(f"Writing '{to.name}'", stored.bytes, moved.num_bytes):
+        title = _("Writing '{name}'").format(name=to.name)
+        with show_transfer(title, stored.bytes, moved.num_bytes):
             atomic_write(to, join)
     return stored
 
 
 def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
     """Return what a checkpoint holds: manifest, state keys with shapes, options, environment."""
-    record, _, store = _open(tracking, run_id)
+    record, _folder, store = _open(tracking, run_id)
     manifest = pick(record.run_id, store.list(), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))

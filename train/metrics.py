@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,17 @@ WALL_CLOCK_PREFIXES = ("checkpoint_", "system/")
 def is_wall_clock(key: str) -> bool:
     """Tell whether two equal runs may differ in the metric `key`."""
     return key in WALL_CLOCK_KEYS or key.startswith(WALL_CLOCK_PREFIXES)
+
+
+def same_value(a: float, b: float) -> bool:
+    """Tell whether two values are equal, as MLflow stores them: NaN is itself, ∞ is ±1.8e308.
+
+    >>> same_value(math.nan, math.nan), same_value(math.inf, 1.7976931348623157e308)
+    (True, True)
+    """
+    largest = 1.7976931348623157e308
+    clamped = (max(min(value, largest), -largest) for value in (a, b))  # NaN stays NaN
+    return a == b or (math.isnan(a) and math.isnan(b)) or len(set(clamped)) == 1
 
 
 class Point(NamedTuple):

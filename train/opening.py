@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +20,11 @@ from train.config import Config
 from train.data.dataset import Dataset
 from train.data.provide import recover
 from train.describe import data_info, machine_tags, upload_diff
-from train.errors import TrainError
+from train.errors import Superseded, TrainError
 from train.heartbeat import Beat
+from train.language import _
 from train.report import Reporter
+from train.results import publish_results
 from train.run import Run, Start
 from train.source import Source, open_store
 from train.tasks.tabular import TabularTask, choose_threads
@@ -68,7 +72,7 @@ class Launcher:
             elif self.launched is not None:
                 self.tracking.set_status(self.launched.run_id, status)
         except (TrainError, OSError) as error:  # the first error is the one to tell
-            log.warning("The run could not be closed as %s: %s", status, error)
+            log.warning(_("The run could not be closed as %s: %s"), status, error)
 
 
 def begin(
@@ -97,7 +101,7 @@ def begin(
         record = dataclasses.replace(record, tags={**record.tags, **tags})
         store, manifests = open_store(tracking, record, folder), []
     if store.folder is not None:
-        log.info("Checkpoints go to %s: on this machine only", store.folder)
+        log.info(_("Checkpoints go to %s: on this machine only"), store.folder)
     retention = Retention.of(config)
     publisher = Publisher(
         tracking, store, spool, retention, manifests, not is_off, attempt.check_lease
@@ -112,8 +116,20 @@ def make_run(
     reporter, folder = launcher.reporter, launcher.folders[attempt.run_id]
     for sentence in task.dataset.report:
         log.info("%s", sentence)
-    run = Run(task.config, attempt, pipeline, folder, start, data_info(task.dataset), reporter)
-    return run, task
+    log.info("%s", task.in_words())
+    finish = functools.partial(_finish, launcher.tracking, attempt, pipeline.publisher, task)
+    data = data_info(task.dataset)
+    return Run(task.config, attempt, pipeline, folder, start, data, reporter, finish), task
+
+
+def _finish(tracking: Tracking, attempt: Attempt, publisher: Publisher, task: TabularTask) -> None:
+    if not task.config.log_model or task.config.upload == "off":
+        return
+    with contextlib.suppress(Superseded):
+        attempt.check_lease()
+        publish_results(
+            tracking, attempt.run_id, publisher.store, lambda: task.dataset, task.config.register
+        )
 
 
 def make_task(config: Config, dataset: Dataset) -> TabularTask:

@@ -10,6 +10,7 @@ from train.config import Config
 from train.data.dataset import source_fingerprint
 from train.declare import OnResume, options_of, to_text
 from train.errors import ForkNeeded, RunNotUsable, UsageError
+from train.language import _
 from train.source import Source
 
 Given = Mapping[str, Any]
@@ -35,12 +36,17 @@ def resumed_config(source: Source, given: Given) -> Config:
     if source.record.status == "FINISHED" and "epochs" not in given:
         more = train_command({"resume_run": run_id, "epochs": 2 * source.epoch})
         raise RunNotUsable(
-            run_id, f"is finished after {source.epoch} epochs: pass a larger epochs, as in {more}"
+            run_id,
+            _("is finished after {epoch} epochs: pass a larger epochs, as in {command}").format(
+                epoch=source.epoch, command=more
+            ),
         )
     if config.epochs < source.epochs_begun:
         raise UsageError(
-            f"epochs={config.epochs} is fewer than the {source.epochs_begun} that run '{run_id}' "
-            "has begun: epochs counts from the run's beginning"
+            _(
+                "epochs={epochs} is fewer than the {begun} that run '{run_id}' has begun: epochs "
+                "counts from the run's beginning"
+            ).format(epochs=config.epochs, begun=source.epochs_begun, run_id=run_id)
         )
     return config
 
@@ -57,7 +63,8 @@ def forked_config(source: Source, given: Given) -> Config:
     _refuse_another_model(run_id, changes)
     _refuse_another_order(source, changes)
     config = source.config.replace(**given)
-    require_epochs_left(config, source.epoch, f"run '{run_id}'")
+    of = _("run '{run_id}'").format(run_id=run_id)
+    require_epochs_left(config, source.epoch, of)
     return config
 
 
@@ -74,8 +81,10 @@ def require_epochs_left(config: Config, done: int, of: str) -> None:
     """
     if config.epochs <= done:
         raise UsageError(
-            f"the checkpoint of {of} has {done} epochs behind it and epochs={config.epochs}: "
-            "nothing is left to train. Pass a larger epochs"
+            _(
+                "the checkpoint of {of} has {done} epochs behind it and epochs={epochs}: "
+                "nothing is left to train. Pass a larger epochs"
+            ).format(of=of, done=done, epochs=config.epochs)
         )
 
 
@@ -83,9 +92,11 @@ def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -
     for name, (old, new) in changes.items():
         if options_of(Config)[name][1].on_resume is OnResume.NEVER:
             raise UsageError(
-                f"{name} is {old or 'empty'} in run '{run_id}' and {new or 'empty'} was given: "
-                "neither a resume nor a fork can change its model or its inputs. Leave the option "
-                "out, or start a fresh run without resume_run"
+                _(
+                    "{name} is {old} in run '{run_id}' and {new} was given: neither a resume nor a "
+                    "fork can change its model or its inputs. Leave the option out, or start a "
+                    "fresh run without resume_run"
+                ).format(name=name, old=old or _("empty"), run_id=run_id, new=new or _("empty"))
             )
 
 
@@ -96,9 +107,15 @@ def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
     if changed and source.epochs_begun > source.epoch:
         whole = [m.key for m in source.manifests if not m.epoch_step]
         raise UsageError(
-            f"the checkpoint lies inside epoch {source.epochs_begun}, and with another "
-            f"{', '.join(changed)} the rest of the epoch would not be the rest of its samples: "
-            f"fork from the end of an epoch, resume_epoch={'|'.join(whole[-3:]) or '<N>'}"
+            _(
+                "the checkpoint lies inside epoch {epoch}, and with another {changed} the rest of "
+                "the epoch would not be the rest of its samples: fork from the end of an epoch, "
+                "resume_epoch={whole}"
+            ).format(
+                epoch=source.epochs_begun,
+                changed=", ".join(changed),
+                whole="|".join(whole[-3:]) or "<N>",
+            )
         )
 
 

@@ -16,6 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train.language import _
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -117,11 +119,14 @@ def _in_words(done: int, total: int, seconds: float) -> str:
     '0.0 of 4.8 GB, for 0:00:12'
     """
     unit, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
-    text = f"{done / unit:.1f} of {total / unit:.1f} {name}"
+    text = _("{done:.1f} of {total:.1f} {unit}").format(
+        done=done / unit, total=total / unit, unit=name
+    )
     if 100 * done < total or not seconds:
-        return f"{text}, for {timedelta(seconds=round(seconds))}"
+        return _("{text}, for {time}").format(text=text, time=timedelta(seconds=round(seconds)))
     left = timedelta(seconds=round((total - done) * seconds / done))
-    return f"{text}, {done / seconds / 1e6:.1f} MB/s, {left} left"
+    speed = done / seconds / 1e6
+    return _("{text}, {speed:.1f} MB/s, {left} left").format(text=text, speed=speed, left=left)
 
 
 def _find_terminal() -> Console | None:

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from train import progress
 from train.config import Config
+from train.language import _
 from train.metrics import MONITOR
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,12 @@ class _ConsoleHandler(logging.Handler):
             return
         if record.name == progress.log.name and self.console.is_interactive:
             return
-        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        self.console.print(
-            prefix + record.getMessage(), markup=False, highlight=False, soft_wrap=True
-        )
+        message = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            message = _("error: {error}").format(error=message)
+        elif record.levelno >= logging.WARNING:
+            message = _("warning: {message}").format(message=message)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 class Reporter:
@@ -96,7 +99,7 @@ class Reporter:
             TimeRemainingColumn(),
             console=self._console,
         )
-        first = f"epoch {epochs_done + 1}/{config.epochs}"
+        first = _("epoch {epoch}/{epochs}").format(epoch=epochs_done + 1, epochs=config.epochs)
         self._bar.add_task(first, total=config.epochs, completed=epochs_done)
         self._bar.start()
         self._epochs = config.epochs
@@ -118,15 +121,17 @@ class Reporter:
         shown = [
             f"{k} {metrics[k]:.5f}" for k in ("train_loss", "val_loss", MONITOR) if k in metrics
         ]
-        best = " (best)" if epoch == best_epoch else f" (best: epoch {best_epoch})"
+        best = _(" (best)") if epoch == best_epoch else _(" (best: epoch {best_epoch})")
+        best = best.format(best_epoch=best_epoch)
         line = f"epoch {epoch}  {'  '.join(shown)}{best if best_epoch else ''}"
         line += f"  [{note}]" if note else ""
         epoch_log.info("%s  %.1f s", line, metrics["epoch_seconds"])
         if self._bar is not None:
-            short = f"epoch {epoch}/{self._epochs} loss {metrics.get('val_loss', math.nan):.4g}"
-            short += f" corr {metrics.get(MONITOR, math.nan):.4f}"
-            short += f" best {best_epoch}" if best_epoch else ""
-            short += f" [{note}]" if note and note != "kept" else ""
+            short = _("epoch {epoch}/{epochs}").format(epoch=epoch, epochs=self._epochs)
+            short += f" {_('loss')} {metrics.get('val_loss', math.nan):.4g}"
+            short += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}"
+            short += f" {_('best')} {best_epoch}" if best_epoch else ""
+            short += f" [{note}]" if note and note != _("kept") else ""
             self._bar.update(self._bar.task_ids[0], completed=epoch, description=escape(short))
 
     def end(self) -> None:

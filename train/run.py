@@ -18,9 +18,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -33,15 +32,16 @@ from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import SavePolicy
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.staging import changed_by_step
-from train.commands import train_command
 from train.config import Config
-from train.errors import CheckpointError, Interrupted, RunNotUsable, Superseded, TrainError
+from train.errors import CheckpointError, Interrupted, Superseded, TrainError
 from train.heartbeat import Heartbeat
-from train.metrics import MONITOR, History, Point, is_wall_clock
+from train.language import _
+from train.metrics import MONITOR, History, Point, is_wall_clock, same_value
+from train.pages.page import refresh
 from train.report import Reporter
 from train.signals import StopNow, StopRequest
 from train.state import TrainState
-from train.summary import tell_end
+from train.summary import tell_costs, tell_difference, tell_end
 from train.tracking import now_ms
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Run:
         start: Where it begins.
         data: What checkpoints say of the data.
         reporter: What the terminal shows.
+        finish: Called when training is finished, in the background: what is made of its result.
     """
 
     def __init__(
@@ -83,13 +84,14 @@ class Run:
         start: Start,
         data: Mapping[str, Any],
         reporter: Reporter,
+        finish: Callable[[], None],
     ) -> None:
         self.config = config
         self.attempt = attempt
         self._pipeline = pipeline
         self._folder = folder
         self._spool = pipeline.spool
-        self._start = start
+        self._start, self._finish = start, finish
         self._constants = {
             "config": config.to_dict(),
             "data": dict(data),
@@ -110,6 +112,7 @@ class Run:
         self._heartbeat = Heartbeat(attempt, lambda: self._progress, pipeline.fail)
         self._differs_reported = False
         self._epoch_started = 0.0
+        self._opened_at = time.monotonic()
 
     @property
     def run_id(self) -> str:
@@ -144,9 +147,9 @@ class Run:
             state.restore(checkpoint)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"the checkpoint of epoch {checkpoint.get('epoch')} does not fit this program's "
-                f"model: {' '.join(str(error).split())[:300]}"
-            ) from error
+                _("the checkpoint of epoch {epoch} does not fit this program's model: {reason}")
+                .format(epoch=checkpoint.get("epoch"), reason=" ".join(str(error).split())[:300])
+            ) from error  # fmt: skip
         self._saved = (state.epoch, state.step)
 
     def epochs(self) -> Iterator[int]:
@@ -243,29 +246,13 @@ class Run:
         published = self._start.published.get(point.key, point.step)
         if published is None:
             self._pipeline.publisher.add([point])
-        elif not is_wall_clock(point.key) and not _same(published.value, point.value):
-            self._report_difference(published, point)
-        self.state.history.add(published or point)
-
-    def _report_difference(self, published: Point, point: Point) -> None:
-        if self.config.strict:
-            fork = train_command({"resume_run": self.run_id, "fork": True})
-            raise RunNotUsable(
-                self.run_id,
-                f"is not continued with strict=true: epoch {point.step}, trained again, gave "
-                f"{point.key}={point.value:.9g}, and {published.value:.9g} was published before. "
-                f"Fork it: {fork}",
-            )
-        if not self._differs_reported:
+        elif (
+            not (is_wall_clock(point.key) or same_value(published.value, point.value))
+            and not self._differs_reported
+        ):
             self._differs_reported = True
-            log.warning(
-                "Epoch %d, trained again, gave %s=%.9g; %.9g was published before and stays. "
-                "Other hardware or other versions compute differently",
-                point.step,
-                point.key,
-                point.value,
-                published.value,
-            )
+            tell_difference(self.run_id, self.config.strict, published, point)
+        self.state.history.add(published or point)
 
     def save(self) -> None:
         """Complete the epoch: set its checkpoint aside, to be committed in the background.
@@ -278,7 +265,7 @@ class Run:
         is_last = state.epoch == self.config.epochs or self._stops_early()
         kept = self._policy.keeps(state.epoch, is_last)
         self._set_aside(kept)
-        note = self._pipeline.condition or ("kept" if kept else "")
+        note = self._pipeline.condition or (_("kept") if kept else "")
         self._reporter.epoch(state.epoch, state.history.at(state.epoch), state.best_epoch, note)
 
     def _set_aside(self, kept: bool, required: bool = False) -> None:
@@ -310,9 +297,13 @@ class Run:
             history = History()
             history.load_state_dict(self._start.checkpoint["history"])
             self._pipeline.publisher.add(history.missing_from(self._start.published))
+        publisher = self._pipeline.publisher
+        publisher.published = History(self._start.published)
+        publisher.page = functools.partial(refresh, self.attempt, publisher)
         self._pipeline.open()
         self._heartbeat.start()
-        log.info("Run %s, attempt %d: %s", self.run_id, self.attempt.number, self.attempt.link)
+        attempt = self.attempt
+        log.info(_("Run %s, attempt %d: %s"), attempt.run_id, attempt.number, attempt.link)
         return self
 
     def __exit__(
@@ -338,15 +329,19 @@ class Run:
             if error is None:
                 raise
             if failure is not error:  # what ended training is the one to tell
-                log.warning("The run could not be closed as %s: %s", status, failure)
+                log.warning(_("The run could not be closed as %s: %s"), status, failure)
         finally:
             self._stop.uninstall()
             self._folder.release()
+            seconds = time.monotonic() - self._opened_at
+            tell_costs(self._pipeline.totals, seconds, self._pipeline.publisher.manifests)
         if error is None and self._pipeline.is_paused:
             raise CheckpointError(
-                f"the newest epochs of run '{self.run_id}' could not be saved: make room on the "
-                f"disk of '{self._spool.folder}' and resume it"
-            )
+                _("the newest epochs of run '{run_id}' could not be saved: make room on the disk "
+                  "of '{folder}' and resume it").format(
+                    run_id=self.run_id, folder=self._spool.folder
+                )
+            )  # fmt: skip
 
     def _close(self, status: str, last_epoch: int) -> None:
         """Wait until all is in the store, or tell what waits."""
@@ -355,12 +350,12 @@ class Run:
                 self.attempt.journal(status, last_epoch) | {"system": self._heartbeat.waiting()}
             )
         except OSError as full:  # the end can still reach the server, where it counts
-            log.warning("The end of the attempt is not recorded on this disk: %s", full)
+            log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
         ending = functools.partial(self._end, status, last_epoch)
         if not self._pipeline.close(ending, self.config.drain_seconds):
             log.warning(
-                "%d checkpoints and the end of run %s wait on this disk (%s): "
-                "`python -m train sync %s` publishes them",
+                _("%d checkpoints and the end of run %s wait on this disk (%s): "
+                  "`python -m train sync %s` publishes them"),
                 self._pipeline.num_waiting, self.run_id, self._spool.folder, self.run_id,
             )  # fmt: skip
 
@@ -370,26 +365,23 @@ class Run:
         if isinstance(failure, Superseded):
             status = "KILLED"
             log.warning(
-                "What this attempt had not published is kept in '%s': `python -m train sync %s "
-                "--as_fork true` makes a run of it",
+                _("What this attempt had not published is kept in '%s': `python -m train sync %s "
+                  "--as_fork true` makes a run of it"),
                 self._spool.folder, self.run_id,
             )  # fmt: skip
         try:
             self.attempt.end(status, last_epoch)
         except TrainError as error:  # the first error is the one to tell
-            log.warning("The run could not be closed: %s", error)
+            log.warning(_("The run could not be closed: %s"), error)
 
     def _end(self, status: str, last_epoch: int) -> None:
         if status == "FINISHED" and self._pipeline.is_paused:
             status = "FAILED"  # its last epochs are nowhere but in this process
-        self.attempt.end(status, last_epoch)  # first: it is true even where the log cannot go up
+        if status == "FINISHED":  # before it is: killed here, the next attempt does it
+            self._finish()
+        self.attempt.end(status, last_epoch)  # before the log: it is true where that cannot go up
         self._heartbeat.publish()
+        with contextlib.suppress(Superseded):  # by one that has the finished run already
+            self._pipeline.publisher.page()
         self._pipeline.publisher.upload_log()
         self._spool.discard()
-
-
-def _same(a: float, b: float) -> bool:
-    """Tell whether two values are equal, as MLflow stores them: NaN is itself, ∞ is ±1.8e308."""
-    largest = 1.7976931348623157e308
-    clamped = (max(min(value, largest), -largest) for value in (a, b))  # NaN stays NaN
-    return a == b or (math.isnan(a) and math.isnan(b)) or len(set(clamped)) == 1

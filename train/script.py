@@ -21,6 +21,7 @@ from train.errors import (
     CheckpointFileNotFound,
     UsageError,
 )
+from train.language import _
 from train.metrics import MONITOR, History, Point
 from train.schedule import Schedule
 from train.tasks import Task
@@ -57,8 +58,10 @@ def read_checkpoint_file(path: Path, given: Mapping[str, Any]) -> tuple[Config, 
         _require(_OUR_KEYS, saved, path)
         return Config.from_dict({**saved["config"], **given}), upgraded(saved)
     log.warning(
-        "'%s' holds no random state and no data order: training goes on from its weights, but "
-        "not exactly as it would have without the stop",
+        _(
+            "'%s' holds no random state and no data order: training goes on from its weights, but "
+            "not exactly as it would have without the stop"
+        ),
         path,
     )
     config = Config(**given)
@@ -66,15 +69,20 @@ def read_checkpoint_file(path: Path, given: Mapping[str, Any]) -> tuple[Config, 
         return config, _converted(saved, path, config)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"checkpoint file '{path}' cannot be used ({found})") from error
+        raise CheckpointError(
+            _("checkpoint file '{path}' cannot be used ({found})").format(path=path, found=found)
+        ) from error
 
 
 def _require(keys: set[str], saved: dict[str, Any], path: Path) -> None:
     missing = sorted(keys - set(saved))
     if missing:
         raise CheckpointError(
-            f"checkpoint file '{path}' lacks {', '.join(missing)}; it holds "
-            f"{', '.join(map(str, sorted(saved, key=str))) or 'nothing'}"
+            _("checkpoint file '{path}' lacks {missing}; it holds {found}").format(
+                path=path,
+                missing=", ".join(missing),
+                found=", ".join(map(str, sorted(saved, key=str))) or _("nothing"),
+            )
         )
 
 
@@ -88,15 +96,20 @@ def _load(path: Path) -> dict[str, Any]:
         np.dtype,
         np.dtypes.Float64DType,
     ]
+    name = _("file '{path}'").format(path=path)
     with path.open("rb") as file:
-        refuse_compressed(file, f"file '{path}'")
+        refuse_compressed(file, name)
     try:
         with torch.serialization.safe_globals(allowed):
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
-        raise CheckpointDamaged(f"file '{path}'", unreadable(error)) from error
+        raise CheckpointDamaged(name, unreadable(error)) from error
     if not isinstance(saved, dict):
-        raise CheckpointError(f"checkpoint file '{path}' holds a {type(saved).__name__}, no dict")
+        raise CheckpointError(
+            _("checkpoint file '{path}' holds a {kind}, no dict").format(
+                path=path, kind=type(saved).__name__
+            )
+        )
     return saved
 
 
@@ -118,7 +131,7 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
         schedule.load_state_dict(saved["scheduler_state_dict"])
     elif saved.get("scheduler_state_dict"):
         log.warning(
-            "The state of its schedule is not used: from epoch %d the rate follows schedule=%s",
+            _("The state of its schedule is not used: from epoch %d the rate follows schedule=%s"),
             epoch + 1, config.schedule,
         )  # fmt: skip
     converted = {
@@ -146,9 +159,16 @@ def check_fits(checkpoint: dict[str, Any], task: Task, path: Path) -> None:
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"the model of '{path}' is not the one that the options make: '{name}' has shape "
-                f"{found.get(name, 'none')} in the file, {expected.get(name, 'none')} here. "
-                "Give the data and the model options that it was trained with"
+                _(
+                    "the model of '{path}' is not the one that the options make: '{name}' has "
+                    "shape {found} in the file, {expected} here. Give the data and the model "
+                    "options that it was trained with"
+                ).format(
+                    path=path,
+                    name=name,
+                    found=found.get(name, _("none")),
+                    expected=expected.get(name, _("none")),
+                )
             )
 
 
@@ -173,7 +193,9 @@ def check_order(
     changed = [name for name in ("batch_size", "data", "seed") if then.get(name) != now[name]]
     if changed:
         raise UsageError(
-            f"'{path}' lies inside epoch {checkpoint['epoch'] + 1}, and with another "
-            f"{', '.join(changed)} the rest of the epoch would not be the rest of its samples: "
-            "leave that as it was, or start from a file of an epoch's end"
+            _(
+                "'{path}' lies inside epoch {epoch}, and with another {changed} the rest of the "
+                "epoch would not be the rest of its samples: leave that as it was, or start from "
+                "a file of an epoch's end"
+            ).format(path=path, epoch=checkpoint["epoch"] + 1, changed=", ".join(changed))
         )

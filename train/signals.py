@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from train.language import _
+
 # Of a scheduler, Ctrl-C, a closed terminal, and what Slurm is asked to send before its time is up.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -19,7 +21,7 @@ def stop_at_once() -> None:
     """Until training begins, let every such signal raise KeyboardInterrupt where it comes."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        _say(number, "stopping as soon as what is under way can be left")
+        _say(number, _("stopping as soon as what is under way can be left"))
         raise KeyboardInterrupt
 
     for number in SIGNALS:
@@ -92,7 +94,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
-            _say(number, "saving after the step under way, then stopping")
+            _say(number, _("saving after the step under way, then stopping"))
         signal.signal(number, signal.SIG_DFL)
         if self._at_once:
             self._at_once = False

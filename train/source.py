@@ -23,6 +23,7 @@ from train.errors import (
     StoreUnavailable,
     TrainError,
 )
+from train.language import _
 from train.tracking import (
     DATA_TAG,
     EPOCH_TAG,
@@ -92,7 +93,8 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
         parent_id = record.tags.get(PARENT_TAG)
         if parent_id is None or record.is_ours:
             return record
-        log.info("Run '%s' is an attempt of run '%s', which is the one to use", wanted, parent_id)
+        told = _("Run '%s' is an attempt of run '%s', which is the one to use")
+        log.info(told, wanted, parent_id)
         return tracking.get_run(parent_id)
     experiment_id = tracking.experiment_id()
     for record in tracking.search_runs(experiment_id):
@@ -100,9 +102,10 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
             return record
     raise RunNotUsable(
         wanted,
-        f"was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "
-        "`python -m train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment",
-    )
+        _("was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "
+          "`python -m train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
+        .format(experiment_id=experiment_id),
+    )  # fmt: skip
 
 
 def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> CheckpointStore:
@@ -117,9 +120,10 @@ def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> Chec
         return CheckpointStore(tracking.artifacts(record), record.run_id)
     if host != environment.hostname():
         raise StoreUnavailable(
-            f"the checkpoints of run '{record.run_id}' were not uploaded (upload=off): they are on "
-            f"the disk of '{host}', and this is '{environment.hostname()}'. Go on there"
-        )
+            _("the checkpoints of run '{run_id}' were not uploaded (upload=off): they are on the "
+              "disk of '{host}', and this is '{hostname}'. Go on there")
+            .format(run_id=record.run_id, host=host, hostname=environment.hostname())
+        )  # fmt: skip
     return CheckpointStore(Artifacts(str(folder.artifacts())), record.run_id)
 
 
@@ -171,31 +175,37 @@ def require_local_artifacts(record: RunRecord) -> None:
         return
     moved = Path.cwd() / store.name
     if (moved / root.relative_to(store)).exists():
-        found = f"they lie in '{moved}'. Move the project back, or leave a link: "
-        found += f"mkdir -p '{project}' && ln -s '{moved}' '{store}'"
+        found = _(
+            "they lie in '{moved}'. Move the project back, or leave a link: "
+            "mkdir -p '{project}' && ln -s '{moved}' '{store}'"
+        )
     else:
-        found = (
-            f"it was moved or deleted. Bring '{project}' back, or a link to it; for a new run "
+        found = _(
+            "it was moved or deleted. Bring '{project}' back, or a link to it; for a new run "
             "MLFLOW_EXPERIMENT_NAME=<new name> keeps its files in this folder"
         )
     raise StoreUnavailable(
-        f"the files of run '{record.run_id}' are recorded at '{root}', which does not exist: "
-        f"{found}"
-    )
+        _("the files of run '{run_id}' are recorded at '{root}', which does not exist: {found}")
+        .format(
+            run_id=record.run_id, root=root,
+            found=found.format(moved=moved, project=project, store=store),
+        )
+    )  # fmt: skip
 
 
 def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
     config = options_of_run(record) if record.is_ours else None
     if EPOCH_TAG in record.tags:
-        raise CheckpointNotFound(record.run_id, "any epoch, though it had some", [])
+        raise CheckpointNotFound(record.run_id, _("any epoch, though it had some"), [])
     if config is None:
         raise RunNotUsable(
             record.run_id,
-            "has no checkpoint of this program: `python -m train list` shows the runs that can "
-            "be resumed",
-        )
+            _("has no checkpoint of this program: `python -m train list` shows the runs that can "
+              "be resumed"),
+        )  # fmt: skip
     if resume_epoch not in (None, "latest"):
-        raise CheckpointNotFound(record.run_id, f"epoch {resume_epoch}", [])
+        wanted = _("epoch {wanted}").format(wanted=resume_epoch)
+        raise CheckpointNotFound(record.run_id, wanted, [])
     return Source(record, store, [], None, None, config)
 
 
@@ -211,11 +221,12 @@ def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
         best = find_best(manifests)
         if best is not None:
             return best
-        raise CheckpointNotFound(run_id, "a best epoch", [m.key for m in manifests])
+        raise CheckpointNotFound(run_id, _("a best epoch"), [m.key for m in manifests])
     for manifest in manifests:
         if manifest.key == wanted:
             return manifest
-    raise CheckpointNotFound(run_id, f"epoch {wanted}", [m.key for m in manifests])
+    named = _("epoch {wanted}").format(wanted=wanted)
+    raise CheckpointNotFound(run_id, named, [m.key for m in manifests])
 
 
 def _get_or_name_others(
@@ -237,7 +248,7 @@ def _newest_good(
             return manifest, store.get(manifest, folder / manifest.name)
         except CheckpointDamaged as error:
             first_error = first_error or error
-            log.warning("%s. Falling back to the one before it", error)
+            log.warning(_("%s. Falling back to the one before it"), error)
     assert first_error is not None
     raise first_error
 

@@ -1,19 +1,27 @@
-"""What the end of training says: how it went, and the commands that go on from there."""
+"""What the end of training says: how it went, what was saved, and how to go on from there."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
+from train.checkpoint.handover import Totals
+from train.checkpoint.manifest import Manifest
 from train.commands import train_command
 from train.config import Config
+from train.errors import RunNotUsable
+from train.files import size_in_words
+from train.language import _
+from train.metrics import Point
 from train.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
 def tell_end(run_id: str, config: Config, state: TrainState | None, status: str) -> None:
-    """Log how training ended.
+    """Log how training ended, and the commands that go on from there.
 
     Args:
         run_id: The run.
@@ -24,19 +32,62 @@ def tell_end(run_id: str, config: Config, state: TrainState | None, status: str)
     epoch = state.epoch if state else 0
     best = ""
     if state is not None and state.best_corr is not None:
-        best = f", best correlation {state.best_corr:.5f} (epoch {state.best_epoch})"
-    log.info("%s after epoch %d%s", status, epoch, best)
+        best = _(", best correlation {value:.5f} (epoch {epoch})").format(
+            value=state.best_corr, epoch=state.best_epoch
+        )
+    log.info(_("%s after epoch %d%s"), status, epoch, best)
     options: dict[str, Any] = {"resume_run": run_id}
     if status != "FINISHED":
-        log.info("Go on with: %s", train_command(options))
+        log.info(_("Go on with: %s"), train_command(options))
     elif state is not None and epoch < config.epochs:
         waited = epoch - (state.best_epoch or 0)
-        log.info("Stopped early: val_pearson has not risen for %d epochs", waited)
+        log.info(_("Stopped early: val_pearson has not risen for %d epochs"), waited)
         go_on = {**options, "early_stopping": 0, "epochs": config.epochs}
-        log.info("Go on all the same: %s", train_command(go_on))
+        log.info(_("Go on all the same: %s"), train_command(go_on))
     else:
         longer = {**options, "epochs": 2 * epoch}
-        log.info("Train longer, at the last learning rate: %s", train_command(longer))
+        log.info(_("Train longer, at the last learning rate: %s"), train_command(longer))
         if config.schedule == "cosine":
             longer |= {"schedule_epochs": 2 * epoch, "fork": True}
-            log.info("Train longer, as a fork with a new schedule: %s", train_command(longer))
+            log.info(_("Train longer, as a fork with a new schedule: %s"), train_command(longer))
+
+
+def tell_difference(run_id: str, strict: bool, published: Point, point: Point) -> None:
+    """Log that an epoch that was trained again gave another value than the one published.
+
+    Raises:
+        RunNotUsable: With `strict`, it is refused.
+    """
+    if strict:
+        raise RunNotUsable(
+            run_id,
+            _("is not continued with strict=true: epoch {epoch}, trained again, gave "
+              "{key}={value:.9g}, and {published:.9g} was published before. Fork it: {command}")
+            .format(
+                epoch=point.step, key=point.key, value=point.value, published=published.value,
+                command=train_command({"resume_run": run_id, "fork": True}),
+            ),
+        )  # fmt: skip
+    log.warning(
+        _("Epoch %d, trained again, gave %s=%.9g; %.9g was published before and stays. "
+          "Other hardware or other versions compute differently"),
+        point.step, point.key, point.value, published.value,
+    )  # fmt: skip
+
+
+def tell_costs(totals: Totals, seconds: float, stored: Sequence[Manifest]) -> None:
+    """Log what the attempt's checkpoints cost.
+
+    Args:
+        totals: Of all its checkpoints.
+        seconds: How long the attempt took.
+        stored: The checkpoints that the run has now.
+    """
+    log.info(
+        _("Took %s; training waited %.2f s of it for %d checkpoints (in the background: %.1f s "
+          "writing, %.1f s uploading)"),
+        timedelta(seconds=round(seconds)), totals.stall_seconds, totals.num_saved,
+        totals.write_seconds, totals.upload_seconds,
+    )  # fmt: skip
+    size = size_in_words(sum(manifest.bytes for manifest in stored))
+    log.info(_("Checkpoints in the store: %d, %s"), len(stored), size)

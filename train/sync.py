@@ -15,9 +15,15 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder, Spool
 from train.checkpoint.store import CheckpointStore, show_upload
 from train.config import Config
+from train.data.dataset import Dataset
+from train.data.provide import recover
 from train.errors import CheckpointDamaged, RunNotUsable
+from train.language import _
 from train.metrics import History, Point
-from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
+from train.pages.page import refresh
+from train.results import publish_results
+from train.source import options_of_run
+from train.tracking import ATTEMPT_PARAM, DATA_TAG, HOST_TAG, RunRecord, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +71,16 @@ def publish_waiting(
         try:
             last_epoch = max([int(journal["last_epoch"]), *epochs])
             attempt.end(status, last_epoch, VANISHED if vanished else None)
+            _show(tracking, store, spool, attempt)
             tracking.log_points(attempt.child_id, [Point(*p) for p in journal.get("system", [])])
         except RunNotUsable as error:  # somebody deleted its child; the run itself is closed
             log.warning("%s", error)
         log.info(
-            "Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s",
+            _("Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s"),
             spool.attempt, record.run_id, max([0, *epochs]), status,
         )  # fmt: skip
+        if status == "FINISHED":
+            _publish_results(tracking, record, store)
         spool.discard()
     return overtaken
 
@@ -107,6 +116,35 @@ def _publish(
     return [*stored, *waiting]
 
 
+def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Attempt) -> None:
+    """Bring what people see of the run up to date."""
+    record = tracking.get_run(attempt.run_id)
+    retention = Retention.of(options_of_run(record))
+    publisher = Publisher(
+        tracking, store, spool, retention, store.list(), points_here=HOST_TAG not in record.tags
+    )
+    publisher.published = tracking.published(record.run_id, record.metrics)
+    refresh(attempt, publisher)
+
+
+def _publish_results(tracking: Tracking, record: RunRecord, store: CheckpointStore) -> None:
+    """Do what the process did not come to that finished the training."""
+    config = options_of_run(record)
+    if config is None or not config.log_model or config.upload == "off":
+        return
+    artifacts = tracking.artifacts(record)
+
+    def find_dataset() -> Dataset:
+        return recover(
+            config,
+            environment.home(),
+            record.tags[DATA_TAG],
+            lambda name, to: artifacts.download(f"data/{name}", to),
+        )
+
+    publish_results(tracking, record.run_id, store, find_dataset, config.register)
+
+
 def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
     """Return what can be told of the run's newest attempt without what it recorded."""
     child_id = record.params[f"{ATTEMPT_PARAM}{record.attempts}"]
@@ -125,5 +163,5 @@ def good_checkpoints(spool: Spool) -> list[Manifest]:
             verify(folder, manifest, str(folder))
             good.append(manifest)
         except CheckpointDamaged as error:
-            log.warning("%s: it is not published", error)
+            log.warning(_("%s: it is not published"), error)
     return good

@@ -19,6 +19,7 @@ small parts, so that there are several. Steps are
     tags        the tags that point to the checkpoint do
     index       the list of checkpoints, with this one as the newest, goes to the artifact store
     delete      after that, something is deleted there
+    model       the model of the finished run goes to the artifact store; of whatever epoch
 """
 
 import functools
@@ -29,6 +30,8 @@ import re
 import signal
 import sys
 from pathlib import Path
+
+from mlflow import MlflowClient
 
 from train import cli, files
 from train.checkpoint import format, pipeline
@@ -75,6 +78,7 @@ STEPS = {
     "tags": (Tracking, "set_tags", lambda epoch, *args: args[2].get(EPOCH_TAG) == str(epoch)),
     "index": (Artifacts, "upload", is_index_of),
     "delete": (Artifacts, "delete", lambda *_: True),
+    "model": (MlflowClient, "log_model_artifacts", lambda *_: True),
 }
 # Where the arguments do not tell: from when on the calls are for the epoch.
 SINCE = {"fsync": "before:write", "last_fsync": "after:rename", "delete": "after:index"}

@@ -37,6 +37,7 @@ from train.checkpoint.manifest import (
 )
 from train.errors import CheckpointDamaged, CheckpointError
 from train.files import atomic_folder
+from train.language import _
 
 PART_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
@@ -75,8 +76,10 @@ def to_plain(
     if type(value) in (list, tuple):
         return type(value)(to_plain(v, f"{where}[{i}]", tensor) for i, v in enumerate(value))
     raise CheckpointError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, and a checkpoint "
-        "holds only tensors and builtins: let its state_dict() return those"
+        _(
+            "{where} is a {kind}, and a checkpoint holds only tensors and builtins: "
+            "let its state_dict() return those"
+        ).format(where=where, kind=f"{type(value).__module__}.{type(value).__qualname__}")
     )
 
 
@@ -218,18 +221,23 @@ def verify_file(folder: Path, entry: FileEntry, name: str) -> None:
     """
     path = folder / entry.path
     if not path.is_file():
-        raise CheckpointDamaged(name, f"{entry.path} is missing")
+        raise CheckpointDamaged(name, _("{path} is missing").format(path=entry.path))
     size = path.stat().st_size
     if size != entry.bytes:
         raise CheckpointDamaged(
-            name, f"{entry.path} has {size:,} bytes, its manifest says {entry.bytes:,}"
+            name,
+            _("{path} has {size:,} bytes, its manifest says {expected:,}").format(
+                path=entry.path, size=size, expected=entry.bytes
+            ),
         )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != entry.sha256:
         raise CheckpointDamaged(
             name,
-            f"{entry.path} has sha256 {found[:12]}…, its manifest says {entry.sha256[:12]}…",
+            _("{path} has sha256 {found}…, its manifest says {expected}…").format(
+                path=entry.path, found=found[:12], expected=entry.sha256[:12]
+            ),
         )
 
 
@@ -252,7 +260,7 @@ def load_checkpoint(folder: Path, manifest: Manifest, name: str) -> dict[str, An
         except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
             raise CheckpointDamaged(name, unreadable(error)) from error
     if not isinstance(checkpoint, dict) or not is_readable(checkpoint):
-        raise CheckpointDamaged(name, "it holds no checkpoint of this format")
+        raise CheckpointDamaged(name, _("it holds no checkpoint of this format"))
     return upgraded(checkpoint)
 
 
@@ -274,8 +282,12 @@ def unreadable(error: Exception) -> str:
     text = " ".join(str(error).split())
     code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand)[: ]+([\w.]+)", text)
     if code:
-        return f"it holds code ({code[1] or code[2]}), and nothing in a checkpoint is executed"
-    return f"it cannot be read safely ({type(error).__name__}: {text[:100]})"
+        return _("it holds code ({code}), and nothing in a checkpoint is executed").format(
+            code=code[1] or code[2]
+        )
+    return _("it cannot be read safely ({kind}: {text})").format(
+        kind=type(error).__name__, text=text[:100]
+    )
 
 
 def refuse_compressed(file: IO[bytes], name: str) -> None:
@@ -292,10 +304,14 @@ def refuse_compressed(file: IO[bytes], name: str) -> None:
     try:
         members = zipfile.ZipFile(file).infolist() if is_archive else []
     except Exception as error:  # of many kinds; another reader may unpack what this one does not
-        raise CheckpointDamaged(name, f"its archive cannot be read ({error})") from error
+        raise CheckpointDamaged(
+            name, _("its archive cannot be read ({error})").format(error=error)
+        ) from error
     stored = all(m.compress_type == zipfile.ZIP_STORED for m in members)
     if not stored or sum(m.file_size for m in members) > num_bytes:
-        raise CheckpointDamaged(name, f"its {num_bytes:,} bytes would grow when read")
+        raise CheckpointDamaged(
+            name, _("its {num_bytes:,} bytes would grow when read").format(num_bytes=num_bytes)
+        )
     file.seek(0)
 
 

@@ -26,6 +26,25 @@ class Timings:
 
 
 @dataclass
+class Totals:
+    """What all checkpoints of an attempt cost, so far."""
+
+    num_saved: int = 0  # set aside by training
+    num_committed: int = 0  # the others were overtaken, or wait
+    stall_seconds: float = 0.0  # that training waited
+    write_seconds: float = 0.0
+    upload_seconds: float = 0.0
+    bytes: int = 0  # committed
+
+    def add(self, timings: Timings) -> None:
+        """Count a commit."""
+        self.num_committed += 1
+        self.write_seconds += timings.write_seconds
+        self.upload_seconds += timings.upload_seconds
+        self.bytes += timings.bytes
+
+
+@dataclass
 class Spooled:
     """A checkpoint in the spool."""
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from train.errors import CheckpointDamaged, CheckpointError
+from train.language import _
 from train.metrics import MONITOR
 
 FORMAT_VERSION = 2
@@ -101,15 +102,17 @@ class Manifest:
 
         def check(holds: bool, what: str) -> None:
             if not holds:
-                raise CheckpointDamaged(name, f"manifest.json has {what}")
+                raise CheckpointDamaged(name, _("manifest.json has {what}").format(what=what))
 
-        check(isinstance(document, dict), "no object")
+        check(isinstance(document, dict), _("no object"))
         version = document.get("format_version")
         check(_is_count(version), f"format_version {version!r}")
         if version not in READABLE_VERSIONS:
             raise CheckpointError(
-                f"checkpoint {name} has format version {version}, and this program reads up to "
-                f"{FORMAT_VERSION}: use the version of the program that wrote it"
+                _(
+                    "checkpoint {name} has format version {version}, and this program reads up to "
+                    "{newest}: use the version of the program that wrote it"
+                ).format(name=name, version=version, newest=FORMAT_VERSION)
             )
         if version == 1:
             document = {**document, "epoch_step": 0}
@@ -118,8 +121,8 @@ class Manifest:
         check(_is_time(document.get("created")), f"created {document.get('created')!r}")
         check(isinstance(document.get("kept"), bool), f"kept {document.get('kept')!r}")
         metrics, files = document.get("metrics"), document.get("files")
-        check(isinstance(metrics, dict) and all(map(_is_metric, metrics.items())), "bad metrics")
-        check(isinstance(files, list) and all(map(_is_file_entry, files)), "bad file entries")
+        check(isinstance(metrics, dict) and all(map(_is_metric, metrics.items())), _("bad metrics"))
+        check(isinstance(files, list) and all(map(_is_file_entry, files)), _("bad file entries"))
         paths = [entry["path"] for entry in files]
         check(_make_one_checkpoint(paths), f"files {paths[:5]}")
         manifest = cls(
@@ -132,7 +135,8 @@ class Manifest:
             metrics=metrics,
             files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
         )
-        check(manifest.name == name, f"{manifest.name}, which is not this folder's name")
+        wrong = _("{name}, which is not this folder's name").format(name=manifest.name)
+        check(manifest.name == name, wrong)
         return manifest
 
 
@@ -180,5 +184,7 @@ def parse_manifest(text: bytes, name: str) -> Manifest:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointDamaged(name, f"manifest.json is not JSON ({error})") from error
+        raise CheckpointDamaged(
+            name, _("manifest.json is not JSON ({error})").format(error=error)
+        ) from error
     return Manifest.from_dict(document, name)

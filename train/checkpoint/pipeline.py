@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from train.checkpoint.format import write_checkpoint
-from train.checkpoint.handover import Item, Shared, Spooled, Timings
+from train.checkpoint.handover import Item, Shared, Spooled, Timings, Totals
 from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.policy import find_best
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.staging import MayWait, Staged, Stager
 from train.checkpoint.store import show_upload
+from train.language import _
 from train.metrics import MONITOR
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Pipeline:
     ) -> None:
         self.publisher = publisher
         self.timings: Timings | None = None
+        self.totals = Totals()
         self.spool, self._is_sync = spool, is_sync
         self._max_spool_bytes = max_spool_bytes
         self._stager = Stager()
@@ -114,6 +116,8 @@ class Pipeline:
         self._staged = self._stager.stage(state, may_wait)
         stall_seconds = time.monotonic() - started + self._hold_seconds
         self._hold_seconds = 0.0
+        self.totals.num_saved += 1
+        self.totals.stall_seconds += stall_seconds
         with self._shared.changed:
             self._shared.num_writing += 1
         self._items.put(Item(self._staged, metrics, kept, stall_seconds))
@@ -139,8 +143,9 @@ class Pipeline:
     def condition(self) -> str:
         """How the way to the store is, in words: "" where nothing is to be told."""
         with self._shared.changed:
-            waiting = len(self._shared.spooled)
-            return f"offline, {waiting} waiting" if self._shared.offline else ""
+            if not self._shared.offline:
+                return ""
+            return _("offline, {number} waiting").format(number=len(self._shared.spooled))
 
     @property
     def num_waiting(self) -> int:
@@ -167,21 +172,21 @@ class Pipeline:
             self._shared.changed.notify_all()
         self._items.put(None)
         self._writer.join()
+        ends = time.monotonic() + drain_seconds
         with show_upload(self.spool, self.spool.list()):
-            ends = time.monotonic() + drain_seconds
-            self._join_uploader(min(drain_seconds, PATIENCE_SECONDS))
-            limit = min(drain_seconds, self.seconds_left())
-            if self._uploader.is_alive() and limit > 0:
-                num = self.num_waiting
-                log.info("Waiting up to %.3g s for the store (%d to upload) …", limit, num)
-                self._join_uploader(ends - time.monotonic())
+            self._join_uploader(min(drain_seconds, PATIENCE_SECONDS), lambda: not self.num_waiting)
+            limit, num = min(drain_seconds, self.seconds_left()), self.num_waiting
+            if num and limit > 0:
+                log.info(_("Waiting up to %.3g s for the store (%d to upload) …"), limit, num)
+            self._join_uploader(ends - time.monotonic(), lambda: not self.num_waiting)
+        self._join_uploader(ends - time.monotonic())
         self.check()
         return not self._uploader.is_alive()
 
-    def _join_uploader(self, seconds: float) -> None:
-        """Wait so long for the uploader to end; not longer than a signal leaves time."""
+    def _join_uploader(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait so long for the uploader to end, or for `is_enough`; less if a signal asks to."""
         ends = time.monotonic() + seconds
-        while self._uploader.is_alive():
+        while self._uploader.is_alive() and not is_enough():
             left = min(ends - time.monotonic(), self.seconds_left())
             if left <= 0:
                 return
@@ -233,7 +238,7 @@ class Pipeline:
                 spooled = self._write(item)
             except OSError as error:
                 if not self.is_paused:
-                    log.warning("Saving is paused, training goes on: %s", error)
+                    log.warning(_("Saving is paused, training goes on: %s"), error)
                 self.is_paused = True
             finally:
                 item.staged.release()
@@ -277,14 +282,18 @@ class Pipeline:
 
             if not has_room():
                 log.warning(
-                    "The spool is full (%.1f GB wait for their upload): training will wait",
+                    _("The spool is full (%.1f GB wait for their upload): training will wait"),
                     shared.num_bytes() / 1e9,
                 )
                 while not shared.changed.wait_for(has_room, LOOK_SECONDS):
                     pass
         free_bytes = self.spool.free_bytes()
         if free_bytes < SPACE_FACTOR * largest:
-            raise OSError(f"the disk of '{self.spool.folder}' has {free_bytes:,} bytes free")
+            raise OSError(
+                _("the disk of '{folder}' has {free_bytes:,} bytes free").format(
+                    folder=self.spool.folder, free_bytes=free_bytes
+                )
+            )
 
     def _drop_overtaken(self) -> None:
         """Take out of the spool what a newer one makes needless before its upload has begun."""
@@ -326,6 +335,7 @@ class Pipeline:
         self.publisher.commit(manifest)
         if manifest.kept:
             self.publisher.upload_log()
+        self.publisher.refresh_page()
         self.spool.remove(manifest.name)
         self.timings = Timings(
             stall_seconds=spooled.stall_seconds,
@@ -333,6 +343,7 @@ class Pipeline:
             upload_seconds=time.monotonic() - started,
             bytes=manifest.bytes,
         )
+        self.totals.add(self.timings)
         with self._shared.changed:
             self._shared.spooled.remove(spooled)
             self._shared.uploading = None
@@ -350,7 +361,7 @@ class Pipeline:
                 break
         with self._shared.changed:
             if self._shared.offline:
-                log.info("The server answers again")
+                log.info(_("The server answers again"))
             self._shared.offline = False
 
     def _wait_offline(self, number: int, error: Exception, spooled: Spooled | None) -> bool:
@@ -358,7 +369,9 @@ class Pipeline:
         shared = self._shared
         with shared.changed:
             if not shared.offline:
-                log.warning("%s. What is saved waits on this disk, and is published later", error)
+                log.warning(
+                    _("%s. What is saved waits on this disk, and is published later"), error
+                )
             shared.offline, shared.uploading = True, None
             self._drop_overtaken()
             shared.changed.notify_all()

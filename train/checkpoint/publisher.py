@@ -6,15 +6,21 @@ shows is true: metrics only of epochs that can be resumed, a pointer only to wha
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention, find_best
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import ROOT, CheckpointStore
-from train.metrics import Point
+from train.files import atomic_write
+from train.metrics import History, Point
 from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, Tracking
+
+PAGE_FILE = "index.html"
+PAGE_SECONDS = 60.0
 
 
 class Publisher:
@@ -41,12 +47,15 @@ class Publisher:
         points_here: bool = True,
         check_lease: Callable[[], object] = lambda: None,
     ) -> None:
-        self._tracking, self._store, self._spool = tracking, store, spool
+        self._tracking, self.store, self._spool = tracking, store, spool
         self.retention, self._points_here = retention, points_here
         self._check_lease = check_lease
         self._lock = threading.Lock()
         self._unpublished: list[Point] = []
         self.manifests = list(manifests)
+        self.published = History()  # what MLflow has of the run, as far as is known
+        self.page: Callable[[], None] = lambda: None  # brings what people look at up to date
+        self._page_at = -math.inf
 
     def add(self, points: Iterable[Point]) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed."""
@@ -61,7 +70,7 @@ class Publisher:
             Superseded: A later attempt was claimed; nothing more may be published.
         """
         if manifest not in self.manifests:
-            self._store.put(self._spool.path(manifest.name), manifest, self._check_lease)
+            self.store.put(self._spool.path(manifest.name), manifest, self._check_lease)
             self.manifests = [m for m in self.manifests if m.name != manifest.name]
             self.manifests.append(manifest)
         self.settle()
@@ -90,7 +99,9 @@ class Publisher:
     def _publish(self, epoch: int) -> None:
         with self._lock:
             due = [p for p in self._unpublished if p.step <= epoch]
-        self._tracking.log_points(self._store.run_id, due)
+        self._tracking.log_points(self.store.run_id, due)
+        for point in due:
+            self.published.add(point)
         with self._lock:
             self._unpublished = [p for p in self._unpublished if p.step > epoch]
 
@@ -102,7 +113,7 @@ class Publisher:
         best = find_best(self.manifests)
         if best is not None:
             tags["train.best_epoch"] = str(best.epoch)
-        self._tracking.set_tags(self._store.run_id, tags)
+        self._tracking.set_tags(self.store.run_id, tags)
 
     def _prune(self) -> None:
         """Delete what need not stay, and what is left of a killed upload or deletion.
@@ -111,12 +122,25 @@ class Publisher:
         """
         gone = self.retention.to_prune(self.manifests)
         stay = [m for m in self.manifests if m not in gone]
-        self._store.write_index(stay, self._spool.folder)
-        for name in [*(m.name for m in gone), *self._store.leftovers(self.manifests)]:
+        self.store.write_index(stay, self._spool.folder)
+        for name in [*(m.name for m in gone), *self.store.leftovers(self.manifests)]:
             self._check_lease()
-            self._store.delete(name)
+            self.store.delete(name)
         self.manifests = stay
+
+    def refresh_page(self) -> None:
+        """Bring the page up to date, at most once a minute."""
+        if time.monotonic() - self._page_at >= PAGE_SECONDS:
+            self._page_at = time.monotonic()
+            self.page()
+
+    def upload_page(self, page: str) -> None:
+        """Store the page of the checkpoints."""
+        if self._points_here:
+            file = self._spool.folder / PAGE_FILE
+            atomic_write(file, lambda out: out.write(page.encode()))
+            self.store.upload(file, ROOT)
 
     def upload_log(self) -> None:
         """Store the attempt's log, as far as it is written."""
-        self._store.upload(self._spool.log_file, "logs")
+        self.store.upload(self._spool.log_file, "logs")

@@ -34,6 +34,7 @@ from train.checkpoint.manifest import (
 from train.checkpoint.spool import UPLOADED_FILE, Spool
 from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
 from train.files import atomic_write
+from train.language import _
 from train.progress import Moved, show_transfer
 from train.tracking.artifacts import Artifacts
 
@@ -93,8 +94,10 @@ def show_upload(spool: Spool, manifests: Sequence[Manifest]) -> Iterator[None]:
         return left
 
     total = unsent_bytes()
-    title = manifests[0].name if len(manifests) == 1 else f"{len(manifests)} checkpoints"
-    with show_transfer(f"Uploading {title}", total, lambda: total - unsent_bytes()):
+    number = len(manifests)
+    title = manifests[0].name if number == 1 else _("{number} checkpoints").format(number=number)
+    title = _("Uploading {title}").format(title=title)
+    with show_transfer(title, total, lambda: total - unsent_bytes()):
         yield
 
 
@@ -211,13 +214,14 @@ class CheckpointStore:
         checkpoint = load_checkpoint(folder, stored, title)
         for key in ("config", "data"):
             if not isinstance(checkpoint.get(key), dict):
-                raise CheckpointDamaged(title, f"it lacks {key}")
+                raise CheckpointDamaged(title, _("it lacks {key}").format(key=key))
         for key in ("epoch", "step", "epoch_step"):
             if checkpoint.get(key) != getattr(stored, key):
                 raise CheckpointDamaged(
                     title,
-                    f"it holds {key} {checkpoint.get(key)}, its manifest says "
-                    f"{getattr(stored, key)}",
+                    _("it holds {key} {found}, its manifest says {expected}").format(
+                        key=key, found=checkpoint.get(key), expected=getattr(stored, key)
+                    ),
                 )
         return checkpoint
 
@@ -237,8 +241,9 @@ class CheckpointStore:
         """
         title = self._title(manifest)
         if moved is None:
-            verb, here = "Verifying" if self._artifacts.folder else "Downloading", Moved()
-            with show_transfer(f"{verb} {title}", manifest.bytes, here.num_bytes):
+            here, is_local = Moved(), self._artifacts.folder is not None
+            doing = _("Verifying {title}") if is_local else _("Downloading {title}")
+            with show_transfer(doing.format(title=title), manifest.bytes, here.num_bytes):
                 return self.fetch(manifest, folder, here)
 
         def receive(entry: FileEntry) -> None:
@@ -259,7 +264,8 @@ class CheckpointStore:
             with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
                 list(pool.map(receive, stored.files))
         except FileNotFoundError as error:
-            raise CheckpointDamaged(title, f"{error} is missing") from error
+            found = _("{path} is missing").format(path=error)
+            raise CheckpointDamaged(title, found) from error
         return stored
 
     def delete(self, name: str) -> None:
@@ -302,14 +308,16 @@ class CheckpointStore:
         self._artifacts.upload(local_file, folder)
 
     def _title(self, manifest: Manifest) -> str:
-        return f"{manifest.name} of run '{self.run_id}'"
+        told = _("{name} of run '{run_id}'")
+        return told.format(name=manifest.name, run_id=self.run_id)
 
     def _read(self, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file"
             retried(lambda: self._artifacts.download(path, local))
             if local.stat().st_size > MAX_MANIFEST_BYTES:
-                raise CheckpointDamaged(path, f"it has {local.stat().st_size:,} bytes")
+                found = _("it has {size:,} bytes").format(size=local.stat().st_size)
+                raise CheckpointDamaged(path, found)
             return local.read_bytes()
 
     def _read_manifest(self, name: str) -> Manifest:

@@ -6,6 +6,7 @@ Nothing is pickled.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import zipfile
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from train.data.dataset import Dataset, Rows
 from train.data.prepare import Features, Preprocessing
 from train.errors import DataError
 from train.files import atomic_write
+from train.language import _
 
 NPZ_NAME: Final = "processed_data.npz"
 JSON_NAME: Final = "processed_data.json"
@@ -57,6 +60,7 @@ def save(dataset: Dataset, folder: Path) -> tuple[Path, Path]:
         "val_rows": len(dataset.val),
         "report": list(dataset.report),
         "preprocessing": dataset.preprocessing.to_dict(),
+        "sample": _sample_to_text(dataset.sample),
     }
     content = json.dumps(document, indent=1).encode()
     # IMPORTANT: the record is written after the arrays; a crash between the two leaves a record
@@ -77,11 +81,17 @@ def load(folder: Path) -> Dataset:
         version, expected = document["format_version"], document["sha256"]
         if version != _FORMAT_VERSION:
             raise DataError(
-                f"'{record}' has format version {version}, this program reads {_FORMAT_VERSION}"
+                _("'{path}' has format version {version}, this program reads {own}").format(
+                    path=record, version=version, own=_FORMAT_VERSION
+                )
             )
         found = _sha256(npz)
         if found != expected:
-            raise DataError(f"'{npz}' is damaged: its sha256 is {found}, not {expected}")
+            raise DataError(
+                _("'{path}' is damaged: its sha256 is {found}, not {expected}").format(
+                    path=npz, found=found, expected=expected
+                )
+            )
         with np.load(npz, allow_pickle=False) as arrays:
             train, val = _rows_of(arrays, "train"), _rows_of(arrays, "val")
         return Dataset(
@@ -92,13 +102,50 @@ def load(folder: Path) -> Dataset:
             train=train,
             val=val,
             report=tuple(document["report"]),
+            sample=_sample_of(document),
         )
     except FileNotFoundError as error:
-        raise DataError(f"there is no prepared data: '{error.filename}' is missing") from error
+        raise DataError(
+            _("there is no prepared data: '{path}' is missing").format(path=error.filename)
+        ) from error
     except DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DataError(f"the prepared data in '{folder}' cannot be read: {error!r}") from error
+        raise DataError(
+            _("the prepared data in '{folder}' cannot be read: {error!r}").format(
+                folder=folder, error=error
+            )
+        ) from error
+
+
+def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
+    """Read, of the JSON alone, what was fitted, and the sample of raw rows.
+
+    Raises:
+        DataError: It is not what `save` writes.
+    """
+    try:
+        document = json.loads(record.read_bytes())
+        return Preprocessing.from_dict(document["preprocessing"]), _sample_of(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            _("the prepared data's '{path}' cannot be read: {error!r}").format(
+                path=record, error=error
+            )
+        ) from error
+
+
+def _sample_to_text(sample: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, sample.schema) as writer:
+        writer.write_table(sample)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def _sample_of(document: dict[str, Any]) -> pa.Table:
+    """Return the sample that a record holds; older ones have none."""
+    text = document.get("sample")
+    return pa.ipc.open_stream(base64.b64decode(text)).read_all() if text else pa.table({})
 
 
 def _arrays_of(dataset: Dataset) -> dict[str, NDArray[Any]]:

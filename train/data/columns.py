@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from train.errors import DataError
+from train.language import _
 
 Kind = Literal["numeric", "calendar", "text"]
 
@@ -72,7 +73,8 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
                 plain = plain.cast(in_microseconds, safe=False).cast(pa.int64())
         values = plain.cast(pa.float64(), safe=False).to_numpy()
     except pa.ArrowException as error:
-        raise DataError(f"not a number: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(_("not a number: {reason}").format(reason=reason)) from error
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -85,7 +87,8 @@ def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return column.cast(_value_type(column)).cast(pa.large_string())
     except pa.ArrowException as error:
-        raise DataError(f"not text: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(_("not text: {reason}").format(reason=reason)) from error
 
 
 def read_part(column: pa.ChunkedArray, part: str) -> NDArray[np.float64]:
@@ -108,7 +111,8 @@ def read_part(column: pa.ChunkedArray, part: str) -> NDArray[np.float64]:
     try:
         moments = column.cast(_value_type(column)).cast(pa.timestamp("us"), safe=False)
     except pa.ArrowException as error:
-        raise DataError(f"not a date: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(_("not a date: {reason}").format(reason=reason)) from error
     return numbers(_CALENDAR[part](moments))
 
 

@@ -18,7 +18,9 @@ from train.data import prepare as preparation
 from train.data.prepare import Features, Preprocessing, listed, target_values
 from train.data.table import locate, raw_sha256, read_table
 from train.errors import DataError, UsageError
+from train.language import _
 
+_SAMPLE_ROWS = 5
 _DEFAULT_TARGETS = {"diamonds": "price"}
 
 
@@ -52,6 +54,8 @@ class Dataset:
         train: The training rows.
         val: The validation rows.
         report: Plain sentences for the log: rows, columns left out and why, target scale.
+        sample: The first raw rows, of the columns that are used: what a prediction is asked with.
+            Without columns where an older version prepared the data.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Dataset:
     train: Rows
     val: Rows
     report: tuple[str, ...]
+    sample: pa.Table = dataclasses.field(default_factory=lambda: pa.table({}))
 
 
 def source_fingerprint(config: Config, preprocessing: Preprocessing | None = None) -> str:
@@ -103,14 +108,7 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
         UsageError: The options contradict `preprocessing`.
     """
     table = read_table(config.data)
-    target = _target_of(config)
-    if target is None:
-        raise DataError(
-            f"data '{config.data}' needs a target: pass target=<column>, "
-            f"one of {listed(table.column_names)}"
-        )
-    if target in config.drop:
-        raise UsageError(f"target '{target}' is also in drop={','.join(config.drop)}")
+    target = _require_target(config, table)
     targets = target_values(table, target)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
@@ -118,8 +116,10 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
         table, targets = table.filter(pa.array(has_target)), targets[has_target]
     if len(targets) < 2:
         raise DataError(
-            f"data '{config.data}' has {len(targets)} rows with a value in target '{target}': "
-            "at least 2 are needed, to train on and to validate"
+            _(
+                "data '{data}' has {num_rows} rows with a value in target '{target}': "
+                "at least 2 are needed, to train on and to validate"
+            ).format(data=config.data, num_rows=len(targets), target=target)
         )
     train, val = split(len(targets), config.val_fraction, config.split_seed)
     fitted = preprocessing or Preprocessing.fit(
@@ -143,6 +143,7 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
             *([f"{num_dropped:,} rows without a value in '{target}' dropped."] * (num_dropped > 0)),
             *fitted.report(),
         ),
+        sample=_sample(table, fitted),
     )
 
 
@@ -165,6 +166,11 @@ def split(
     return order[num_val:], order[:num_val]
 
 
+def _sample(table: pa.Table, preprocessing: Preprocessing) -> pa.Table:
+    used = [name for name in table.column_names if name in preprocessing.columns]
+    return table.select(used).slice(0, _SAMPLE_ROWS).combine_chunks()
+
+
 def _take(features: Features, targets: NDArray[np.float64], rows: NDArray[np.int64]) -> Rows:
     return Rows(Features(features.numeric[rows], features.categorical[rows]), target=targets[rows])
 
@@ -173,15 +179,40 @@ def _target_of(config: Config) -> str | None:
     return config.target or _DEFAULT_TARGETS.get(config.data)
 
 
+def _require_target(config: Config, table: pa.Table) -> str:
+    target = _target_of(config)
+    if target is None:
+        raise DataError(
+            _("data '{data}' needs a target: pass target=<column>, one of {columns}").format(
+                data=config.data, columns=listed(table.column_names)
+            )
+        )
+    if target in config.drop:
+        raise UsageError(
+            _("target '{target}' is also in drop={drop}").format(
+                target=target, drop=",".join(config.drop)
+            )
+        )
+    return target
+
+
 def _check_agrees(config: Config, target: str, preprocessing: Preprocessing) -> None:
     scale = preprocessing.scale.kind
     dropped = preprocessing.columns & set(config.drop)
     if target != preprocessing.target:
-        wrong = f"target={target} was given, it predicts '{preprocessing.target}'"
+        wrong = _("target={target} was given, it predicts '{own}'").format(
+            target=target, own=preprocessing.target
+        )
     elif config.target_scale not in ("auto", scale):
-        wrong = f"target_scale={config.target_scale} was given, its scale is {scale}"
+        wrong = _("target_scale={scale} was given, its scale is {own}").format(
+            scale=config.target_scale, own=scale
+        )
     elif dropped:
-        wrong = f"drop={','.join(config.drop)} was given, it uses {listed(sorted(dropped))}"
+        wrong = _("drop={drop} was given, it uses {columns}").format(
+            drop=",".join(config.drop), columns=listed(sorted(dropped))
+        )
     else:
         return
-    raise UsageError(f"the model's preprocessing is fixed: {wrong}. Leave the option out")
+    raise UsageError(
+        _("the model's preprocessing is fixed: {wrong}. Leave the option out").format(wrong=wrong)
+    )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from train.data.columns import CALENDAR_PARTS, kind_of, numbers, read_part, texts
 from train.data.scale import TargetScale, mean_and_std
 from train.errors import DataError
+from train.language import _
 
 VERSION: Final = 1  # raised whenever the same table would give other arrays
 
@@ -25,6 +26,11 @@ _LIMIT: Final = 3.0  # standardised values approach ±3: an outlier must not rul
 _MAX_VOCABULARY: Final = 1000  # the most frequent values of a column; the rest share code 0
 _MIN_COUNT: Final = 2  # a value seen once cannot be learned, and trains code 0 in its place
 _IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken for an identifier
+
+# Why a column is left out, as it is stored.
+_DROPPED: Final = "dropped as asked"
+_CONSTANT: Final = "the same in all training rows"
+_DISTINCT: Final = "nearly every value different, like an identifier"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +175,7 @@ class Preprocessing:
         for name in table.column_names:
             if name == target:
                 continue
-            fitted = "dropped as asked" if name in dropped else _fit_column(name, table[name])
+            fitted = _DROPPED if name in dropped else _fit_column(name, table[name])
             if isinstance(fitted, str):
                 left_out[name] = fitted
             elif isinstance(fitted, CategoricalFeature):
@@ -177,8 +183,14 @@ class Preprocessing:
             else:
                 numeric += fitted
         if not numeric and not categorical:
-            reasons = "; ".join(_grouped(left_out)) or "it is the only column"
-            raise DataError(f"nothing is left to predict '{target}' from: {reasons}")
+            groups = _grouped(left_out).items()
+            listing = [f"{listed(names, most=5)} ({_told(reason)})" for reason, names in groups]
+            reasons = "; ".join(listing) or _("it is the only column")
+            raise DataError(
+                _("nothing is left to predict '{target}' from: {reasons}").format(
+                    target=target, reasons=reasons
+                )
+            )
         return cls(target, scale, tuple(numeric), tuple(categorical), left_out)
 
     def transform(self, table: pa.Table) -> Features:
@@ -193,8 +205,10 @@ class Preprocessing:
         missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise DataError(
-                f"the table lacks {listed(missing)}, which the preprocessing was fitted on; "
-                f"it has {listed(table.column_names)}"
+                _(
+                    "the table lacks {missing}, which the preprocessing was fitted on; "
+                    "it has {columns}"
+                ).format(missing=listed(missing), columns=listed(table.column_names))
             )
         numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
         categorical = np.empty((table.num_rows, len(self.categorical)), dtype=np.int64)
@@ -210,7 +224,7 @@ class Preprocessing:
         return {f.column for f in self.numeric} | {f.column for f in self.categorical}
 
     def report(self) -> list[str]:
-        """Return, in plain sentences, what is used of a table and what is not."""
+        """Return, in plain English, as it is stored, what is used of a table and what is not."""
         num_columns = len({f.column for f in self.numeric})
         sentences = [
             f"Features: {len(self.numeric)} numeric (from {num_columns} columns), "
@@ -222,7 +236,10 @@ class Preprocessing:
             for f in self.categorical
             if f.num_rare
         ]
-        sentences += [f"Left out: {group}." for group in _grouped(self.left_out)]
+        sentences += [
+            f"Left out: {_listed_in_english(names, most=5)} ({reason})."
+            for reason, names in _grouped(self.left_out).items()
+        ]
         if self.scale.low == self.scale.high:
             sentences.append(f"Target '{self.target}' is the same in all training rows.")
         kind = "logarithmic" if self.scale.kind == "log" else "linear"
@@ -259,8 +276,10 @@ def target_values(table: pa.Table, target: str) -> NDArray[np.float64]:
         example = next(iter(column.drop_null().slice(0, 1).to_pylist()), None)
         others = [n for n in table.column_names if kind_of(table[n]) == "numeric"]
         raise DataError(
-            f"target '{target}' is not a number: it holds {column.type}, such as {example!r}. "
-            f"Numeric columns are {listed(others)}"
+            _(
+                "target '{target}' is not a number: it holds {kind}, such as {example!r}. "
+                "Numeric columns are {columns}"
+            ).format(target=target, kind=column.type, example=example, columns=listed(others))
         )
     return numbers(column)
 
@@ -274,14 +293,22 @@ def require_column(columns: Sequence[str], name: str, option: str) -> None:
     if name in columns:
         return
     close = difflib.get_close_matches(name, columns, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    raise DataError(f"{option}: there is no column '{name}'; {hint}There are {listed(columns)}")
+    message = _("{option}: there is no column '{name}'; There are {columns}")
+    if close:
+        message = _(
+            "{option}: there is no column '{name}'; did you mean '{close}'? There are {columns}"
+        )
+    raise DataError(
+        message.format(option=option, name=name, close="".join(close), columns=listed(columns))
+    )
 
 
 def listed(names: Sequence[str], most: int = 20) -> str:
     """Return names in quotes, cut after `most`: "'a', 'b' and 7 more"."""
     shown = ", ".join(f"'{name}'" for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"
+    if len(names) > most:
+        return _("{names} and {number} more").format(names=shown, number=len(names) - most)
+    return shown or _("none")
 
 
 def _transform(feature: NumericFeature | CategoricalFeature, table: pa.Table) -> NDArray[Any]:
@@ -289,15 +316,31 @@ def _transform(feature: NumericFeature | CategoricalFeature, table: pa.Table) ->
         return feature.transform(table[feature.column])
     except DataError as error:
         raise DataError(
-            f"column '{feature.column}' is not what it was when fitted: {error}"
+            _("column '{name}' is not what it was when fitted: {reason}").format(
+                name=feature.column, reason=error
+            )
         ) from error
 
 
-def _grouped(left_out: Mapping[str, str]) -> list[str]:
+def _listed_in_english(names: Sequence[str], most: int) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _grouped(left_out: Mapping[str, str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         groups.setdefault(reason, []).append(name)
-    return [f"{listed(names, most=5)} ({reason})" for reason, names in groups.items()]
+    return groups
+
+
+def _told(reason: str) -> str:
+    """Return why a column was left out, which is stored in English, in the user's language."""
+    return {
+        _DROPPED: _("dropped as asked"),
+        _CONSTANT: _("the same in all training rows"),
+        _DISTINCT: _("nearly every value different, like an identifier"),
+    }.get(reason, reason)
 
 
 def _fit_column(
@@ -312,7 +355,7 @@ def _fit_column(
     parts = ["value"] if kind == "numeric" else list(CALENDAR_PARTS)
     fitted = [NumericFeature.fit(name, p, read_part(column, p)) for p in [*parts, "missing"]]
     features = [feature for feature in fitted if feature is not None]
-    return features or "the same in all training rows"
+    return features or _CONSTANT
 
 
 def _fit_text(name: str, column: pa.ChunkedArray) -> CategoricalFeature | str:
@@ -320,7 +363,7 @@ def _fit_text(name: str, column: pa.ChunkedArray) -> CategoricalFeature | str:
     num_known = len(column) - column.null_count
     num_distinct = pc.count_distinct(column).as_py()
     if num_distinct + (column.null_count > 0) <= 1:
-        return "the same in all training rows"
+        return _CONSTANT
     if num_distinct > _IDENTIFIER * num_known:
-        return "nearly every value different, like an identifier"
+        return _DISTINCT
     return CategoricalFeature.fit(name, column)

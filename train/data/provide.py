@@ -12,6 +12,7 @@ from train.data import cache
 from train.data.dataset import Dataset, prepare, source_fingerprint
 from train.data.prepare import Preprocessing
 from train.errors import DataError, DataNotFound
+from train.language import _
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ def prepare_cached(config: Config, root: Path, preprocessing: Preprocessing | No
     folder = cache_folder(root, source_fingerprint(config, preprocessing))
     found = _find_cached(folder)
     if found is not None:
-        log.info("Data '%s' is prepared already: %s", found.name, folder)
+        log.info(_("Data '%s' is prepared already: %s"), found.name, folder)
         return found
-    log.info("Preparing data '%s' …", config.data)
+    log.info(_("Preparing data '%s' …"), config.data)
     dataset = prepare(config, preprocessing)
     cache.save(dataset, folder)
     return dataset
@@ -64,13 +65,15 @@ def recover(config: Config, root: Path, fingerprint: str, download: Download) ->
             for name in (cache.JSON_NAME, cache.NPZ_NAME):
                 download(name, folder / name)
             found = cache.load(folder)
-            log.info("Data '%s' was fetched from the run's artifacts", found.name)
+            log.info(_("Data '%s' was fetched from the run's artifacts"), found.name)
         except FileNotFoundError:
             return _remake(config, folder, fingerprint)
     if found.fingerprint != fingerprint:
         raise DataError(
-            f"the prepared data in '{folder}' is of another table: its fingerprint is "
-            f"{found.fingerprint[:12]}…, the run's is {fingerprint[:12]}…. Delete that folder"
+            _(
+                "the prepared data in '{folder}' is of another table: its fingerprint is {found}…, "
+                "the run's is {expected}…. Delete that folder"
+            ).format(folder=folder, found=found.fingerprint[:12], expected=fingerprint[:12])
         )
     return found
 
@@ -80,7 +83,7 @@ def _find_cached(folder: Path) -> Dataset | None:
         return cache.load(folder)
     except DataError as error:
         if (folder / cache.NPZ_NAME).exists():
-            log.warning("The cached data is not used: %s", error)
+            log.warning(_("The cached data is not used: %s"), error)
         return None
 
 
@@ -103,12 +106,16 @@ def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
                 return dataset
     except DataNotFound as error:
         raise DataError(
-            f"the prepared data of this run was not uploaded, and the raw table is not here "
-            f"either: searched '{error.searched}'. Pass data=<path of the same file>"
+            _(
+                "the prepared data of this run was not uploaded, and the raw table is not here "
+                "either: searched '{searched}'. Pass data=<path of the same file>"
+            ).format(searched=error.searched)
         ) from error
     raise DataError(
-        f"data '{config.data}' is not what the run was trained on (fingerprint "
-        f"{fingerprint[:12]}…): pass data=<path of the same file>, or fork to train on another"
+        _(
+            "data '{data}' is not what the run was trained on (fingerprint {fingerprint}…): pass "
+            "data=<path of the same file>, or fork to train on another"
+        ).format(data=config.data, fingerprint=fingerprint[:12])
     )
 
 
@@ -131,8 +138,10 @@ def upload(folder: Path, upload_data: str, put: Callable[[Path], None]) -> None:
         put(arrays)
     else:
         log.info(
-            "The prepared data (%.1f MB) is not uploaded (upload_data=%s): a resume on another "
-            "machine will need the raw table",
+            _(
+                "The prepared data (%.1f MB) is not uploaded (upload_data=%s): a resume on another "
+                "machine will need the raw table"
+            ),
             num_bytes / 1e6,
             upload_data,
         )

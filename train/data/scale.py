@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from train.errors import DataError
+from train.language import _
 
 _SKEWED = 1.0  # skewness from which the logarithm is tried; a normal target has 0
 _MARGIN = 1.0  # how far, in units of log, a prediction may leave the range of the training rows
@@ -51,8 +52,10 @@ class TargetScale:
         if kind == "log":
             if targets.min() <= 0:
                 raise DataError(
-                    f"target_scale=log needs positive targets, the least is {targets.min():g}: "
-                    "pass target_scale=linear"
+                    _(
+                        "target_scale=log needs positive targets, the least is {least:g}: "
+                        "pass target_scale=linear"
+                    ).format(least=targets.min())
                 )
             targets = np.log(targets)
         mean, std = mean_and_std(targets)

@@ -16,8 +16,10 @@ from torch import nn
 
 from train.config import Config
 from train.data.dataset import Dataset, Rows
+from train.data.prepare import Preprocessing
+from train.language import _
 
-_EVAL_ROWS: Final = 8192  # rows a forward pass at a time in `evaluate`
+_EVAL_ROWS: Final = 8192  # rows a forward pass at a time in `predict`
 _NUM_LAYERS: Final = 3
 _MAX_DROPOUT: Final = 0.5
 _WORK_PER_THREAD: Final = 2**27  # weights times rows of a step: some 10 ms
@@ -60,6 +62,21 @@ class TabularMLP(nn.Module):
         self.linear = _zero(nn.Linear(width, 1))
         self.hidden = _hidden(width, hidden_size, num_layers, dropout) if num_layers else None
         self.head = _zero(nn.Linear(hidden_size, 1)) if num_layers else None
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing, config: Config, ridge: float = 0.0) -> TabularMLP:
+        """Return a new model for what `preprocessing` makes of rows, shaped by the options."""
+        num_numeric, num_codes = _inputs_of(preprocessing)
+        assert config.num_layers is not None  # chosen by `resolve`
+        assert config.dropout is not None
+        return cls(
+            num_numeric,
+            num_codes,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            dropout=config.dropout,
+            ridge=ridge,
+        )
 
     def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
         """Predict on the scale the target is trained on."""
@@ -107,21 +124,30 @@ class TabularTask:
 
     def build_model(self) -> TabularMLP:
         """Return a new model on the device, drawn from torch's global random state."""
-        num_numeric, num_codes = _inputs_of(self.dataset)
-        config = self.config
-        assert config.num_layers is not None  # chosen by `resolve`
-        assert config.dropout is not None
-        model = TabularMLP(
-            num_numeric,
-            num_codes,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            dropout=config.dropout,
-            # The prior that all inputs together explain as much of the target as is noise, each
-            # of W standardised inputs alike: alpha = W in a sum over the rows, W / N in a mean.
-            ridge=input_width(num_numeric, num_codes) / self.num_samples,
-        )
+        preprocessing = self.dataset.preprocessing
+        # The prior that all inputs together explain as much of the target as is noise, each of W
+        # standardised inputs alike: alpha = W in a sum over the rows, W / N in a mean.
+        ridge = input_width(*_inputs_of(preprocessing)) / self.num_samples
+        model = TabularMLP.of(preprocessing, self.config, ridge)
         return model.to(self.device)
+
+    def in_words(self) -> str:
+        """Return what is trained, and where, in a line."""
+        config = self.config
+        with torch.device("meta"):  # neither memory nor random numbers
+            model = TabularMLP.of(self.dataset.preprocessing, config)
+        num_weights = sum(parameter.numel() for parameter in model.parameters())
+        return _(
+            "Model: {layers} hidden layers of {size}, {weights:,} weights, {precision}. "
+            "Device: {device}, {threads} CPU threads"
+        ).format(
+            layers=config.num_layers,
+            size=config.hidden_size,
+            weights=num_weights,
+            precision=config.precision,
+            device=self.device,
+            threads=config.threads,
+        )
 
     def loss(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error of training rows, on the scale trained on.
@@ -131,7 +157,9 @@ class TabularTask:
         """
         rows = indices.to(self.device)
         numeric, categorical, target = (t.index_select(0, rows) for t in self._train)
-        loss = nn.functional.mse_loss(self._predict(model, numeric, categorical), target)
+        loss = nn.functional.mse_loss(
+            _forward(model, numeric, categorical, self.config.precision), target
+        )
         return loss + model.penalty() if isinstance(model, TabularMLP) else loss
 
     @torch.no_grad()
@@ -143,31 +171,49 @@ class TabularTask:
             `val_pearson`, `val_spearman` (both NaN where they are undefined: a constant
             prediction or target), `val_rmse`, `val_mae`.
         """
+        numeric, categorical, target = self._val
         was_training = model.training
         model.eval()
         try:
-            numeric, categorical, target = (t.split(_EVAL_ROWS) for t in self._val)
-            chunks = [self._predict(model, n, c) for n, c in zip(numeric, categorical, strict=True)]
+            predicted = predict(model, numeric, categorical, self.config.precision)
         finally:
             model.train(was_training)
-        predicted = torch.cat(chunks).double()
-        val_loss = (predicted - torch.cat(target)).square().mean().item()
+        val_loss = (predicted - target).square().mean().item()
         decoded = self.dataset.preprocessing.scale.decode(predicted.cpu().numpy())
         return {"val_loss": val_loss, **_metrics(decoded, self.dataset.val.target)}
-
-    def _predict(
-        self, model: nn.Module, numeric: torch.Tensor, categorical: torch.Tensor
-    ) -> torch.Tensor:
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            predicted: torch.Tensor = model(numeric, categorical)
-        return predicted
 
     def _tensors(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         target = self.dataset.preprocessing.scale.encode(rows.target).astype(np.float32)
         arrays = (rows.features.numeric, rows.features.categorical, target)
         numeric, categorical, encoded = (torch.from_numpy(a).to(self.device) for a in arrays)
         return numeric, categorical, encoded
+
+
+def predict(
+    model: nn.Module, numeric: torch.Tensor, categorical: torch.Tensor, precision: str
+) -> torch.Tensor:
+    """Return predictions on the scale trained on, some thousand rows at a time.
+
+    Args:
+        model: In the mode (train or eval) the caller set.
+        numeric: float32 [N, D]
+        categorical: int64 [N, C]
+        precision: "fp32" or "bf16".
+
+    Shape:
+        float64 [N]
+    """
+    parts = zip(numeric.split(_EVAL_ROWS), categorical.split(_EVAL_ROWS), strict=True)
+    return torch.cat([_forward(model, n, c, precision) for n, c in parts]).double()
+
+
+def _forward(
+    model: nn.Module, numeric: torch.Tensor, categorical: torch.Tensor, precision: str
+) -> torch.Tensor:
+    is_bf16 = precision == "bf16"
+    with torch.autocast(numeric.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+        predicted: torch.Tensor = model(numeric, categorical)
+    return predicted
 
 
 def resolve(config: Config, dataset: Dataset) -> Config:
@@ -183,7 +229,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         Dropout as a ridge: Srivastava et al., "Dropout", JMLR 2014, section 9.1.
     """
     num_samples = len(dataset.train)
-    is_wide = input_width(*_inputs_of(dataset)) >= num_samples
+    is_wide = input_width(*_inputs_of(dataset.preprocessing)) >= num_samples
     num_layers = config.num_layers
     if num_layers is None:
         num_layers = 0 if is_wide else _NUM_LAYERS
@@ -214,8 +260,7 @@ def input_width(num_numeric: int, num_codes: Sequence[int]) -> int:
     return num_numeric + sum(map(_embedding_width, num_codes))
 
 
-def _inputs_of(dataset: Dataset) -> tuple[int, list[int]]:
-    preprocessing = dataset.preprocessing
+def _inputs_of(preprocessing: Preprocessing) -> tuple[int, list[int]]:
     return len(preprocessing.numeric), [f.num_codes for f in preprocessing.categorical]
 
 

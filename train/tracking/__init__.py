@@ -15,6 +15,7 @@ from typing import Any
 
 from train import environment
 from train.errors import RunNotUsable, StoreUnavailable
+from train.language import _
 from train.metrics import History, Point
 from train.tracking.artifacts import Artifacts
 from train.tracking.translate import translated
@@ -76,8 +77,8 @@ class Tracking:
         for noisy in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri = mlflow.get_tracking_uri()
-        with translated("connecting"):
-            self._client = MlflowClient(self.uri)
+        with translated(_("connecting")):
+            self.client = MlflowClient(self.uri)
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
@@ -85,8 +86,8 @@ class Tracking:
         Raises:
             StoreUnavailable: It does not answer.
         """
-        with translated("connecting"):
-            self._client.search_experiments(max_results=1)
+        with translated(_("connecting")):
+            self.client.search_experiments(max_results=1)
 
     def _record(self, run: Any) -> RunRecord:
         info, data = run.info, run.data
@@ -108,11 +109,14 @@ class Tracking:
         Raises:
             RunNotUsable: It is unknown or deleted.
         """
-        with translated(f"reading run '{run_id}'", run_id):
-            run = self._client.get_run(run_id)
+        with translated(_("reading run '{run_id}'").format(run_id=run_id), run_id):
+            run = self.client.get_run(run_id)
         if run.info.lifecycle_stage == "deleted":
             raise RunNotUsable(
-                run_id, f"was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+                run_id,
+                _("was deleted; `mlflow runs restore --run-id {run_id}` brings it back").format(
+                    run_id=run_id
+                ),
             )
         return self._record(run)
 
@@ -129,9 +133,11 @@ class Tracking:
             query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
         found: list[Any] = []
         token = None
-        with translated(f"searching experiment '{experiment_id}'"):
+        with translated(
+            _("searching experiment '{experiment_id}'").format(experiment_id=experiment_id)
+        ):
             while True:
-                page = self._client.search_runs(
+                page = self.client.search_runs(
                     [experiment_id],
                     query,
                     order_by=["attributes.start_time DESC"],
@@ -147,14 +153,16 @@ class Tracking:
         chosen_id, name = environment.experiment()
         if chosen_id is not None or name is None:
             return chosen_id or "0"
-        with translated(f"opening experiment '{name}'"):
-            found = self._client.get_experiment_by_name(name)
-            return found.experiment_id if found else self._client.create_experiment(name)
+        with translated(_("opening experiment '{name}'").format(name=name)):
+            found = self.client.get_experiment_by_name(name)
+            return found.experiment_id if found else self.client.create_experiment(name)
 
     def mark_experiment(self, experiment_id: str) -> None:
         """Make the UI open the experiment as one of model training."""
-        with translated(f"tagging experiment '{experiment_id}'"):
-            self._client.set_experiment_tag(
+        with translated(
+            _("tagging experiment '{experiment_id}'").format(experiment_id=experiment_id)
+        ):
+            self.client.set_experiment_tag(
                 experiment_id, "mlflow.experimentKind", "custom_model_development"
             )
 
@@ -162,48 +170,52 @@ class Tracking:
         self, experiment_id: str, name: str | None, tags: Mapping[str, str]
     ) -> RunRecord:
         """Make a run, RUNNING from now."""
-        with translated(f"creating a run in experiment '{experiment_id}'"):
-            run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        with translated(
+            _("creating a run in experiment '{experiment_id}'").format(experiment_id=experiment_id)
+        ):
+            run = self.client.create_run(experiment_id, run_name=name, tags=dict(tags))
         return self._record(run)
 
     def set_status(self, run_id: str, status: str) -> None:
         """Set RUNNING, or end the run as FINISHED, FAILED or KILLED."""
-        with translated(f"setting run '{run_id}' {status}", run_id):
+        with translated(
+            _("setting run '{run_id}' {status}").format(run_id=run_id, status=status), run_id
+        ):
             if status == "RUNNING":
-                self._client.update_run(run_id, status=status)
+                self.client.update_run(run_id, status=status)
             else:
-                self._client.set_terminated(run_id, status=status)
+                self.client.set_terminated(run_id, status=status)
 
     def rename(self, run_id: str, name: str) -> None:
         """Give the run another name."""
-        with translated(f"naming run '{run_id}'", run_id):
-            self._client.update_run(run_id, name=name)
+        with translated(_("naming run '{run_id}'").format(run_id=run_id), run_id):
+            self.client.update_run(run_id, name=name)
 
     def log_params(self, run_id: str, params: Mapping[str, str], known: Iterable[str]) -> None:
         """Log `params` but those in `known`: MLflow's params are written once."""
         from mlflow.entities import Param
 
         rows = [Param(k, v) for k, v in params.items() if k not in set(known)]
-        with translated(f"logging params of run '{run_id}'"):
+        with translated(_("logging params of run '{run_id}'").format(run_id=run_id)):
             for start in range(0, len(rows), MAX_BATCH_PARAMS):
-                self._client.log_batch(run_id, params=rows[start : start + MAX_BATCH_PARAMS])
+                self.client.log_batch(run_id, params=rows[start : start + MAX_BATCH_PARAMS])
 
     def log_points(self, run_id: str, points: list[Point]) -> None:
         """Log metric values in order; one that is there already changes nothing."""
         from mlflow.entities import Metric
 
         rows = [Metric(p.key, p.value, p.timestamp_ms, p.step) for p in points]
-        with translated(f"logging metrics of run '{run_id}'", run_id):
+        with translated(_("logging metrics of run '{run_id}'").format(run_id=run_id), run_id):
             for start in range(0, len(rows), MAX_BATCH_METRICS):
-                self._client.log_batch(run_id, metrics=rows[start : start + MAX_BATCH_METRICS])
+                self.client.log_batch(run_id, metrics=rows[start : start + MAX_BATCH_METRICS])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags; one that MLflow would cut is left out (a document belongs elsewhere)."""
         from mlflow.entities import RunTag
 
         rows = [RunTag(k, v) for k, v in tags.items() if len(v) <= MAX_TAG_CHARS]
-        with translated(f"tagging run '{run_id}'"):
-            self._client.log_batch(run_id, tags=rows)
+        with translated(_("tagging run '{run_id}'").format(run_id=run_id)):
+            self.client.log_batch(run_id, tags=rows)
 
     def log_dataset(
         self,
@@ -238,15 +250,15 @@ class Tracking:
             ),
             tags=[InputTag("mlflow.data.context", "training")],
         )
-        with translated(f"logging the dataset of run '{run_id}'"):
-            self._client.log_inputs(run_id, datasets=[entry])
+        with translated(_("logging the dataset of run '{run_id}'").format(run_id=run_id)):
+            self.client.log_inputs(run_id, datasets=[entry])
 
     def published(self, run_id: str, keys: Iterable[str]) -> History:
         """Return every published value of the metrics `keys`."""
         history = History()
-        with translated(f"reading the metrics of run '{run_id}'", run_id):
+        with translated(_("reading the metrics of run '{run_id}'").format(run_id=run_id), run_id):
             for key in keys:
-                for m in self._client.get_metric_history(run_id, key):
+                for m in self.client.get_metric_history(run_id, key):
                     history.add(Point(key, m.step, m.timestamp, m.value))
         return history
 
@@ -264,10 +276,14 @@ class Tracking:
             refused = error
         holder = self.get_run(run_id).params.get(key)
         if holder is None:
-            raise refused or StoreUnavailable(f"attempt {number} of '{run_id}' is not claimed")
+            told = _("attempt {number} of '{run_id}' is not claimed")
+            raise refused or StoreUnavailable(told.format(number=number, run_id=run_id))
         if holder != child_id:
             raise RunNotUsable(
-                run_id, f"is being continued by another process (attempt {number}, run {holder})"
+                run_id,
+                _("is being continued by another process (attempt {number}, run {holder})").format(
+                    number=number, holder=holder
+                ),
             )
 
     def artifacts(self, record: RunRecord) -> Artifacts:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from train.errors import StoreUnavailable
 from train.files import link_or_copy
+from train.language import _
 from train.tracking.translate import local_path, one_line, translated
 
 
@@ -27,7 +28,7 @@ class Artifacts:
 
     def list(self, path: str = "") -> list[str]:
         """Return the names directly below `path`; [] if there is no such folder."""
-        with translated(f"listing '{path}' at {self.uri}"):
+        with translated(_("listing '{path}' at {uri}").format(path=path, uri=self.uri)):
             found = self._repository.list_artifacts(path or None)
         return [posixpath.basename(info.path) for info in found]
 
@@ -40,7 +41,8 @@ class Artifacts:
             give_away: The file is not changed any more: a store in a local folder may then give
                 it a second name in place of writing its bytes a second time.
         """
-        with translated(f"uploading '{folder}/{local_file.name}' to {self.uri}"):
+        path = f"{folder}/{local_file.name}"
+        with translated(_("uploading '{path}' to {uri}").format(path=path, uri=self.uri)):
             if give_away and self.folder is not None:
                 link_or_copy(local_file, self.folder / folder / local_file.name)
                 return
@@ -60,7 +62,8 @@ class Artifacts:
         if self.folder is not None:
             if {"..", "/"} & {*Path(path).parts} or not (self.folder / path).exists():
                 raise FileNotFoundError(path)
-            with translated(f"downloading '{path}' from {self.uri}"):
+            doing = _("downloading '{path}' from {uri}").format(path=path, uri=self.uri)
+            with translated(doing):
                 link_or_copy(self.folder / path, local_file)
             return
         try:
@@ -68,11 +71,12 @@ class Artifacts:
         except Exception as error:  # each store raises its own kind for "no such file"
             if posixpath.basename(path) not in self.list(posixpath.dirname(path)):
                 raise FileNotFoundError(path) from error
+            told = _("downloading '{path}' from {uri} failed: {reason}")
             raise StoreUnavailable(
-                f"downloading '{path}' from {self.uri} failed: {one_line(error)}"
+                told.format(path=path, uri=self.uri, reason=one_line(error))
             ) from error
 
     def delete(self, path: str) -> None:
         """Remove the file or folder at `path`; it may be gone already."""
-        with translated(f"deleting '{path}' at {self.uri}"):
+        with translated(_("deleting '{path}' at {uri}").format(path=path, uri=self.uri)):
             self._repository.delete_artifacts(path)

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 
 from train import environment
 from train.errors import RunNotUsable, StoreUnavailable
+from train.language import _
 
 
 def local_path(artifact_uri: str) -> Path | None:
@@ -42,49 +43,67 @@ def _unavailable(doing: str, error: Exception) -> StoreUnavailable:
     if uri.startswith(("file:", "/", ".")):
         folder = local_path(uri)
         return StoreUnavailable(
-            f"'{uri}' is an MLflow file store, which MLflow no longer opens: `mlflow "
-            f"migrate-filestore --source {folder} --target sqlite:///mlflow.db` migrates it; in "
-            "any case name a store from now on: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+            _(
+                "'{uri}' is an MLflow file store, which MLflow no longer opens: `mlflow "
+                "migrate-filestore --source {folder} --target sqlite:///mlflow.db` migrates it; in "
+                "any case name a store from now on: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+            ).format(uri=uri, folder=folder)
         )
     if "Max retries exceeded" in str(error):
         return StoreUnavailable(
-            f"the tracking server at {uri} does not answer ({doing}): start it, or check "
-            "MLFLOW_TRACKING_URI"
+            _(
+                "the tracking server at {uri} does not answer ({doing}): start it, or check "
+                "MLFLOW_TRACKING_URI"
+            ).format(uri=uri, doing=doing)
         )
-    code = _refusal(error)
-    if code:
-        why = {
-            "401": "it does not know who asks. Set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-            "403": "this user may not do that. Ask whoever runs it, or use a run of your own",
-        }[code]
-        return StoreUnavailable(f"{doing} was refused by {uri} with {code}: {why}")
-    if re.search(r"No Experiment with id=|Invalid experiment ID", str(error)):
-        return StoreUnavailable(
-            f"{doing} failed: {uri} has none of that ID. `mlflow experiments search` shows those "
-            "there are: correct or unset MLFLOW_EXPERIMENT_ID"
-        )
-    deleted = re.search(r"experiment (\d+) must be in the 'active' state", str(error))
-    if deleted:
-        return StoreUnavailable(
-            f"{doing} failed: it was deleted. `mlflow experiments restore --experiment-id "
-            f"{deleted[1]}` brings it back; MLFLOW_EXPERIMENT_NAME=<new name> makes another"
-        )
+    told = _refused(doing, uri, error) or _no_experiment(doing, uri, error)
+    if told:
+        return StoreUnavailable(told)
     if "Invalid Host header" in str(error):
         return StoreUnavailable(
-            f"the tracking server at {uri} refuses to be called by that name: start it with "
-            f"--allowed-hosts {urlparse(uri).netloc}"
+            _(
+                "the tracking server at {uri} refuses to be called by that name: start it with "
+                "--allowed-hosts {host}"
+            ).format(uri=uri, host=urlparse(uri).netloc)
         )
-    return StoreUnavailable(f"{doing} failed: {one_line(error)}")
+    return StoreUnavailable(
+        _("{doing} failed: {reason}").format(doing=doing, reason=one_line(error))
+    )
 
 
-def _refusal(error: Exception) -> str | None:
-    """Return the code by which a server says who may do what, None if it is something else."""
+def _refused(doing: str, uri: str, error: Exception) -> str | None:
+    """Return what to do where a server says who may do what, None if it is something else."""
     found = re.search(r"\b(401|403) Client Error", str(error))  # of a file
-    if found:
-        return found[1]
     by_name = {"UNAUTHENTICATED": "401", "PERMISSION_DENIED": "403"}
-    return by_name.get(str(getattr(error, "error_code", None)))
+    code = found[1] if found else by_name.get(str(getattr(error, "error_code", None)))
+    if code is None:
+        return None
+    why = {
+        "401": _(
+            "it does not know who asks. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        ),
+        "403": _("this user may not do that. Ask whoever runs it, or use a run of your own"),
+    }[code]
+    return _("{doing} was refused by {uri} with {code}: {why}").format(
+        doing=doing, uri=uri, code=code, why=why
+    )
+
+
+def _no_experiment(doing: str, uri: str, error: Exception) -> str | None:
+    """Return what to do where the experiment is unknown or deleted, None if that is not it."""
+    if re.search(r"No Experiment with id=|Invalid experiment ID", str(error)):
+        return _(
+            "{doing} failed: {uri} has none of that ID. `mlflow experiments search` shows "
+            "those there are: correct or unset MLFLOW_EXPERIMENT_ID"
+        ).format(doing=doing, uri=uri)
+    deleted = re.search(r"experiment (\d+) must be in the 'active' state", str(error))
+    if deleted:
+        return _(
+            "{doing} failed: it was deleted. `mlflow experiments restore --experiment-id "
+            "{deleted}` brings it back; MLFLOW_EXPERIMENT_NAME=<new name> makes another"
+        ).format(doing=doing, deleted=deleted[1])
+    return None
 
 
 def one_line(error: BaseException) -> str:
@@ -97,11 +116,11 @@ def _not_found(error: Exception) -> str:
 
     uri = environment.redact(mlflow.get_tracking_uri())
     if "not found" not in str(error).lower():
-        return f"cannot be used: {one_line(error)}"
-    hint = "check the ID, and MLFLOW_TRACKING_URI"
+        return _("cannot be used: {reason}").format(reason=one_line(error))
+    hint = _("check the ID, and MLFLOW_TRACKING_URI")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        hint = (
+        hint = _(
             "a relative sqlite URI starts in the folder of each process, and `mlflow run` works "
             "in the project's folder. Use the full path: sqlite:////full/path/mlflow.db"
         )
-    return f"is not on the tracking server {uri}: {hint}"
+    return _("is not on the tracking server {uri}: {hint}").format(uri=uri, hint=hint)

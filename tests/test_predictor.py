@@ -1,0 +1,285 @@
+"""Raw rows in, predictions out: whatever they are kept in, and however many at a time."""
+
+import datetime
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from train.config import Config
+from train.data.dataset import prepare, split
+from train.errors import CheckpointDamaged, DataError
+from train.tasks.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor, _load_pyfunc
+from train.tasks.tabular import TabularTask
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_ROWS = 300
+EPOCH = datetime.date(2020, 1, 1)
+NAMES = ("whole", "part", "flag", "day", "moment", "word", "kind")
+
+
+def some_missing(values, draw):
+    return [None if gone else value for value, gone in zip(values, draw, strict=True)]
+
+
+def raw_table(num_rows=NUM_ROWS, seed=0):
+    """Return rows with a column of every kind, each of some with values missing."""
+    random = np.random.default_rng(seed)
+    days = random.integers(0, 900, num_rows).tolist()
+    dates = [EPOCH + datetime.timedelta(days=n) for n in days]
+    times = [datetime.datetime.combine(d, datetime.time(d.day % 24, 7)) for d in dates]
+    part = random.normal(size=num_rows)
+    words = [["red", "green", "blue"][n] for n in random.integers(0, 3, num_rows)]
+    gone = random.random((num_rows, 4)) < 0.1
+    columns = {
+        "whole": random.integers(-50, 50, num_rows),
+        "part": some_missing(part.tolist(), gone[:, 0]),
+        "flag": some_missing((part > 0).tolist(), gone[:, 1]),
+        "day": pa.array(dates, pa.date32()),
+        "moment": pa.array(some_missing(times, gone[:, 2]), pa.timestamp("us")),
+        "word": some_missing(words, gone[:, 3]),
+        "kind": pa.array([word[0] for word in words]).dictionary_encode(),
+        "price": np.exp(2 + part / 2 + 0.1 * random.normal(size=num_rows)),
+    }
+    return pa.table(columns)
+
+
+def make_task(tmp_path, table=None, **options):
+    path = tmp_path / "table.parquet"
+    pyarrow.parquet.write_table(raw_table() if table is None else table, path)
+    config = Config(data=str(path), target="price", hidden_size=16, num_layers=2, **options)
+    return TabularTask(prepare(config), config, "cpu")
+
+
+def train(task, steps=8):
+    """Return a model after a few steps on all rows."""
+    torch.manual_seed(0)
+    model = task.build_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        task.loss(model, torch.arange(task.num_samples)).backward()
+        optimizer.step()
+    return model
+
+
+def predictor_of(task, model):
+    return Predictor(task.dataset.preprocessing, task.config, model.state_dict())
+
+
+@pytest.fixture
+def predictor(tmp_path):
+    """Return what predicts by a model that was trained for a few steps."""
+    task = make_task(tmp_path)
+    return predictor_of(task, train(task))
+
+
+def nullable(table):
+    return table.to_pandas().convert_dtypes()
+
+
+def of_arrow(table):
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def through_csv(table):
+    """Return the rows as a CSV leaves them: dates and all are text."""
+    frame = table.to_pandas()
+    return frame.astype({"day": str, "moment": object}).assign(
+        moment=[None if pd.isna(m) else m.isoformat() for m in frame["moment"]]
+    )
+
+
+def as_floats(table):
+    """Return the rows as MLflow's signature leaves them: numbers are doubles."""
+    return table.to_pandas().astype({"whole": float})
+
+
+def of_categories(table):
+    return table.to_pandas().astype({"word": "category", "kind": "category"})
+
+
+def moments_for_days(table):
+    return table.to_pandas().astype({"day": "datetime64[ns]"})
+
+
+def shuffled(table):
+    return table.append_column("more", [["?"] * len(table)]).select(
+        ["more", *reversed(table.column_names)]
+    )
+
+
+def in_chunks(table):
+    return pa.concat_tables([table.slice(0, 7), table.slice(7)])
+
+
+def of_large_strings(table):
+    fields = {"word": pa.large_string(), "kind": pa.large_string(), "whole": pa.int8()}
+    types = [(f.name, fields.get(f.name, f.type)) for f in table.schema]
+    return table.cast(pa.schema(types))
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [pa.Table.to_pandas, nullable, of_arrow, through_csv, as_floats, of_categories,
+     moments_for_days, shuffled, in_chunks, of_large_strings,
+     lambda table: shuffled(table).to_pandas().set_index("more")],
+)  # fmt: skip
+def test_the_same_rows_give_the_same_numbers(predictor, kept):
+    """Of pandas or of pyarrow, with nulls or NaN, in any order and beside others: bit for bit."""
+    rows = raw_table(50, seed=1).drop_columns("price")
+    expected = predictor.predict(rows)
+    assert expected.dtype == np.float64
+    assert len(np.unique(expected)) > 40
+    np.testing.assert_array_equal(predictor.predict(kept(rows)), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "nothing",
+    [lambda n: pa.nulls(n), lambda n: pd.Series([None] * n), lambda n: pd.Series([np.nan] * n),
+     lambda n: pd.Series([pd.NaT] * n), lambda n: pd.Series([pd.NA] * n)],
+)  # fmt: skip
+def test_a_column_without_values_is_one_of_missing_values(predictor, name, nothing):
+    """Whichever nothing it holds, and whatever the column held in training."""
+    rows = raw_table(20, seed=1)
+    gone = rows.set_column(rows.column_names.index(name), name, pa.nulls(20).cast(rows[name].type))
+    found = nothing(20)
+    given = rows.set_column(rows.column_names.index(name), name, found) if isinstance(
+        found, pa.Array
+    ) else rows.to_pandas().assign(**{name: found})  # fmt: skip
+    np.testing.assert_array_equal(predictor.predict(given), predictor.predict(gone))
+
+
+def test_categories_that_training_did_not_have_are_alike(predictor):
+    """They are no error, and which of them it is makes no difference."""
+    rows = raw_table(20, seed=1).to_pandas()
+    first, second = (predictor.predict(rows.assign(word=w, kind=w)) for w in ("mauve", "12"))
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(first).all()
+    assert (first != predictor.predict(rows)).any()
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp32"}, {"precision": "bf16"}])
+@pytest.mark.parametrize("batch_size", [1, 7, 299])
+def test_a_prediction_does_not_depend_on_its_company(tmp_path, options, batch_size):
+    """Row by row or all at once: the numbers agree to the last digits of float32."""
+    task = make_task(tmp_path, **options)
+    predictor, rows = predictor_of(task, train(task)), raw_table(seed=1)
+    parts = [rows.slice(at, batch_size) for at in range(0, len(rows), batch_size)]
+    apart = np.concatenate([predictor.predict(part) for part in parts])
+    np.testing.assert_allclose(apart, predictor.predict(rows), rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("target_scale", ["linear", "log"])
+@pytest.mark.parametrize("num_rows", [300, 50_000])
+def test_validation_rows_give_what_validated(tmp_path, precision, target_scale, num_rows):
+    """Raw, in their order: the metrics of the training come out, bit for bit."""
+    table = raw_table(num_rows)
+    task = make_task(tmp_path, table, precision=precision, target_scale=target_scale)
+    model = train(task, steps=3)
+    _, val = split(num_rows, task.config.val_fraction, task.config.split_seed)
+    predicted = predictor_of(task, model).predict(table.take(pa.array(val)))
+    error, metrics = predicted - task.dataset.val.target, task.evaluate(model)
+    assert task.dataset.preprocessing.scale.kind == target_scale
+    assert metrics["val_rmse"] == np.sqrt(np.mean(error**2))
+    assert metrics["val_mae"] == np.mean(np.abs(error))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_saved_predicts_the_same(predictor, tmp_path, precision):
+    """Through the folder, as MLflow begins to load it: the same bits."""
+    task = make_task(tmp_path, precision=precision)
+    predictor, rows = predictor_of(task, train(task)), raw_table(50, seed=1)
+    predictor.save(tmp_path / "new" / "saved")
+    for loaded in (
+        Predictor.load(tmp_path / "new" / "saved"),
+        _load_pyfunc(f"{tmp_path}/new/saved"),
+    ):
+        np.testing.assert_array_equal(loaded.predict(rows), predictor.predict(rows))
+        assert loaded.config == predictor.config
+
+
+class Code:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_weights_with_code_in_them_are_refused(predictor, tmp_path):
+    """Nothing is unpickled but tensors, so nothing of a stranger's model runs by being read."""
+    predictor.save(tmp_path / "saved")
+    torch.save({"linear.weight": Code()}, tmp_path / "saved" / WEIGHTS_FILE)
+    with pytest.raises(CheckpointDamaged, match=WEIGHTS_FILE):
+        Predictor.load(tmp_path / "saved")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_weights_that_cannot_be_read_are_damaged(predictor, tmp_path, content):
+    """Cut short, or something else: one error says it."""
+    predictor.save(tmp_path / "saved")
+    file = tmp_path / "saved" / WEIGHTS_FILE
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(CheckpointDamaged, match=WEIGHTS_FILE):
+        Predictor.load(tmp_path / "saved")
+
+
+def test_a_folder_of_a_newer_version_is_refused(predictor, tmp_path):
+    """What it means is not known here."""
+    predictor.save(tmp_path / "saved")
+    recipe = tmp_path / "saved" / RECIPE_FILE
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"format_version": 2}))
+    with pytest.raises(CheckpointDamaged, match="format version 2, not 1"):
+        Predictor.load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda w: w.pop("linear.bias"),
+     lambda w: w.update(more=torch.zeros(1)),
+     lambda w: w.update({"linear.bias": torch.zeros(2)}),
+     lambda w: w.update({"linear.bias": "text"})],
+)  # fmt: skip
+def test_weights_of_another_model_are_refused(tmp_path, change):
+    """Too few, too many, of another shape, of another kind."""
+    task = make_task(tmp_path)
+    weights = dict(task.build_model().state_dict())
+    change(weights)
+    with pytest.raises(CheckpointDamaged, match="does not fit its options"):
+        Predictor(task.dataset.preprocessing, task.config, weights)
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_missing_columns_are_named(predictor, as_frame):
+    """All of them, whatever the rows are kept in."""
+    rows = raw_table(5).drop_columns(["word", "whole"])
+    with pytest.raises(DataError, match="lacks 'whole', 'word'"):
+        predictor.predict(rows.to_pandas() if as_frame else rows)
+    with pytest.raises(DataError, match="lacks 'day', 'flag'"):
+        predictor.predict(pd.DataFrame(index=range(3)))
+
+
+@pytest.mark.parametrize("name", ["whole", "part", "flag", "day", "moment"])
+def test_a_column_of_another_kind_is_named(predictor, name):
+    """Words where there were numbers or dates, or values of several kinds."""
+    rows = raw_table(2).to_pandas()
+    for values in (["many", "few"], [b"1", 2.5], [[1], [2]]):
+        with pytest.raises(DataError, match=f"column '{name}'"):
+            predictor.predict(rows.assign(**{name: values}))
+
+
+def test_no_rows_give_no_numbers(predictor):
+    """An empty table is no error."""
+    rows = raw_table(5).slice(0, 0)
+    for empty in (rows, rows.to_pandas(), pd.DataFrame({name: [] for name in NAMES})):
+        found = predictor.predict(empty)
+        assert (found.shape, found.dtype) == ((0,), np.float64)

@@ -1,0 +1,95 @@
+"""`train ui`: MLflow's pages on the store that is in use, with a run in front."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+
+from train import environment
+from train.attempt import run_page
+from train.errors import StoreUnavailable
+from train.language import _
+from train.source import find_run
+from train.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+MAX_PORTS = 20  # looked at, from the first on
+START_SECONDS = 60.0
+LOOK_SECONDS = 0.2
+
+
+def open_pages(run_id: str | None, port: int) -> None:
+    """Show a run's page in the browser; where there is none, say its address.
+
+    Where the store is a database, MLflow's pages are served by this process, until Ctrl-C.
+
+    Args:
+        run_id: The run; default: the newest of the experiment that has a checkpoint.
+        port: The first port to try for pages that are served here.
+
+    Raises:
+        RunNotUsable: There is no such run.
+        StoreUnavailable: No port is free, or the pages do not come up.
+    """
+    tracking = Tracking()
+    if run_id is not None:
+        page = run_page(find_run(tracking, run_id))
+    else:
+        experiment_id = tracking.experiment_id()
+        newest = tracking.search_runs(experiment_id)[:1]
+        page = run_page(newest[0]) if newest else f"#/experiments/{experiment_id}/runs"
+    if tracking.uri.startswith("http"):
+        _show(f"{tracking.uri.rstrip('/')}/{page}")
+        return
+    port = _free_port(port)
+    log.info(_("Starting MLflow's pages …"))
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking.uri]
+    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
+    try:
+        _wait_until_served(server, port)
+        _show(f"http://127.0.0.1:{port}/{page}")
+        log.info(_("Ctrl-C ends it"))
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _show(address: str) -> None:
+    log.info("%s", environment.redact(address))
+    if environment.has_screen():
+        webbrowser.open(address)
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, first + MAX_PORTS):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StoreUnavailable(
+        _("no port from {first} to {last} is free: give another one with --port").format(
+            first=first, last=first + MAX_PORTS - 1
+        )
+    )
+
+
+def _wait_until_served(server: subprocess.Popen[bytes], port: int) -> None:
+    ends = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < ends:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return
+        time.sleep(LOOK_SECONDS)
+    raise StoreUnavailable(
+        _("MLflow's pages did not come up on port {port}: `mlflow ui` says why").format(port=port)
+    )

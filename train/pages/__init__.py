@@ -1,0 +1,1 @@
+"""Pages and pictures of a run, for people who read it in MLflow."""

@@ -1,0 +1,171 @@
+"""What a finished run leaves: its best model, to be used, and figures, to be looked at."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+
+from train.attempt import first_epochs
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.policy import find_best
+from train.checkpoint.store import CheckpointStore, retried
+from train.config import Config
+from train.data.dataset import Dataset
+from train.data.prepare import Preprocessing
+from train.errors import StoreUnavailable
+from train.language import _
+from train.metrics import MONITOR, History
+from train.pages import figures
+from train.tasks.predictor import Predictor
+from train.tracking import RunRecord, Tracking
+from train.tracking.models import MODEL_TAG, log_model, register_model
+
+log = logging.getLogger(__name__)
+
+MODEL_OF_TAG = "train.model_of"  # of the run: the checkpoint that its logged model was made of
+FIGURES = "figures"
+_LOADER = "train.tasks.predictor"
+
+
+def publish_results(
+    tracking: Tracking,
+    run_id: str,
+    store: CheckpointStore,
+    find_dataset: Callable[[], Dataset],
+    register: str | None,
+) -> None:
+    """Log the best checkpoint of a finished run as a model, with figures; again is harmless.
+
+    Args:
+        tracking: The server.
+        run_id: The run.
+        store: Its checkpoints.
+        find_dataset: Returns its data.
+        register: The name to register the model by, if any.
+
+    Nothing that goes wrong here makes a run less trained: it is told, with the command that tries
+    again.
+
+    Raises:
+        StoreUnavailable: The server is away. Call again later.
+    """
+    log.info(_("Logging the best model, and figures …"))
+    try:
+        retried(lambda: _publish(tracking, run_id, store, find_dataset(), register))
+        return
+    except StoreUnavailable as refused:
+        tracking.probe()  # raises where all is to wait until the server is back
+        error: Exception = refused
+    except Exception as fault:  # of MLflow, or of a library that draws: see above
+        error = fault
+    log.warning(
+        _("The model could not be logged: %s. `python -m train publish %s` tries again"),
+        " ".join(str(error).split())[:300], run_id,
+    )  # fmt: skip
+
+
+def _publish(
+    tracking: Tracking,
+    run_id: str,
+    store: CheckpointStore,
+    dataset: Dataset,
+    register: str | None,
+) -> None:
+    record, manifests = tracking.get_run(run_id), store.list()
+    best, last = find_best(manifests) or manifests[-1], manifests[-1]
+    opened = {m.name: load_predictor(store, m, dataset.preprocessing) for m in (best, last)}
+    model_id = log_checkpoint(tracking, record, best, opened[best.name], dataset.sample)
+    if register:
+        register_checkpoint(tracking, record, model_id, best, register)
+    drawn = {
+        **_curves(record, opened[last.name][1], best.epoch),
+        **_predictions("best", best, opened[best.name][0], dataset),
+        **_predictions("last", last, opened[last.name][0], dataset),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, picture in drawn.items():
+            file = Path(folder) / f"{name}.png"
+            file.write_bytes(picture)
+            store.upload(file, FIGURES)
+
+
+def load_predictor(
+    store: CheckpointStore, manifest: Manifest, preprocessing: Preprocessing
+) -> tuple[Predictor, History]:
+    """Return the model of a checkpoint, verified, and the history up to it.
+
+    Args:
+        store: The run's checkpoints.
+        manifest: The checkpoint.
+        preprocessing: What was fitted for the run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = store.get(manifest, Path(folder))
+    config = Config.from_dict(checkpoint["config"])
+    history = History()
+    history.load_state_dict(checkpoint["history"])
+    return Predictor(preprocessing, config, checkpoint["model_state_dict"]), history
+
+
+def log_checkpoint(
+    tracking: Tracking,
+    record: RunRecord,
+    manifest: Manifest,
+    opened: tuple[Predictor, History],
+    sample: pa.Table,
+) -> str:
+    """Log a checkpoint as the run's model, unless it is that already; return the model's ID.
+
+    Args:
+        tracking: The server.
+        record: The run, just read.
+        manifest: The checkpoint.
+        opened: What `load_predictor` returned.
+        sample: Some raw rows.
+    """
+    predictor, history = opened
+    made_of = f"{manifest.name} {manifest.files[0].sha256}"
+    if record.tags.get(MODEL_OF_TAG) == made_of:
+        return record.tags[MODEL_TAG]
+    points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
+    tags = {"train.checkpoint": manifest.name}
+    with tempfile.TemporaryDirectory() as folder:
+        content = Path(folder) / "predictor"
+        predictor.save(content)
+        model_id = log_model(tracking, record, content, _LOADER, sample, points, tags)
+    tracking.set_tags(record.run_id, {MODEL_TAG: model_id, MODEL_OF_TAG: made_of})
+    log.info(_("The model of %s is runs:/%s/model"), manifest.name, record.run_id)
+    return model_id
+
+
+def register_checkpoint(
+    tracking: Tracking, record: RunRecord, model_id: str, manifest: Manifest, name: str
+) -> None:
+    """Make the logged model the newest version of the registered model `name`."""
+    tags = {"epoch": str(manifest.epoch), MONITOR: str(manifest.score)}
+    number = register_model(tracking, record, model_id, name, tags)
+    log.info(_("It is version %d of the registered model '%s'"), number, name)
+
+
+def _curves(record: RunRecord, history: History, best_epoch: int) -> dict[str, bytes]:
+    begun = first_epochs(record.tags)
+    return {
+        "loss": figures.loss_curves(history, begun, best_epoch),
+        "correlation": figures.correlation_curve(history, begun, best_epoch),
+    }
+
+
+def _predictions(
+    which: str, manifest: Manifest, predictor: Predictor, dataset: Dataset
+) -> dict[str, bytes]:
+    predicted, target = predictor.predict_features(dataset.val.features), dataset.val.target
+    title = f"{dataset.preprocessing.target}, {len(target):,} validation rows, {which} epoch "
+    title += str(manifest.epoch)
+    return {
+        f"{which}_predicted": figures.predicted_against_true(predicted, target, title),
+        f"{which}_residuals": figures.residuals(predicted, target, title),
+    }

@@ -1,0 +1,107 @@
+"""Using a run's model: predicting a file's rows, logging any checkpoint as a model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv
+
+from train import environment
+from train.checkpoint.manifest import Manifest
+from train.checkpoint.spool import RunFolder
+from train.checkpoint.store import CheckpointStore
+from train.data.cache import JSON_NAME, load_preprocessing
+from train.data.prepare import Preprocessing
+from train.data.provide import cache_folder
+from train.data.table import read_table
+from train.errors import DataError
+from train.files import atomic_write
+from train.language import _
+from train.results import load_predictor, log_checkpoint, register_checkpoint
+from train.source import find_run, open_store, pick
+from train.tracking import DATA_TAG, RunRecord, Tracking
+
+
+def predict_table(tracking: Tracking, run_id: str, epoch: str, data: str) -> pa.Table:
+    """Return a table with one more column: what a checkpoint of the run predicts for each row.
+
+    The column is named `predicted_<target>`.
+
+    Args:
+        tracking: The server.
+        run_id: The run.
+        epoch: Which checkpoint; see `train.source.pick`.
+        data: The table, of any kind that can be trained on.
+
+    Raises:
+        DataError: The table is missing, cannot be read, or lacks columns.
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    record, store, manifest = _open(tracking, run_id, epoch)
+    preprocessing, _sample = _recipe(tracking, record)
+    predictor, _history = load_predictor(store, manifest, preprocessing)
+    # What was text in training stays text, though a column of digits looks like a number; what is
+    # not used is shown as it is in the file.
+    texts = [*(feature.column for feature in preprocessing.categorical), *preprocessing.left_out]
+    table = read_table(data, texts)
+    environment.set_threads(predictor.config.threads)
+    name = f"predicted_{preprocessing.target}"
+    if name in table.column_names:
+        raise DataError(
+            _("data '{data}' has a column '{name}' already").format(data=data, name=name)
+        )
+    return table.append_column(name, pa.array(predictor.predict(table)))
+
+
+def write_csv(table: pa.Table, to: Path | BinaryIO) -> None:
+    """Write a table as CSV: to an open file, or as a file that is there whole or not at all."""
+    if isinstance(to, Path):
+        atomic_write(to, lambda file: pyarrow.csv.write_csv(table, file))
+    else:
+        pyarrow.csv.write_csv(table, pa.PythonFile(to, mode="w"))
+
+
+def publish(tracking: Tracking, run_id: str, epoch: str, register: str | None) -> Manifest:
+    """Log a checkpoint of the run as its model, and register it if a name is given.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    record, store, manifest = _open(tracking, run_id, epoch)
+    preprocessing, sample = _recipe(tracking, record)
+    opened = load_predictor(store, manifest, preprocessing)
+    model_id = log_checkpoint(tracking, record, manifest, opened, sample)
+    if register:
+        register_checkpoint(tracking, record, model_id, manifest, register)
+    return manifest
+
+
+def _open(
+    tracking: Tracking, run_id: str, epoch: str
+) -> tuple[RunRecord, CheckpointStore, Manifest]:
+    record = find_run(tracking, run_id)
+    store = open_store(
+        tracking, record, RunFolder(environment.run_folder(tracking.uri, record.run_id))
+    )
+    return record, store, pick(record.run_id, store.list(), epoch)
+
+
+def _recipe(tracking: Tracking, record: RunRecord) -> tuple[Preprocessing, pa.Table]:
+    """Return what was fitted for the run, cached here or from its artifacts, and a sample."""
+    cached = cache_folder(environment.home(), record.tags[DATA_TAG]) / JSON_NAME
+    if cached.exists():
+        return load_preprocessing(cached)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / JSON_NAME
+        try:
+            tracking.artifacts(record).download(f"data/{JSON_NAME}", file)
+        except FileNotFoundError as error:
+            raise DataError(
+                _(
+                    "run '{run_id}' has no artifact data/{name}, which says how rows are prepared"
+                ).format(run_id=record.run_id, name=JSON_NAME)
+            ) from error
+        return load_preprocessing(file)

@@ -1,0 +1,171 @@
+"""Raw rows in, predictions out: a trained model with the preprocessing it was trained behind.
+
+`_load_pyfunc` is where MLflow begins to load a logged model: it names this module in the model's
+`MLmodel`. Nothing here imports MLflow, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from train.config import Config
+from train.data.columns import CALENDAR_PARTS, kind_of
+from train.data.prepare import Features, Preprocessing
+from train.errors import CheckpointDamaged, DataError
+from train.language import _
+from train.tasks.tabular import TabularMLP, predict
+
+if TYPE_CHECKING:
+    import pandas
+
+WEIGHTS_FILE = "weights.pth"
+RECIPE_FILE = "recipe.json"
+_FORMAT_VERSION = 1
+
+
+class Predictor:
+    """A model that takes raw rows.
+
+    Args:
+        preprocessing: What was fitted when the model was trained.
+        config: The options of the run: the model's shape and its arithmetic.
+        weights: The model's `state_dict`.
+        device: Where to compute.
+
+    Raises:
+        CheckpointDamaged: The weights are not of that shape.
+
+    Guarantees:
+        The numbers do not depend on what else is predicted with a row, but for the last digits of
+        float32. With the rows that validated the training, in their order, and as many threads,
+        they are those of the training, bit for bit.
+    """
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        config: Config,
+        weights: Mapping[str, torch.Tensor],
+        device: str = "cpu",
+    ) -> None:
+        self.preprocessing, self.config = preprocessing, config
+        self._weights, self._device = dict(weights), torch.device(device)
+        self._model = TabularMLP.of(preprocessing, config)
+        try:
+            self._model.load_state_dict(self._weights)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointDamaged(
+                "of the model", f"it does not fit its options: {' '.join(str(error).split())[:300]}"
+            ) from error
+        self._model.to(self._device).eval()
+
+    def predict(self, rows: pa.Table | pandas.DataFrame, params: Any = None) -> NDArray[np.float64]:
+        """Return the prediction for each row, on the target's own scale.
+
+        Args:
+            rows: The columns that the model was trained on; others are not looked at. Values may
+                be missing, and categories may be new.
+            params: Not used; MLflow passes it.
+
+        Shape:
+            float64 [N]
+
+        Raises:
+            DataError: Columns are missing, or hold something else than in training.
+        """
+        table = rows if isinstance(rows, pa.Table) else self._table(rows)
+        return self.predict_features(self.preprocessing.transform(self._readable(table)))
+
+    def predict_features(self, features: Features) -> NDArray[np.float64]:
+        """Return the prediction for each row of arrays that are prepared already. Shape [N]."""
+        numeric, categorical = (
+            torch.from_numpy(a).to(self._device) for a in (features.numeric, features.categorical)
+        )
+        with torch.no_grad():
+            encoded = predict(self._model, numeric, categorical, self.config.precision)
+        return self.preprocessing.scale.decode(encoded.cpu().numpy())
+
+    def _readable(self, table: pa.Table) -> pa.Table:
+        """Return the table with dates as dates where they came as text, as JSON has them."""
+        dates = {f.column for f in self.preprocessing.numeric if f.part in CALENDAR_PARTS}
+        for i, name in enumerate(table.column_names):
+            if name not in dates:
+                continue
+            column = table[name]
+            if column.null_count == len(column):  # pandas has a type for it: that of numbers
+                table = table.set_column(i, name, pa.nulls(len(column)))
+            elif kind_of(column) == "numeric":  # since when, and in what, nobody can tell
+                reason = _("not a date: {reason}").format(reason=column.type)
+                raise DataError(
+                    _("column '{name}' is not what it was when fitted: {reason}").format(
+                        name=name, reason=reason
+                    )
+                )
+            elif kind_of(column) == "text":
+                with contextlib.suppress(pa.ArrowException):  # `transform` says what is wrong
+                    table = table.set_column(i, name, column.cast(pa.timestamp("us")))
+        return table
+
+    def _table(self, rows: pandas.DataFrame) -> pa.Table:
+        columns = self.preprocessing.columns
+        used = [name for name in rows.columns if name in columns]
+        arrays = []
+        for name in used:
+            try:
+                arrays.append(pa.array(rows[name], from_pandas=True))
+            except pa.ArrowException as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    _("column '{name}' holds values of several kinds: {reason}").format(
+                        name=name, reason=reason
+                    )
+                ) from error
+        # A table without columns could not say how many rows it has; `transform` refuses it.
+        return pa.table(dict(zip(used, arrays, strict=True)))
+
+    def save(self, folder: Path) -> None:
+        """Write it to `folder`, for `load`: the weights, and the rest as JSON."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self._weights, folder / WEIGHTS_FILE)
+        recipe = {
+            "format_version": _FORMAT_VERSION,
+            "config": self.config.to_dict(),
+            "preprocessing": self.preprocessing.to_dict(),
+        }
+        (folder / RECIPE_FILE).write_text(json.dumps(recipe, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Predictor:
+        """Read what `save` wrote; of the weights' file nothing but tensors.
+
+        Raises:
+            CheckpointDamaged: The weights cannot be read, or do not fit.
+        """
+        recipe = json.loads((folder / RECIPE_FILE).read_text())
+        if recipe["format_version"] != _FORMAT_VERSION:
+            raise CheckpointDamaged(
+                f"'{folder}'",
+                f"it has format version {recipe['format_version']}, not {_FORMAT_VERSION}",
+            )
+        try:
+            weights = torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds; its text is advice to trust the file
+            raise CheckpointDamaged(
+                f"'{folder / WEIGHTS_FILE}'", f"it cannot be read safely ({type(error).__name__})"
+            ) from error
+        preprocessing = Preprocessing.from_dict(recipe["preprocessing"])
+        return cls(preprocessing, Config.from_dict(recipe["config"]), weights)
+
+
+def _load_pyfunc(path: str) -> Predictor:
+    """Load a model that MLflow has downloaded; MLflow calls this by its name."""
+    return Predictor.load(Path(path))

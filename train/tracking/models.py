@@ -1,0 +1,200 @@
+"""MLflow's logged models, and its registry of models.
+
+A logged model is made PENDING, filled, and only then READY. What died on the way is found by the
+next try, and deleted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train import environment
+from train.data.columns import numbers
+from train.errors import UsageError
+from train.language import _
+from train.metrics import Point
+from train.tracking import RunRecord, Tracking
+from train.tracking.translate import one_line, translated
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MODEL_NAME = "model"  # so that `runs:/<run ID>/model` is the one that was logged last
+MODEL_TAG = "train.model"  # of the run: ID of its logged model
+REGISTERED_ALIAS = "newest"  # of a registered model: the version that was registered last
+_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pyarrow")  # what loading a model needs
+
+
+def log_model(
+    tracking: Tracking,
+    record: RunRecord,
+    content: Path,
+    loader: str,
+    sample: pa.Table,
+    points: Sequence[Point],
+    tags: Mapping[str, str],
+) -> str:
+    """Log a model of the run, that MLflow can serve; return its ID.
+
+    Args:
+        tracking: The server.
+        record: The run.
+        content: The folder that the loader reads.
+        loader: The module whose `_load_pyfunc` reads it. The program's own code goes along.
+        sample: Some raw rows, as an example of what the model takes, and for the types of its
+            columns.
+        points: Metrics of the model: those of its run, with which they are compared.
+        tags: What else is to be said of it.
+
+    Raises:
+        StoreUnavailable: The server does not answer. Call again later.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    client = tracking.client
+    doing = _("logging a model of run '{run_id}'").format(run_id=record.run_id)
+    with translated(doing, record.run_id):
+        for stale in _models_of(client, record, LoggedModelStatus.PENDING):
+            client.delete_logged_model(stale.model_id)
+        model = client.create_logged_model(
+            record.experiment_id,
+            name=MODEL_NAME,
+            source_run_id=record.run_id,
+            tags=dict(tags),
+            params={k: v for k, v in record.params.items() if not k.startswith("train.")},
+            model_type="regressor",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        _save(path, content, loader, sample, model)  # what goes wrong here is not the server's
+        with translated(doing, record.run_id):
+            client.log_model_artifacts(model.model_id, str(path))
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            step = points[-1].step if points else 0
+            client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, step)])
+            # The run has these very points already: they are linked, not doubled.
+            rows = [
+                Metric(p.key, p.value, p.timestamp_ms, p.step, model_id=model.model_id)
+                for p in points
+            ]
+            client.log_batch(record.run_id, metrics=rows)
+    return str(model.model_id)
+
+
+def register_model(
+    tracking: Tracking, record: RunRecord, model_id: str, name: str, tags: Mapping[str, str]
+) -> int:
+    """Make a logged model the newest version of the registered model `name`; return its number.
+
+    The alias `newest` is moved to it. A model that is registered there already is not again.
+
+    Raises:
+        StoreUnavailable: The server does not answer, or has no registry.
+        UsageError: The server does not take the name.
+    """
+    client, source = tracking.client, f"models:/{model_id}"
+    doing = _("registering model '{name}'").format(name=name)
+    with translated(doing):
+        wrong = _make_registered(client, name)
+    if wrong:
+        raise UsageError(_("{doing} failed: {reason}").format(doing=doing, reason=wrong))
+    with translated(doing):
+        found = [
+            int(version.version)
+            for version in client.search_model_versions(f"name = '{name}'")
+            if version.source == source
+        ]
+        number = max(found, default=0) or int(
+            client.create_model_version(
+                name, source, run_id=record.run_id, tags=dict(tags), model_id=model_id
+            ).version
+        )
+        client.set_registered_model_alias(name, REGISTERED_ALIAS, str(number))
+    return number
+
+
+def _make_registered(client: Any, name: str) -> str:
+    """Make the registered model, if there is none; return what is wrong with its name, if any."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":  # again would not help
+            return one_line(error)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return ""
+
+
+def _models_of(client: Any, record: RunRecord, status: Any) -> list[Any]:
+    found = client.search_logged_models(
+        [record.experiment_id], filter_string=f"source_run_id = '{record.run_id}'"
+    )
+    return [model for model in found if model.status == status]
+
+
+def _save(path: Path, content: Path, loader: str, sample: pa.Table, model: Any) -> None:
+    """Write what `mlflow models serve` needs to the folder `path`."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    code = path.with_name("code") / "train"
+    shutil.copytree(
+        Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("__pycache__", "*.csv.gz")
+    )
+    pins = environment.versions(_PACKAGES).items()
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=loader,
+        data_path=content,
+        code_paths=[str(code)],
+        mlflow_model=Model(model_uuid=model.model_id, model_id=model.model_id),
+        pip_requirements=[f"{k}=={v.partition('+')[0]}" for k, v in pins if k != "python"],
+        signature=_signature(sample),
+        input_example=_example(sample) if sample.num_columns else None,
+    )
+
+
+def _example(sample: pa.Table) -> Any:
+    """Return the rows as JSON can hold them: times of day, durations and decimals as numbers."""
+    import pyarrow as pa
+
+    for i, field in enumerate(sample.schema):
+        is_time = pa.types.is_time(field.type) or pa.types.is_duration(field.type)
+        if is_time or pa.types.is_decimal(field.type):
+            values = pa.array(numbers(sample[field.name]), from_pandas=True)
+            sample = sample.set_column(i, field.name, values)
+    return sample.to_pandas()
+
+
+def _signature(sample: pa.Table) -> Any:
+    """Return the types of the columns; those whose values MLflow's types cannot hold are free.
+
+    Whole numbers and booleans may be missing, and no type of MLflow allows that: a missing value
+    makes doubles of whole numbers, and MLflow takes no whole ones for doubles. Dates may come as
+    text, as CSV and JSON have them, which MLflow does not take for dates.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
+
+    def kind(column: pa.DataType) -> Any:
+        of = column.value_type if pa.types.is_dictionary(column) else column
+        if pa.types.is_floating(of):
+            return DataType.double
+        is_text = pa.types.is_string(of) or pa.types.is_large_string(of)
+        return DataType.string if is_text or pa.types.is_string_view(of) else AnyType()
+
+    if not sample.num_columns:
+        return None
+    return ModelSignature(
+        inputs=Schema([ColSpec(kind(field.type), field.name) for field in sample.schema]),
+        outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))]),
+    )
