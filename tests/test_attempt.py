@@ -8,6 +8,7 @@ import pytest
 from train import environment
 from train.attempt import Attempt, run_link
 from train.errors import RunNotUsable
+from train.tracking import HEARTBEAT_TAG, PARENT_TAG
 
 
 @pytest.fixture
@@ -308,3 +309,14 @@ def test_a_deleted_run_is_not_closed(tracking, record):
     tracking.client.delete_run(record.run_id)
     with pytest.raises(RunNotUsable, match="was deleted"):
         attempt.end("FINISHED", 3)
+
+
+def test_what_a_launch_left_that_died_before_its_claim_is_closed(tracking, record):
+    """A child without an attempt does not stay RUNNING; what others made below the run does."""
+    Attempt.first(tracking, record)
+    below = {PARENT_TAG: record.run_id}
+    orphan = tracking.create_run("0", "attempt 2: epochs 4-…", {**below, HEARTBEAT_TAG: "{}"})
+    others = tracking.create_run("0", "a note", below)
+    attempt = another(tracking, record)
+    found = [tracking.get_run(r).status for r in (orphan.run_id, others.run_id, attempt.child_id)]
+    assert found == ["KILLED", "RUNNING", "RUNNING"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import pytest
 from babel.messages.pofile import read_po
-
 from support import ROOT
+
 from train import environment, errors, listing
 from train.cli import main
 from train.config import Config, Launch

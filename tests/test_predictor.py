@@ -96,6 +96,17 @@ def through_csv(table):
     )
 
 
+def with_offsets(table):
+    """Return the rows as JSON has dates of a time zone, here two hours east of Greenwich."""
+    frame = table.to_pandas()
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    moments = [
+        None if pd.isna(m) else m.tz_localize("UTC").astimezone(zone).isoformat()
+        for m in frame["moment"]
+    ]
+    return frame.assign(moment=moments)
+
+
 def as_floats(table):
     """Return the rows as MLflow's signature leaves them: numbers are doubles."""
     return table.to_pandas().astype({"whole": float})
@@ -127,7 +138,7 @@ def of_large_strings(table):
 
 @pytest.mark.parametrize(
     "kept",
-    [pa.Table.to_pandas, nullable, of_arrow, through_csv, as_floats, of_categories,
+    [pa.Table.to_pandas, nullable, of_arrow, through_csv, with_offsets, as_floats, of_categories,
      moments_for_days, shuffled, in_chunks, of_large_strings,
      lambda table: shuffled(table).to_pandas().set_index("more")],
 )  # fmt: skip
@@ -272,7 +283,9 @@ def test_missing_columns_are_named(predictor, as_frame):
 def test_a_column_of_another_kind_is_named(predictor, name):
     """Words where there were numbers or dates, or values of several kinds."""
     rows = raw_table(2).to_pandas()
-    for values in (["many", "few"], [b"1", 2.5], [[1], [2]]):
+    wrong = [["many", "few"], [b"1", 2.5], [[1], [2]]]
+    since_1970 = [[1_600_000_000, None], [1_600_000_000, 1_600_000_001]]  # in seconds, or in what?
+    for values in wrong + (since_1970 if name in ("day", "moment") else []):
         with pytest.raises(DataError, match=f"column '{name}'"):
             predictor.predict(rows.assign(**{name: values}))
 

@@ -223,7 +223,11 @@ def test_our_commands_in_the_text_exist_with_their_options():
         known = {o for p in main.commands[name].params for o in p.opts} | {"--help", "--name"}
         assert {w for w in words if w.startswith("--")} <= known, command
     shown = {name.strip("`") for name, *_ in cells(section("Look after checkpoints"))}
-    assert shown == {p.opts[0] for p in main.commands["prune"].params} - {"run", "--dry_run"}
+    assert shown == {p.opts[0] for p in main.commands["prune"].params} - {
+        "run",
+        "--dry_run",
+        "--take_over",
+    }
 
 
 @pytest.mark.parametrize(
@@ -340,8 +344,9 @@ def write_script_checkpoint(source, target):
 def prepared(text, run_id, port, short):
     """Return a block as it is run.
 
-    `<id>` becomes a run's ID, `<server>` and 0.0.0.0 this machine, 5000 and 5001 a free port; a command that
-    starts a run gets the `short` options that it does not have; `make` only shows what it would do.
+    `<id>` becomes a run's ID, `<server>` and 0.0.0.0 this machine, 5000 and 5001 a free port; a
+    command that starts a run gets the `short` options that it does not have; `make` only shows
+    what it would do.
     """
     text = text.replace("<id>", run_id).replace("<server>", "127.0.0.1")
     text = re.sub(r"0\.0\.0\.0", "127.0.0.1", text)

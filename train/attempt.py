@@ -24,6 +24,7 @@ from train.tracking import (
     ATTEMPT_TAG,
     ENDED_TAG,
     EPOCH_TAG,
+    HEARTBEAT_TAG,
     OPTIONS_TAG,
     PARENT_TAG,
     RunRecord,
@@ -106,6 +107,7 @@ class Attempt:
             tracking.set_status(child.run_id, "FAILED")
             raise
         _close_vanished(tracking, record, first_epoch - 1)
+        _close_unclaimed(tracking, record, child.run_id)
         tracking.rename(child.run_id, name)
         tracking.log_params(child.run_id, params, known=child.params)
         if stray_id is not None:
@@ -278,6 +280,18 @@ def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int) -> N
     tracking.set_tags(record.run_id, {f"{ATTEMPT_TAG}{number}": f"{words}, {VANISHED}"})
     if child_id != record.run_id:
         _close_child(tracking, child_id, "KILLED", VANISHED, f"attempt {number}: {words}")
+
+
+def _close_unclaimed(tracking: Tracking, record: RunRecord, own_id: str) -> None:
+    """Close what was made for attempts that died before they claimed one.
+
+    Another process may be about to claim: it will not get the attempt, and closes its own.
+    """
+    claimed = {v for k, v in record.params.items() if k.startswith(ATTEMPT_PARAM)}
+    for child in tracking.open_children(record):
+        is_attempt = HEARTBEAT_TAG in child.tags  # and no run that somebody else made below it
+        if is_attempt and child.run_id not in claimed | {own_id}:
+            _close_child(tracking, child.run_id, "KILLED", VANISHED)
 
 
 def _close_child(

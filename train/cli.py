@@ -231,8 +231,14 @@ def verify(ctx: click.Context, run: str, as_json: bool) -> None:
 @click.option("--keep_best", type=click.IntRange(1), help="The best so many.  [the run's]")
 @click.option("--keep_every", type=click.IntRange(1), help="Every so-many-th epoch.  [as saved]")
 @click.option("--dry_run", is_flag=True, help="Only tell what would be deleted.")
+@click.option("--take_over", is_flag=True, help="Do not wait to see whether RUN is being trained.")
 def prune(
-    run: str, keep_last: int | None, keep_best: int | None, keep_every: int | None, dry_run: bool
+    run: str,
+    keep_last: int | None,
+    keep_best: int | None,
+    keep_every: int | None,
+    dry_run: bool,
+    take_over: bool,
 ) -> None:
     """Delete checkpoints of RUN; the newest good one and the best stay always."""
     from train import maintenance
@@ -241,7 +247,7 @@ def prune(
     tracking = Tracking()
     retention = maintenance.retention_of(tracking, run, keep_last, keep_best, keep_every)
     with _log_shown():
-        gone = maintenance.prune(tracking, run, retention, dry_run)
+        gone = maintenance.prune(tracking, run, retention, dry_run, take_over)
     told = _("would delete {name}  {size}") if dry_run else _("deleted {name}  {size}")
     for manifest in gone:
         click.echo(told.format(name=manifest.name, size=size_in_words(manifest.bytes)))

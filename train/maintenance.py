@@ -74,7 +74,9 @@ def retention_of(
     return Retention(last or own.last, best or own.best, every)
 
 
-def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) -> list[Manifest]:
+def prune(
+    tracking: Tracking, run_id: str, retention: Retention, dry_run: bool, take_over: bool = False
+) -> list[Manifest]:
     """Delete the checkpoints that `retention` does not keep; return them.
 
     Never deleted are the newest good one and the best good one, nor what is damaged in their place.
@@ -87,7 +89,7 @@ def prune(tracking: Tracking, run_id: str, retention: Retention, dry_run: bool) 
         why = _("is being trained by another process on this machine")
         raise RunNotUsable(record.run_id, why)
     try:
-        wait_until_free(tracking, record, take_over=False)
+        wait_until_free(tracking, record, take_over)
         manifests = store.list()
         gone = retention.to_prune(_guarded_by_good(store, manifests))
         if gone and not dry_run:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.config import Config
-from train.data.columns import CALENDAR_PARTS, kind_of
+from train.data.columns import CALENDAR_PARTS, kind_of, texts
 from train.data.prepare import Features, Preprocessing
 from train.errors import CheckpointDamaged, DataError
 from train.language import _
@@ -111,8 +111,11 @@ class Predictor:
                     )
                 )
             elif kind_of(column) == "text":
-                with contextlib.suppress(pa.ArrowException):  # `transform` says what is wrong
-                    table = table.set_column(i, name, column.cast(pa.timestamp("us")))
+                for zone in (None, "UTC"):  # without an offset from UTC, or with one
+                    with contextlib.suppress(pa.ArrowException):  # `transform` says what is wrong
+                        table = table.set_column(
+                            i, name, texts(column).cast(pa.timestamp("us", zone))
+                        )
         return table
 
     def _table(self, rows: pandas.DataFrame) -> pa.Table:

@@ -148,6 +148,13 @@ class Tracking:
                 if not token:
                     return [self._record(run) for run in found]
 
+    def open_children(self, record: RunRecord) -> list[RunRecord]:
+        """Return the RUNNING children of a run."""
+        query = f"tags.`{PARENT_TAG}` = '{record.run_id}' AND attributes.status = 'RUNNING'"
+        with translated(f"searching the attempts of run '{record.run_id}'", record.run_id):
+            found = self.client.search_runs([record.experiment_id], query)
+        return [self._record(run) for run in found]
+
     def experiment_id(self) -> str:
         """Return the experiment that MLflow's variables choose, made if it is only named."""
         chosen_id, name = environment.experiment()

@@ -177,7 +177,8 @@ def _signature(sample: pa.Table) -> Any:
 
     Whole numbers and booleans may be missing, and no type of MLflow allows that: a missing value
     makes doubles of whole numbers, and MLflow takes no whole ones for doubles. Dates may come as
-    text, as CSV and JSON have them, which MLflow does not take for dates.
+    text, as CSV and JSON have them, which MLflow does not take for dates; nor does it take pandas'
+    categories for text.
     """
     import numpy as np
     import pyarrow as pa
@@ -185,8 +186,7 @@ def _signature(sample: pa.Table) -> Any:
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
-    def kind(column: pa.DataType) -> Any:
-        of = column.value_type if pa.types.is_dictionary(column) else column
+    def kind(of: pa.DataType) -> Any:
         if pa.types.is_floating(of):
             return DataType.double
         is_text = pa.types.is_string(of) or pa.types.is_large_string(of)
