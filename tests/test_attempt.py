@@ -8,6 +8,7 @@ import pytest
 from train import environment
 from train.attempt import Attempt, run_link
 from train.errors import RunNotUsable
+from train.metrics import Point
 from train.tracking import HEARTBEAT_TAG, PARENT_TAG
 
 
@@ -88,6 +89,7 @@ def test_of_two_attempts_at_once_one_is_refused_and_closed(tracking, record):
 def test_begin_makes_the_run_running_and_tells_how_to_resume(tracking, record):
     """A closed run is RUNNING again, with the attempt's number and its own commands."""
     tracking.set_status(record.run_id, "KILLED")
+    tracking.log_points(record.run_id, [Point("best_val_pearson", 1, 1, 0.5)])
     attempt = another(tracking, record)
     attempt.begin({"train.code": "abc"})
     run = tracking.get_run(record.run_id)

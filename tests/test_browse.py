@@ -1,5 +1,6 @@
 """`train ui`: which page is shown, where, and on what kind of machine a browser is opened."""
 
+import shutil
 import socket
 
 import pytest
@@ -85,6 +86,6 @@ def test_a_port_that_is_taken_is_passed_over(tracking, record, monkeypatch):
 
 def test_pages_that_do_not_come_up_are_an_error(tracking, record, monkeypatch):
     """What was started ends at once: no process stays behind."""
-    monkeypatch.setattr(browse.sys, "executable", "/bin/false")
+    monkeypatch.setattr(browse.sys, "executable", shutil.which("false"))
     with pytest.raises(StoreUnavailable, match="did not come up on port"):
         browse.open_pages(record.run_id, 20_000)

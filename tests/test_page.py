@@ -169,13 +169,17 @@ def test_the_description_begins_with_how_far_it_is(tracking, record, tags, metri
     ],
 )
 def test_the_description_tells_what_to_do_next(tracking, record, status, command):
-    """A run that is finished is trained longer, any other is resumed; both can be forked."""
+    """A run that is finished is trained longer, any other is resumed; both can be forked from the
+    best epoch, if there is one."""
+    if status != "FAILED":
+        tracking.log_points(record.run_id, [Point("best_val_pearson", 4, 1, 0.5)])
     attempt = Attempt.first(tracking, record)
     attempt.begin({"train.epoch": "4"})
     if status != "RUNNING":
         attempt.end(status, 4)
     titles = [line for line in note(tracking, attempt).splitlines() if line.endswith(":")]
-    assert titles == [f"{command}:", "Fork from the best epoch:"]
+    fork = [] if status == "FAILED" else ["Fork from the best epoch:"]
+    assert titles == [f"{command}:", *fork]
     assert ("--epochs 8" in note(tracking, attempt)) == (status == "FINISHED")
 
 

@@ -21,7 +21,7 @@ from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointError, Superseded
+from train.errors import CheckpointError, StoreUnavailable, Superseded
 from train.metrics import Point, is_wall_clock
 
 FIRST = "upload checkpoints/epoch_1/checkpoint.pth"
@@ -568,6 +568,12 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(saver, calls, stored, p
     calls.arm(None)  # some of the last failures may not have been met
     assert published() == list(range(1, 13))
     assert stored() == [12]
+
+
+def test_an_outage_of_days_is_waited_out(saver, monkeypatch):
+    """The time between two tries has a limit, however many there were."""
+    monkeypatch.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.0)
+    assert saver().pipeline._wait_offline(100_000, StoreUnavailable("away"), None)
 
 
 def test_overtaken_during_an_outage_it_is_not_tried_again(saver, calls, stored):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from train.config import Config
+from train.data import cache
 from train.data.dataset import prepare, split
 from train.errors import CheckpointDamaged, DataError
 from train.tasks.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor, _load_pyfunc
@@ -152,19 +153,16 @@ def test_the_same_rows_give_the_same_numbers(predictor, kept):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "nothing",
-    [lambda n: pa.nulls(n), lambda n: pd.Series([None] * n), lambda n: pd.Series([np.nan] * n),
-     lambda n: pd.Series([pd.NaT] * n), lambda n: pd.Series([pd.NA] * n)],
-)  # fmt: skip
+@pytest.mark.parametrize("nothing", [None, np.nan, pd.NaT, pd.NA, float])
 def test_a_column_without_values_is_one_of_missing_values(predictor, name, nothing):
     """Whichever nothing it holds, and whatever the column held in training."""
     rows = raw_table(20, seed=1)
-    gone = rows.set_column(rows.column_names.index(name), name, pa.nulls(20).cast(rows[name].type))
-    found = nothing(20)
-    given = rows.set_column(rows.column_names.index(name), name, found) if isinstance(
-        found, pa.Array
-    ) else rows.to_pandas().assign(**{name: found})  # fmt: skip
+    at = rows.column_names.index(name)
+    gone = rows.set_column(at, name, pa.nulls(20).cast(rows[name].type))
+    if nothing is float:
+        given = rows.set_column(at, name, pa.nulls(20, pa.float64()))
+    else:
+        given = rows.to_pandas().assign(**{name: pd.Series([nothing] * 20)})
     np.testing.assert_array_equal(predictor.predict(given), predictor.predict(gone))
 
 
@@ -229,9 +227,10 @@ def test_weights_with_code_in_them_are_refused(predictor, tmp_path):
     """Nothing is unpickled but tensors, so nothing of a stranger's model runs by being read."""
     predictor.save(tmp_path / "saved")
     torch.save({"linear.weight": Code()}, tmp_path / "saved" / WEIGHTS_FILE)
-    with pytest.raises(CheckpointDamaged, match=WEIGHTS_FILE):
+    with pytest.raises(CheckpointDamaged) as refused:
         Predictor.load(tmp_path / "saved")
     assert not (tmp_path / "executed").exists()
+    assert "cannot be read safely (UnpicklingError)" in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", None])
@@ -288,6 +287,21 @@ def test_a_column_of_another_kind_is_named(predictor, name):
     for values in wrong + (since_1970 if name in ("day", "moment") else []):
         with pytest.raises(DataError, match=f"column '{name}'"):
             predictor.predict(rows.assign(**{name: values}))
+
+
+def test_a_sample_of_raw_rows_is_kept_with_what_was_fitted(tmp_path):
+    """The first few, of the columns that are used, with their types; without the arrays too."""
+    table = raw_table().append_column("same", [["x"] * NUM_ROWS])
+    dataset = make_task(tmp_path, table).dataset
+    assert dataset.sample.equals(raw_table().drop_columns("price").slice(0, 5))
+    arrays, record = cache.save(dataset, tmp_path / "cache")
+    assert cache.load(tmp_path / "cache").sample.equals(dataset.sample)
+    arrays.unlink()
+    assert cache.load_preprocessing(record)[0] == dataset.preprocessing
+    assert cache.load_preprocessing(record)[1].equals(dataset.sample)
+    record.write_text("{}")
+    with pytest.raises(DataError, match=record.name):
+        cache.load_preprocessing(record)
 
 
 def test_no_rows_give_no_numbers(predictor):

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
-import mlflow
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from support import SMALL, cli, write_table
+from support import SMALL, cli, wait_for, write_table
 
 from train import environment, results
 from train.checkpoint.store import CheckpointStore
@@ -26,6 +27,7 @@ from train.data import cache
 from train.data.provide import cache_folder
 from train.tasks.tabular import TabularTask
 from train.tracking import DATA_TAG
+from train.tracking import models as model_files
 from train.tracking.models import MODEL_TAG
 
 FIGURES = ["best_predicted", "best_residuals", "correlation", "last_predicted", "last_residuals",
@@ -171,7 +173,7 @@ def test_a_model_takes_columns_of_every_kind(train, tracking, tmp_path):
     table = pa.table(columns)
     pyarrow.parquet.write_table(table, tmp_path / "kinds.parquet")
     result = train("--epochs", "1", data=tmp_path / "kinds.parquet")
-    assert "could not be logged" not in result.output
+    assert "something is missing" not in result.output
     run_id = the_run(tracking).run_id
     loaded, rows = mlflow.pyfunc.load_model(f"runs:/{run_id}/model"), table.drop_columns("price")
     assert set(loaded.metadata.get_input_schema().input_names()) == set(rows.column_names)
@@ -273,7 +275,7 @@ def test_training_ends_well_where_the_store_fails(train, tracking, monkeypatch, 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", failing)
     result = train("--epochs", "1")
     run = the_run(tracking)
-    given_up = f"refused on purpose. `python -m train publish {run.run_id}` tries again"
+    given_up = f"refused on purpose. `python -m train publish {run.run_id}` logs the model"
     assert (given_up in result.output) == (num_failing > 3)
     [model] = models(tracking)
     assert str(model.status) == ("PENDING" if num_failing > 3 else "READY")
@@ -297,7 +299,7 @@ def test_training_ends_well_where_the_server_goes_away(train, tracking, monkeypa
         monkeypatch.setattr(MlflowClient, name, watched(name, getattr(MlflowClient, name)))
     result = train("--epochs", "1")
     assert "The server answers again" in result.output
-    assert "could not be logged" not in result.output
+    assert "something is missing" not in result.output
     assert [str(model.status) for model in models(tracking)] == ["READY"]
     assert the_run(tracking).status == "FINISHED"
 
@@ -309,7 +311,9 @@ def test_a_model_that_cannot_be_made_costs_no_run(train, tracking, monkeypatch):
         result = train("--epochs", "1")
     run = the_run(tracking)
     assert run.status == "FINISHED"
-    assert f"division by zero. `python -m train publish {run.run_id}` tries again" in result.output
+    assert (
+        f"division by zero. `python -m train publish {run.run_id}` logs the model" in result.output
+    )
     assert [str(model.status) for model in models(tracking)] == ["PENDING"]
     assert cli("publish", run.run_id).exit_code == 0
     assert [str(model.status) for model in models(tracking)] == ["READY"]
@@ -321,7 +325,7 @@ def test_a_best_that_is_damaged_costs_no_run(trained, tracking, caplog):
         file.write_bytes(b"")
     store = CheckpointStore(tracking.artifacts(trained), trained.run_id)
     dataset = cache.load(cache_folder(environment.home(), trained.tags[DATA_TAG]))
-    results.publish_results(tracking, trained.run_id, store, lambda: dataset, None)
+    results.publish_results(tracking, trained.run_id, store, lambda: dataset, None, lambda: None)
     [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert re.search(rf"epoch_\d of run .* is damaged: .*train publish {trained.run_id}", warning)
     assert models(tracking) == []
@@ -441,3 +445,52 @@ def test_what_cannot_be_predicted_is_told(trained, table, tmp_path):
         assert (result.exit_code, told in result.stderr) == (code, True), result.output
     assert cli("publish", trained.run_id, "--epoch", "9").exit_code == 4
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_model_that_is_late_keeps_no_run_open(train, tracking, monkeypatch):
+    """All that was trained is in the store, so the run is FINISHED; the rest waits on the disk."""
+    free, original = threading.Event(), results.log_model
+
+    def slow(*args):
+        assert free.wait(60)
+        return original(*args)
+
+    monkeypatch.setattr(results, "log_model", slow)
+    result = train("--epochs", "1", "--drain_seconds", "0.2")
+    run = the_run(tracking)
+    assert run.status == "FINISHED"
+    assert f"not done in time: `python -m train sync {run.run_id}` makes them" in result.output
+    assert list(environment.home().glob("runs/*/attempt_1/journal.json"))
+    free.set()
+    wait_for(lambda: not list(environment.home().glob("runs/*/attempt_1/journal.json")))
+    assert [str(model.status) for model in models(tracking)] == ["READY"]
+
+
+def test_a_fault_in_the_page_costs_no_run(train, tracking, monkeypatch):
+    """What is only looked at must not end training."""
+    monkeypatch.setattr("train.pages.page.checkpoint_page", lambda *args: 1 / 0)
+    result = train("--epochs", "1")
+    assert "The page of the checkpoints is not up to date: ZeroDivisionError" in result.output
+    assert the_run(tracking).status == "FINISHED"
+
+
+def test_only_the_programs_code_goes_into_a_model(tmp_path):
+    """What somebody put beside it, or a link to elsewhere, is not published."""
+    package = tmp_path / "package"
+    (package / "inner").mkdir(parents=True)
+    for name in ("a.py", "inner/b.py", "inner/zh.po", ".env", "table.csv.gz", "key.pem"):
+        (package / name).write_text(name)
+    (package / "link.py").symlink_to(package / ".env")
+    model_files._copy_code(package, tmp_path / "code")
+    copied = {p.relative_to(tmp_path / "code") for p in (tmp_path / "code").rglob("*.*")}
+    assert {str(path) for path in copied} == {"a.py", "inner/b.py", "inner/zh.po"}
+
+
+def test_a_model_that_somebody_deleted_is_logged_anew(trained, tracking):
+    """The run's tag still names it; what counts is whether it is there."""
+    assert cli("publish", trained.run_id).exit_code == 0
+    [deleted] = models(tracking)
+    tracking.client.delete_logged_model(deleted.model_id)
+    assert cli("publish", trained.run_id).exit_code == 0
+    [model] = models(tracking)
+    assert (model.model_id != deleted.model_id, str(model.status)) == (True, "READY")

@@ -205,7 +205,8 @@ class Attempt:
         commands = {"Resume": options}
         if state == ENDED_WORDS["FINISHED"] and tags.get(EPOCH_TAG, "").isdecimal():
             commands = {"Train longer": {**options, "epochs": 2 * int(tags[EPOCH_TAG])}}
-        commands["Fork from the best epoch"] = {**options, "resume_epoch": "best", "fork": True}
+        if f"best_{MONITOR}" in record.metrics:
+            commands["Fork from the best epoch"] = {**options, "resume_epoch": "best", "fork": True}
         attempts = [
             f"| {number} | {tags[f'{ATTEMPT_TAG}{number}']} |"
             for number in range(max(1, self.number - MAX_LISTED + 1), self.number + 1)

@@ -16,6 +16,7 @@ from train import environment
 from train.attempt import run_page
 from train.errors import StoreUnavailable
 from train.language import _
+from train.signals import stop_at_once
 from train.source import find_run
 from train.tracking import Tracking
 
@@ -51,8 +52,11 @@ def open_pages(run_id: str | None, port: int) -> None:
         return
     port = _free_port(port)
     log.info(_("Starting MLflow's pages …"))
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking.uri]
-    server = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL)
+    stop_at_once()
+    # Not on the command line, which others on this machine can read: it may hold a password.
+    env = environment.with_variables(MLFLOW_BACKEND_STORE_URI=tracking.uri)
+    command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
     try:
         _wait_until_served(server, port)
         _show(f"http://127.0.0.1:{port}/{page}")

@@ -291,9 +291,9 @@ def show(run: str, epoch: str, as_json: bool) -> None:
 @main.command()
 @click.argument("run")
 @click.argument("data", metavar="FILE")
-@click.option("--epoch", default="best", metavar=_WHICH, help="Which checkpoint.  [best]")
+@click.option("--epoch", metavar=_WHICH, help="Which checkpoint.  [best]")
 @click.option("--to", type=click.Path(dir_okay=False), help="The CSV to write.  [stdout]")
-def predict(run: str, data: str, epoch: str, to: str | None) -> None:
+def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
     """Predict each row of FILE by RUN's model; write it as CSV with one more column."""
     from train import serving
     from train.tracking import Tracking
@@ -308,9 +308,9 @@ def predict(run: str, data: str, epoch: str, to: str | None) -> None:
 
 @main.command()
 @click.argument("run")
-@click.option("--epoch", default="best", metavar=_WHICH, help="Which checkpoint.  [best]")
+@click.option("--epoch", metavar=_WHICH, help="Which checkpoint.  [best]")
 @click.option("--register", metavar="NAME", help="Register the model too, by this name.")
-def publish(run: str, epoch: str, register: str | None) -> None:
+def publish(run: str, epoch: str | None, register: str | None) -> None:
     """Log a checkpoint of RUN as its MLflow model, which takes raw rows."""
     from train import serving
     from train.tracking import Tracking

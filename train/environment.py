@@ -113,6 +113,11 @@ def hostname() -> str:
     return socket.gethostname()
 
 
+def with_variables(**values: str) -> dict[str, str]:
+    """Return this process's environment with `values` set, for another one."""
+    return {**os.environ, **values}
+
+
 def has_screen() -> bool:
     """Tell whether a browser can be opened without taking the terminal over."""
     named = any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))

@@ -126,10 +126,10 @@ def _finish(tracking: Tracking, attempt: Attempt, publisher: Publisher, task: Ta
     if not task.config.log_model or task.config.upload == "off":
         return
     with contextlib.suppress(Superseded):
-        attempt.check_lease()
         publish_results(
-            tracking, attempt.run_id, publisher.store, lambda: task.dataset, task.config.register
-        )
+            tracking, attempt.run_id, publisher.store, lambda: task.dataset,
+            task.config.register, attempt.check_lease,
+        )  # fmt: skip
 
 
 def make_task(config: Config, dataset: Dataset) -> TabularTask:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,13 +17,14 @@ from train.checkpoint.store import CheckpointStore, retried
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.prepare import Preprocessing
-from train.errors import StoreUnavailable
+from train.errors import StoreUnavailable, Superseded
 from train.language import _
 from train.metrics import MONITOR, History
 from train.pages import figures
 from train.tasks.predictor import Predictor
 from train.tracking import RunRecord, Tracking
-from train.tracking.models import MODEL_TAG, log_model, register_model
+from train.tracking.models import MODEL_TAG, is_ready, log_model, register_model
+from train.tracking.translate import one_line
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,12 @@ def publish_results(
     store: CheckpointStore,
     find_dataset: Callable[[], Dataset],
     register: str | None,
+    check_lease: Callable[[], object],
 ) -> None:
     """Log the best checkpoint of a finished run as a model, with figures; again is harmless.
+
+    Nothing that goes wrong here makes a run less trained: it is told, with the command that tries
+    again.
 
     Args:
         tracking: The server.
@@ -46,25 +52,27 @@ def publish_results(
         store: Its checkpoints.
         find_dataset: Returns its data.
         register: The name to register the model by, if any.
-
-    Nothing that goes wrong here makes a run less trained: it is told, with the command that tries
-    again.
+        check_lease: Raises `Superseded` once the attempt may not publish any more.
 
     Raises:
         StoreUnavailable: The server is away. Call again later.
+        Superseded: A later attempt was claimed.
     """
     log.info(_("Logging the best model, and figures …"))
     try:
-        retried(lambda: _publish(tracking, run_id, store, find_dataset(), register))
+        _publish(tracking, run_id, store, find_dataset(), register, check_lease)
         return
+    except Superseded:
+        raise
     except StoreUnavailable as refused:
         tracking.probe()  # raises where all is to wait until the server is back
         error: Exception = refused
     except Exception as fault:  # of MLflow, or of a library that draws: see above
         error = fault
+    again = f"python -m train publish {run_id}" + (f" --register {register}" if register else "")
     log.warning(
-        _("The model could not be logged: %s. `python -m train publish %s` tries again"),
-        " ".join(str(error).split())[:300], run_id,
+        _("Of the model and the figures something is missing: %s. `%s` logs the model"),
+        one_line(error).rstrip("."), again,
     )  # fmt: skip
 
 
@@ -74,23 +82,42 @@ def _publish(
     store: CheckpointStore,
     dataset: Dataset,
     register: str | None,
+    check_lease: Callable[[], object],
 ) -> None:
     record, manifests = tracking.get_run(run_id), store.list()
-    best, last = find_best(manifests) or manifests[-1], manifests[-1]
-    opened = {m.name: load_predictor(store, m, dataset.preprocessing) for m in (best, last)}
-    model_id = log_checkpoint(tracking, record, best, opened[best.name], dataset.sample)
+    best, last = find_best(manifests), manifests[-1]
+    chosen = best or last
+    model_id = ""
+    # One at a time, since each may be large.
+    for manifest in (last,) if chosen == last else (last, chosen):
+        predictor, history = load_predictor(store, manifest, dataset.preprocessing)
+        if manifest == chosen:
+            check_lease()
+            opened = (predictor, history)
+            model_id = retried(
+                functools.partial(
+                    log_checkpoint, tracking, record, manifest, opened, dataset.sample
+                )
+            )
+        drawn: dict[str, bytes] = {}
+        if manifest == last:
+            drawn |= _curves(record, history, best.epoch if best else None)
+            drawn |= _predictions("last", manifest, predictor, dataset)
+        if manifest == best:
+            drawn |= _predictions("best", manifest, predictor, dataset)
+        check_lease()
+        _upload(store, drawn)
     if register:
-        register_checkpoint(tracking, record, model_id, best, register)
-    drawn = {
-        **_curves(record, opened[last.name][1], best.epoch),
-        **_predictions("best", best, opened[best.name][0], dataset),
-        **_predictions("last", last, opened[last.name][0], dataset),
-    }
+        check_lease()
+        register_checkpoint(tracking, record, model_id, chosen, register)
+
+
+def _upload(store: CheckpointStore, drawn: Mapping[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, picture in drawn.items():
             file = Path(folder) / f"{name}.png"
             file.write_bytes(picture)
-            store.upload(file, FIGURES)
+            retried(functools.partial(store.upload, file, FIGURES))
 
 
 def load_predictor(
@@ -129,8 +156,9 @@ def log_checkpoint(
     """
     predictor, history = opened
     made_of = f"{manifest.name} {manifest.files[0].sha256}"
-    if record.tags.get(MODEL_OF_TAG) == made_of:
-        return record.tags[MODEL_TAG]
+    model_id = record.tags.get(MODEL_TAG, "")
+    if record.tags.get(MODEL_OF_TAG) == made_of and is_ready(tracking, model_id):
+        return model_id
     points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
     tags = {"train.checkpoint": manifest.name}
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +179,7 @@ def register_checkpoint(
     log.info(_("It is version %d of the registered model '%s'"), number, name)
 
 
-def _curves(record: RunRecord, history: History, best_epoch: int) -> dict[str, bytes]:
+def _curves(record: RunRecord, history: History, best_epoch: int | None) -> dict[str, bytes]:
     begun = first_epochs(record.tags)
     return {
         "loss": figures.loss_curves(history, begun, best_epoch),

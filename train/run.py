@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,11 +42,13 @@ from train.pages.page import refresh
 from train.report import Reporter
 from train.signals import StopNow, StopRequest
 from train.state import TrainState
-from train.summary import tell_costs, tell_difference, tell_end
+from train.summary import tell_costs, tell_difference, tell_end, tell_kept, tell_late, tell_waiting
 from train.tracking import now_ms
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+END_SECONDS = 5.0  # that the last word to the server may take, when time is over
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Run:
         self._differs_reported = False
         self._epoch_started = 0.0
         self._opened_at = time.monotonic()
+        self._is_finishing = self._has_finished = False
 
     @property
     def run_id(self) -> str:
@@ -314,7 +318,6 @@ class Run:
     ) -> None:
         """Close the run: FINISHED, KILLED by a signal, or FAILED."""
         self._reporter.end()
-        self._heartbeat.stop()
         status = "FINISHED"
         if error is not None:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt | Superseded)
@@ -331,6 +334,7 @@ class Run:
             if failure is not error:  # what ended training is the one to tell
                 log.warning(_("The run could not be closed as %s: %s"), status, failure)
         finally:
+            self._heartbeat.stop()
             self._stop.uninstall()
             self._folder.release()
             seconds = time.monotonic() - self._opened_at
@@ -352,23 +356,26 @@ class Run:
         except OSError as full:  # the end can still reach the server, where it counts
             log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
         ending = functools.partial(self._end, status, last_epoch)
-        if not self._pipeline.close(ending, self.config.drain_seconds):
-            log.warning(
-                _("%d checkpoints and the end of run %s wait on this disk (%s): "
-                  "`python -m train sync %s` publishes them"),
-                self._pipeline.num_waiting, self.run_id, self._spool.folder, self.run_id,
-            )  # fmt: skip
+        if self._pipeline.close(ending, self.config.drain_seconds):
+            return
+        if self._is_finishing and not self._pipeline.condition:
+            self._end_without_results(status, last_epoch)
+        else:
+            tell_waiting(self.run_id, self._spool.folder, self._pipeline.num_waiting)
+
+    def _end_without_results(self, status: str, last_epoch: int) -> None:
+        """Close the run, all of which is in the store; only what is made of it is late."""
+        end = threading.Thread(target=self.attempt.end, args=(status, last_epoch), daemon=True)
+        end.start()
+        end.join(END_SECONDS)
+        tell_late(self.run_id)
 
     def _close_after(self, failure: BaseException, last_epoch: int) -> None:
         """Close the run after one of the threads has ended with an error."""
         status = "FAILED"
         if isinstance(failure, Superseded):
             status = "KILLED"
-            log.warning(
-                _("What this attempt had not published is kept in '%s': `python -m train sync %s "
-                  "--as_fork true` makes a run of it"),
-                self._spool.folder, self.run_id,
-            )  # fmt: skip
+            tell_kept(self.run_id, self._spool.folder)
         try:
             self.attempt.end(status, last_epoch)
         except TrainError as error:  # the first error is the one to tell
@@ -377,8 +384,12 @@ class Run:
     def _end(self, status: str, last_epoch: int) -> None:
         if status == "FINISHED" and self._pipeline.is_paused:
             status = "FAILED"  # its last epochs are nowhere but in this process
-        if status == "FINISHED":  # before it is: killed here, the next attempt does it
+        if status == "FINISHED" and not self._has_finished:
+            # Before the run is: killed here, it is unfinished, and the next attempt does it.
+            self._is_finishing = True
             self._finish()
+            self._is_finishing, self._has_finished = False, True
+        self._heartbeat.stop()
         self.attempt.end(status, last_epoch)  # before the log: it is true where that cannot go up
         self._heartbeat.publish()
         with contextlib.suppress(Superseded):  # by one that has the finished run already

@@ -11,6 +11,7 @@ import pyarrow.csv
 
 from train import environment
 from train.checkpoint.manifest import Manifest
+from train.checkpoint.policy import find_best
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.data.cache import JSON_NAME, load_preprocessing
@@ -25,7 +26,7 @@ from train.source import find_run, open_store, pick
 from train.tracking import DATA_TAG, RunRecord, Tracking
 
 
-def predict_table(tracking: Tracking, run_id: str, epoch: str, data: str) -> pa.Table:
+def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str) -> pa.Table:
     """Return a table with one more column: what a checkpoint of the run predicts for each row.
 
     The column is named `predicted_<target>`.
@@ -33,7 +34,8 @@ def predict_table(tracking: Tracking, run_id: str, epoch: str, data: str) -> pa.
     Args:
         tracking: The server.
         run_id: The run.
-        epoch: Which checkpoint; see `train.source.pick`.
+        epoch: Which checkpoint; see `train.source.pick`. Default: the best, or the newest where
+            none is.
         data: The table, of any kind that can be trained on.
 
     Raises:
@@ -57,14 +59,22 @@ def predict_table(tracking: Tracking, run_id: str, epoch: str, data: str) -> pa.
 
 
 def write_csv(table: pa.Table, to: Path | BinaryIO) -> None:
-    """Write a table as CSV: to an open file, or as a file that is there whole or not at all."""
-    if isinstance(to, Path):
-        atomic_write(to, lambda file: pyarrow.csv.write_csv(table, file))
-    else:
-        pyarrow.csv.write_csv(table, pa.PythonFile(to, mode="w"))
+    """Write a table as CSV: to an open file, or as a file that is there whole or not at all.
+
+    Raises:
+        DataError: It has a column, such as of lists, that CSV cannot hold.
+    """
+    try:
+        if isinstance(to, Path):
+            atomic_write(to, lambda file: pyarrow.csv.write_csv(table, file))
+        else:
+            pyarrow.csv.write_csv(table, pa.PythonFile(to, mode="w"))
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(_("the table cannot be CSV: {reason}").format(reason=reason)) from error
 
 
-def publish(tracking: Tracking, run_id: str, epoch: str, register: str | None) -> Manifest:
+def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | None) -> Manifest:
     """Log a checkpoint of the run as its model, and register it if a name is given.
 
     Raises:
@@ -80,13 +90,15 @@ def publish(tracking: Tracking, run_id: str, epoch: str, register: str | None) -
 
 
 def _open(
-    tracking: Tracking, run_id: str, epoch: str
+    tracking: Tracking, run_id: str, epoch: str | None
 ) -> tuple[RunRecord, CheckpointStore, Manifest]:
     record = find_run(tracking, run_id)
     store = open_store(
         tracking, record, RunFolder(environment.run_folder(tracking.uri, record.run_id))
     )
-    return record, store, pick(record.run_id, store.list(), epoch)
+    manifests = store.list()
+    epoch = epoch or ("best" if find_best(manifests) else "latest")
+    return record, store, pick(record.run_id, manifests, epoch)
 
 
 def _recipe(tracking: Tracking, record: RunRecord) -> tuple[Preprocessing, pa.Table]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from train.checkpoint.handover import Totals
@@ -91,3 +92,29 @@ def tell_costs(totals: Totals, seconds: float, stored: Sequence[Manifest]) -> No
     )  # fmt: skip
     size = size_in_words(sum(manifest.bytes for manifest in stored))
     log.info(_("Checkpoints in the store: %d, %s"), len(stored), size)
+
+
+def tell_waiting(run_id: str, folder: Path, num_checkpoints: int) -> None:
+    """Warn that something could not be published, and say where it is."""
+    log.warning(
+        _("%d checkpoints and the end of run %s wait on this disk (%s): `python -m train sync %s` "
+          "publishes them"),
+        num_checkpoints, run_id, folder, run_id,
+    )  # fmt: skip
+
+
+def tell_late(run_id: str) -> None:
+    """Warn that there was no time for what is made of the result."""
+    log.warning(
+        _("The model and the figures were not done in time: `python -m train sync %s` makes them"),
+        run_id,
+    )
+
+
+def tell_kept(run_id: str, folder: Path) -> None:
+    """Warn that a later attempt has the run, and say where this one's work is."""
+    log.warning(
+        _("What this attempt had not published is kept in '%s': `python -m train sync %s "
+          "--as_fork true` makes a run of it"),
+        folder, run_id,
+    )  # fmt: skip

@@ -80,7 +80,7 @@ def publish_waiting(
             spool.attempt, record.run_id, max([0, *epochs]), status,
         )  # fmt: skip
         if status == "FINISHED":
-            _publish_results(tracking, record, store)
+            _publish_results(tracking, record, store, attempt)
         spool.discard()
     return overtaken
 
@@ -127,7 +127,9 @@ def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Att
     refresh(attempt, publisher)
 
 
-def _publish_results(tracking: Tracking, record: RunRecord, store: CheckpointStore) -> None:
+def _publish_results(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, attempt: Attempt
+) -> None:
     """Do what the process did not come to that finished the training."""
     config = options_of_run(record)
     if config is None or not config.log_model or config.upload == "off":
@@ -142,7 +144,9 @@ def _publish_results(tracking: Tracking, record: RunRecord, store: CheckpointSto
             lambda name, to: artifacts.download(f"data/{name}", to),
         )
 
-    publish_results(tracking, record.run_id, store, find_dataset, config.register)
+    publish_results(
+        tracking, record.run_id, store, find_dataset, config.register, attempt.check_lease
+    )
 
 
 def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:

@@ -335,12 +335,13 @@ class Pipeline:
         self.publisher.commit(manifest)
         if manifest.kept:
             self.publisher.upload_log()
+        upload_seconds = time.monotonic() - started
         self.publisher.refresh_page()
         self.spool.remove(manifest.name)
         self.timings = Timings(
             stall_seconds=spooled.stall_seconds,
             write_seconds=spooled.write_seconds,
-            upload_seconds=time.monotonic() - started,
+            upload_seconds=upload_seconds,
             bytes=manifest.bytes,
         )
         self.totals.add(self.timings)
@@ -375,7 +376,9 @@ class Pipeline:
             shared.offline, shared.uploading = True, None
             self._drop_overtaken()
             shared.changed.notify_all()
-            seconds = min(MAX_RETRY_SECONDS, 0.5 * 2**number) * _jitter.uniform(0.5, 1.0)
+            # 2**number alone would be too large for a float after hours.
+            seconds = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(number, 10))
+            seconds *= _jitter.uniform(0.5, 1.0)
 
             def is_overtaken() -> bool:
                 return spooled is not None and spooled not in shared.spooled

@@ -69,6 +69,9 @@ def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
                 "Check that the file is complete and of the kind its name says"
             ).format(path=path, kind=kind, reason=reason)
         ) from e
+    views = [i for i, field in enumerate(table.schema) if pa.types.is_string_view(field.type)]
+    for i in views:  # pyarrow cannot take rows of them
+        table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.large_string()))
     twice = [name for name, n in collections.Counter(table.column_names).items() if n > 1]
     if twice:
         raise DataError(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.metrics import MONITOR, History
+from train.pages.checkpoints import LOG_RANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-LOG_RANGE = 20  # losses that range wider are drawn on a log scale
-WIDE_TARGET = 100  # and targets that do
+WIDE_TARGET = 100  # targets that range wider are drawn on log axes
 MAX_DOTS = 2000  # rows drawn one by one; of more, it is counted how many lie in a place
 
 _SIZE = (12.0, 8.0)  # inches of 100 dots

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from train.attempt import Attempt
 from train.checkpoint.publisher import Publisher
+from train.language import _
 from train.pages.checkpoints import checkpoint_page
+
+log = logging.getLogger(__name__)
 
 
 def refresh(attempt: Attempt, publisher: Publisher) -> None:
@@ -15,9 +20,13 @@ def refresh(attempt: Attempt, publisher: Publisher) -> None:
         Superseded: A later attempt has the run.
     """
     record = attempt.check_lease()
-    page = checkpoint_page(
-        record.run_id, record.name, record.status, publisher.manifests, publisher.published
-    )
+    try:
+        page = checkpoint_page(
+            record.run_id, record.name, record.status, publisher.manifests, publisher.published
+        )
+    except Exception as error:  # a fault in what is only looked at must not end training
+        log.warning(_("The page of the checkpoints is not up to date: %r"), error)
+        return
     publisher.upload_page(page)
     if record.status == "RUNNING":  # the end is told by the attempt itself
         attempt.describe(record)

@@ -58,10 +58,10 @@ class Predictor:
         device: str = "cpu",
     ) -> None:
         self.preprocessing, self.config = preprocessing, config
-        self._weights, self._device = dict(weights), torch.device(device)
+        self._device = torch.device(device)
         self._model = TabularMLP.of(preprocessing, config)
         try:
-            self._model.load_state_dict(self._weights)
+            self._model.load_state_dict(dict(weights))
         except (RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointDamaged(
                 "of the model", f"it does not fit its options: {' '.join(str(error).split())[:300]}"
@@ -138,7 +138,7 @@ class Predictor:
     def save(self, folder: Path) -> None:
         """Write it to `folder`, for `load`: the weights, and the rest as JSON."""
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self._weights, folder / WEIGHTS_FILE)
+        torch.save(self._model.state_dict(), folder / WEIGHTS_FILE)
         recipe = {
             "format_version": _FORMAT_VERSION,
             "config": self.config.to_dict(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from train import environment
 from train.data.columns import numbers
-from train.errors import UsageError
+from train.errors import TrainError, UsageError
 from train.language import _
 from train.metrics import Point
 from train.tracking import RunRecord, Tracking
@@ -54,6 +54,7 @@ def log_model(
         StoreUnavailable: The server does not answer. Call again later.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.exceptions import MlflowException
 
     client = tracking.client
     doing = _("logging a model of run '{run_id}'").format(run_id=record.run_id)
@@ -70,7 +71,12 @@ def log_model(
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        _save(path, content, loader, sample, model)  # what goes wrong here is not the server's
+        try:  # what goes wrong here is not the server's
+            _save(path, content, loader, sample, model)
+        except MlflowException as error:
+            raise TrainError(
+                _("MLflow refuses the model: {reason}").format(reason=one_line(error))
+            ) from error
         with translated(doing, record.run_id):
             client.log_model_artifacts(model.model_id, str(path))
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -83,6 +89,18 @@ def log_model(
             ]
             client.log_batch(record.run_id, metrics=rows)
     return str(model.model_id)
+
+
+def is_ready(tracking: Tracking, model_id: str) -> bool:
+    """Tell whether there is a logged model of that ID, and whole."""
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = tracking.client.get_logged_model(model_id)
+    except MlflowException:
+        return False
+    return bool(found.status == LoggedModelStatus.READY)
 
 
 def register_model(
@@ -144,9 +162,7 @@ def _save(path: Path, content: Path, loader: str, sample: pa.Table, model: Any) 
     from mlflow.models import Model
 
     code = path.with_name("code") / "train"
-    shutil.copytree(
-        Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("__pycache__", "*.csv.gz")
-    )
+    _copy_code(Path(__file__).parents[1], code)
     pins = environment.versions(_PACKAGES).items()
     mlflow.pyfunc.save_model(
         path,
@@ -158,6 +174,15 @@ def _save(path: Path, content: Path, loader: str, sample: pa.Table, model: Any) 
         signature=_signature(sample),
         input_example=_example(sample) if sample.num_columns else None,
     )
+
+
+def _copy_code(package: Path, to: Path) -> None:
+    """Copy the program, and nothing else that somebody may have put beside it."""
+    for file in package.rglob("*"):
+        if file.suffix in (".py", ".po") and file.is_file() and not file.is_symlink():
+            target = to / file.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _example(sample: pa.Table) -> Any:
@@ -173,28 +198,20 @@ def _example(sample: pa.Table) -> Any:
 
 
 def _signature(sample: pa.Table) -> Any:
-    """Return the types of the columns; those whose values MLflow's types cannot hold are free.
+    """Return the columns; of which type they are is left to the preprocessing, which knows better.
 
-    Whole numbers and booleans may be missing, and no type of MLflow allows that: a missing value
-    makes doubles of whole numbers, and MLflow takes no whole ones for doubles. Dates may come as
-    text, as CSV and JSON have them, which MLflow does not take for dates; nor does it take pandas'
-    categories for text.
+    MLflow's types refuse what comes in practice: whole numbers, or none at all, in a column of
+    doubles; a column of text in which all values are missing; dates that are text, as CSV and JSON
+    have them; pandas' categories.
     """
     import numpy as np
-    import pyarrow as pa
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType
-
-    def kind(of: pa.DataType) -> Any:
-        if pa.types.is_floating(of):
-            return DataType.double
-        is_text = pa.types.is_string(of) or pa.types.is_large_string(of)
-        return DataType.string if is_text or pa.types.is_string_view(of) else AnyType()
 
     if not sample.num_columns:
         return None
     return ModelSignature(
-        inputs=Schema([ColSpec(kind(field.type), field.name) for field in sample.schema]),
+        inputs=Schema([ColSpec(AnyType(), name) for name in sample.column_names]),
         outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))]),
     )
