@@ -391,7 +391,7 @@ def overtaken_run(project, folder):
 
 OF_OUR_COMMANDS = {  # what each prints in a project with a run that was killed after epoch 11
     "list": "0.9",
-    "verify": "epoch_11           ok",
+    "verify": "epoch_11    ok",
     "show": "model_state_dict.head.weight",
     "export": "epoch_10 of run <id> is in model.pth",
     "prune": "delete epoch_5 ",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import logging
 import sys
@@ -186,8 +185,8 @@ def list_command(run: str | None, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _log_shown(as_json: bool = False) -> Iterator[Callable[[str], object]]:
-    """Show the log, and bars, of a command; yield what prints a line of its result.
+def _log_shown(as_json: bool = False) -> Iterator[None]:
+    """Show the log, and bars, of a command.
 
     What a program reads is the result only: the log goes to stderr, unless stdout is a terminal.
     """
@@ -195,12 +194,10 @@ def _log_shown(as_json: bool = False) -> Iterator[Callable[[str], object]]:
 
     from train.report import Reporter
 
-    console = Console(stderr=as_json or not sys.stdout.isatty())
-    reporter = Reporter(console)
+    reporter = Reporter(Console(stderr=as_json or not sys.stdout.isatty()))
     reporter.open_log()
     try:
-        # On one console with a bar, a line comes above it.
-        yield click.echo if console.stderr else functools.partial(console.out, highlight=False)
+        yield
     finally:
         reporter.close_log()
 
@@ -211,17 +208,15 @@ def _log_shown(as_json: bool = False) -> Iterator[Callable[[str], object]]:
 @click.pass_context
 def verify(ctx: click.Context, run: str, as_json: bool) -> None:
     """Download and check every checkpoint of RUN; exit code 4 if one is damaged."""
-    from train import maintenance
+    from train import listing, maintenance
     from train.tracking import Tracking
 
-    rows = []
-    with _log_shown(as_json) as echo:
-        for row in maintenance.verify_rows(Tracking(), run):
-            rows.append(row)
-            if not as_json:
-                echo(f"{row['name']:<18} {row['status']:<12} {row['found']}".rstrip())
+    with _log_shown(as_json):
+        rows = list(maintenance.verify_rows(Tracking(), run))
     if as_json:
         click.echo(json.dumps(rows, indent=1))
+    else:
+        listing.show_verified(rows)
     ctx.exit(CheckpointError.exit_code if any(r["status"] == "damaged" for r in rows) else 0)
 
 

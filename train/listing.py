@@ -151,6 +151,18 @@ def _checkpoint_table(rows: list[Row]) -> Table:
     return table
 
 
+def show_verified(rows: list[Row]) -> None:
+    """Print what `maintenance.verify_rows` found, as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (_("checkpoint"), _("status"), _("size"), _("found")):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        style = {"ok": "green", "damaged": "bold red"}.get(row["status"], "yellow")
+        size = "" if row["bytes"] is None else size_in_words(row["bytes"])
+        table.add_row(row["name"], Text(row["status"], style), size, Text(row["found"]))
+    make_console().print(table)
+
+
 def show_checkpoint(found: Row) -> None:
     """Print what `maintenance.describe` found of a checkpoint, as tables."""
     console = make_console()

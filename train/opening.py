@@ -86,6 +86,8 @@ def begin(
     """Set the run RUNNING, and make the pipeline for its checkpoints."""
     tracking, config = launcher.tracking, task.config
     launcher.attempt = attempt
+    if record.name:
+        log.info(_("Run name: %s"), record.name)
     folder = launcher.folder(record)
     folder.acquire()
     spool = folder.spool(attempt.number)
