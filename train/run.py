@@ -301,12 +301,11 @@ class Run:
             history = History()
             history.load_state_dict(self._start.checkpoint["history"])
             self._pipeline.publisher.add(history.missing_from(self._start.published))
-        publisher = self._pipeline.publisher
+        attempt, publisher = self.attempt, self._pipeline.publisher
         publisher.published = History(self._start.published)
-        publisher.page = functools.partial(refresh, self.attempt, publisher)
+        publisher.page = functools.partial(refresh, attempt, publisher)
         self._pipeline.open()
         self._heartbeat.start()
-        attempt = self.attempt
         log.info(_("Run %s, attempt %d: %s"), attempt.run_id, attempt.number, attempt.link)
         return self
 
@@ -365,7 +364,7 @@ class Run:
 
     def _end_without_results(self, status: str, last_epoch: int) -> None:
         """Close the run, all of which is in the store; only what is made of it is late."""
-        end = threading.Thread(target=self.attempt.end, args=(status, last_epoch), daemon=True)
+        end = threading.Thread(target=self._end_attempt, args=(status, last_epoch), daemon=True)
         end.start()
         end.join(END_SECONDS)
         tell_late(self.run_id)
@@ -376,6 +375,9 @@ class Run:
         if isinstance(failure, Superseded):
             status = "KILLED"
             tell_kept(self.run_id, self._spool.folder)
+        self._end_attempt(status, last_epoch)
+
+    def _end_attempt(self, status: str, last_epoch: int) -> None:
         try:
             self.attempt.end(status, last_epoch)
         except TrainError as error:  # the first error is the one to tell
