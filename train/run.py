@@ -115,7 +115,6 @@ class Run:
         self._heartbeat = Heartbeat(attempt, lambda: self._progress, pipeline.fail)
         self._differs_reported = False
         self._epoch_started = 0.0
-        self._opened_at = time.monotonic()
         self._is_finishing = self._has_finished = False
 
     @property
@@ -336,8 +335,6 @@ class Run:
             self._heartbeat.stop()
             self._stop.uninstall()
             self._folder.release()
-            seconds = time.monotonic() - self._opened_at
-            tell_costs(self._pipeline.totals, seconds, self._pipeline.publisher.manifests)
         if error is None and self._pipeline.is_paused:
             raise CheckpointError(
                 _("the newest epochs of run '{run_id}' could not be saved: make room on the disk "
@@ -355,7 +352,9 @@ class Run:
         except OSError as full:  # the end can still reach the server, where it counts
             log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
         ending = functools.partial(self._end, status, last_epoch)
-        if self._pipeline.close(ending, self.config.drain_seconds):
+        is_closed = self._pipeline.close(ending, self.config.drain_seconds)
+        tell_costs(self._pipeline.totals, self._pipeline.publisher.manifests)
+        if is_closed:
             return
         if self._is_finishing and not self._pipeline.condition:
             self._end_without_results(status, last_epoch)

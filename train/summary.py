@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -76,19 +77,18 @@ def tell_difference(run_id: str, strict: bool, published: Point, point: Point) -
     )  # fmt: skip
 
 
-def tell_costs(totals: Totals, seconds: float, stored: Sequence[Manifest]) -> None:
+def tell_costs(totals: Totals, stored: Sequence[Manifest]) -> None:
     """Log what the attempt's checkpoints cost.
 
     Args:
         totals: Of all its checkpoints.
-        seconds: How long the attempt took.
         stored: The checkpoints that the run has now.
     """
     log.info(
         _("Took %s; training waited %.2f s of it for %d checkpoints (in the background: %.1f s "
           "writing, %.1f s uploading)"),
-        timedelta(seconds=round(seconds)), totals.stall_seconds, totals.num_saved,
-        totals.write_seconds, totals.upload_seconds,
+        timedelta(seconds=round(time.monotonic() - totals.started)),
+        totals.stall_seconds, totals.num_saved, totals.write_seconds, totals.upload_seconds,
     )  # fmt: skip
     size = size_in_words(sum(manifest.bytes for manifest in stored))
     log.info(_("Checkpoints in the store: %d, %s"), len(stored), size)

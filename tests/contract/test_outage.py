@@ -1,6 +1,7 @@
 """Invariant 10: an outage stops nothing and loses nothing."""
 
 import contextlib
+import os
 import signal
 import sqlite3
 import subprocess
@@ -153,11 +154,12 @@ def freeze(process, store):
     """Stop a process where it is, but where it would lock the database for all others."""
     while True:
         process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
         if not store.startswith("sqlite:///"):
             return
         with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"), 0.2)) as database:
             try:
-                database.execute("BEGIN IMMEDIATE")
+                database.execute("BEGIN EXCLUSIVE")  # it must not read there either
                 return
             except sqlite3.OperationalError:
                 process.send_signal(signal.SIGCONT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ class Timings:
 class Totals:
     """What all checkpoints of an attempt cost, so far."""
 
+    started: float = field(default_factory=time.monotonic)
     num_saved: int = 0  # set aside by training
     num_committed: int = 0  # the others were overtaken, or wait
     stall_seconds: float = 0.0  # that training waited
