@@ -32,12 +32,25 @@ MACHINE = Path(__file__).parent / "machine.py"
 QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def ended():
+    """End what a test that failed left running, or frozen."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def start(*options, cwd, env):
     """Start `train run` in the background."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "train", "run", *options],
         cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def until(process, beginning):
