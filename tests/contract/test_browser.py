@@ -29,7 +29,7 @@ pytestmark = [
 def train(machine, *options, folder, address):
     """Train on a machine of that name, which shares no disk with others."""
     # Nothing in the pictures is of the machine that they were made on.
-    env = environment(folder / machine, address, LOGNAME="ada")
+    env = environment(folder / machine, address, LOGNAME="user")
     command = [sys.executable, str(MACHINE), machine, "run", *options]
     done = subprocess.run(
         command, cwd=folder, env=env, timeout=240, capture_output=True, text=True, check=False
