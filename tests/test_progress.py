@@ -278,7 +278,8 @@ def test_the_lines_of_a_result_are_alone_on_stdout(record, commit_to, long, tmp_
     """Where stdout is no terminal, the log goes to stderr."""
     commit_to(record, {1: 0.1, 2: 0.9})
     result = cli("verify", record.run_id)
-    assert [line.split() for line in result.stdout.splitlines()] == [
+    assert [line.split()[:2] for line in result.stdout.splitlines()] == [
+        ["checkpoint", "status"],
         ["epoch_1", "ok"],
         ["epoch_2", "ok"],
     ]
