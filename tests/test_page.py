@@ -193,8 +193,8 @@ def test_where_each_attempt_began_is_read_from_its_words():
         "train.attempt.3": "epochs 4-13 on a, preempted",
         "train.attempt.note": "epochs 2-3",
     }
-    assert first_epochs(told) == [1, 4, 14]
-    assert first_epochs({}) == []
+    assert first_epochs(told) == {1: 1, 3: 4, 10: 14}
+    assert first_epochs({}) == {}
 
 
 def test_the_page_lies_beside_the_index(make_publisher, begun, artifacts):

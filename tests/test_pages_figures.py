@@ -65,14 +65,14 @@ def verticals(axes, color):
 def test_losses_are_drawn_by_epoch():
     """Both losses are curves with a name, over the epochs at whose end they were measured."""
     measured = history(train_loss=[3.0, 2.0, 1.0], val_loss=[4.0, 3.0, 2.0], other=[1.0])
-    figure = figures._loss_figure(measured, [1], 3)
+    figure = figures._loss_figure(measured, {1: 1}, 3)
     axes = figure.axes[0]
     assert lines(axes, figures._FIRST) == [([1, 2, 3], [3, 2, 1])]
     assert lines(axes, figures._SECOND) == [([1, 2, 3], [4, 3, 2])]
     assert verticals(axes, figures._GOOD) == [3]
     for text in ("train_loss", "val_loss", "best: epoch 3", "epoch", "loss"):
         assert text in texts(figure)
-    expect_png(figures.loss_curves(measured, [1], 3))
+    expect_png(figures.loss_curves(measured, {1: 1}, 3))
 
 
 @pytest.mark.parametrize(
@@ -90,37 +90,40 @@ def test_losses_are_drawn_by_epoch():
 def test_losses_that_range_wide_are_on_a_log_scale(losses, scale):
     """A log scale is for positive losses more than 20 times apart."""
     measured = history(train_loss=losses[:1], val_loss=losses)
-    assert figures._loss_figure(measured, [1], None).axes[0].get_yscale() == scale
-    expect_png(figures.loss_curves(measured, [1], None))
+    assert figures._loss_figure(measured, {1: 1}, None).axes[0].get_yscale() == scale
+    expect_png(figures.loss_curves(measured, {1: 1}, None))
 
 
 def test_the_best_epoch_is_marked():
     """A dot lies on the curve where the correlation was best, and the legend tells it."""
     measured = history(val_pearson=[0.5, 0.75, 0.6])
-    figure = figures._correlation_figure(measured, [1], 2)
+    figure = figures._correlation_figure(measured, {1: 1}, 2)
     assert lines(figure.axes[0], figures._GOOD) == [([2], [0.75])]
     assert "best: 0.75000 (epoch 2)" in texts(figure)
     for best_epoch in (None, 9):
-        figure = figures._correlation_figure(measured, [1], best_epoch)
+        figure = figures._correlation_figure(measured, {1: 1}, best_epoch)
         assert lines(figure.axes[0], figures._GOOD) == []
-    expect_png(figures.correlation_curve(measured, [1], 2))
+    expect_png(figures.correlation_curve(measured, {1: 1}, 2))
 
 
 @pytest.mark.parametrize("draw", [figures._correlation_figure, figures._loss_figure])
 def test_later_attempts_are_marked_where_they_began(draw):
-    """A thin line stands for every attempt but the first; several at one epoch share it."""
+    """A thin line stands for every attempt but the first; several at one epoch share it.
+
+    It has their own numbers: one that did no epoch is not there.
+    """
     measured = history(val_pearson=[0.5] * 60, val_loss=[0.5] * 60)
-    figure = draw(measured, [1, 10, 30, 30, 50], None)
+    figure = draw(measured, {1: 1, 3: 10, 4: 30, 5: 30, 9: 50}, None)
     assert verticals(figure.axes[0], figures._SOFT) == [10, 30, 50]
     assert [text.get_text() for text in figure.axes[0].texts][:3] == [
-        *("attempt 2", "attempts 3 to 4", "attempt 5")
+        *("attempt 3", "attempts 4 to 5", "attempt 9")
     ]
 
 
 def test_a_run_of_one_attempt_has_no_such_line():
     """What never was interrupted shows nothing of the kind, and no attempt makes no error."""
     measured = history(val_pearson=[0.5, 0.6])
-    for first_epochs in ([], [1]):
+    for first_epochs in ({}, {1: 1}):
         figure = figures._correlation_figure(measured, first_epochs, None)
         assert verticals(figure.axes[0], figures._SOFT) == []
         assert "attempt" not in texts(figure)
@@ -129,7 +132,7 @@ def test_a_run_of_one_attempt_has_no_such_line():
 def test_labels_of_many_attempts_do_not_lie_on_each_other():
     """Each attempt has its line; labels are left out where there is no room for them."""
     measured = history(val_pearson=[0.5] * 1000)
-    figure = figures._correlation_figure(measured, range(1, 1000, 2), None)
+    figure = figures._correlation_figure(measured, dict(enumerate(range(1, 1000, 2), 1)), None)
     assert len(verticals(figure.axes[0], figures._SOFT)) == 499
     labelled = [text for text in figure.axes[0].texts if "attempt" in text.get_text()]
     assert 10 < len(labelled) < 60
@@ -139,7 +142,7 @@ def test_a_value_that_is_not_finite_is_left_out_of_a_curve():
     """The line is broken there, one alone is a dot, and the figure tells how many are missing."""
     nan, inf = math.nan, math.inf
     measured = history(val_pearson=[0.1, 0.2, nan, 0.3, inf, 0.4, 0.5])
-    figure = figures._correlation_figure(measured, [1], None)
+    figure = figures._correlation_figure(measured, {1: 1}, None)
     curve, dots = lines(figure.axes[0], figures._FIRST)
     np.testing.assert_equal(curve[1], [0.1, 0.2, nan, 0.3, nan, 0.4, 0.5])
     assert dots == ([4], [0.3])
@@ -154,8 +157,8 @@ odd = st.floats() | st.sampled_from([math.nan, math.inf, 1e308, -1e308, 5e-324, 
 def test_odd_histories_break_nothing(train_loss, others):
     """Whatever was measured, and however little, there is a picture."""
     measured = history(train_loss=train_loss, val_loss=others, val_pearson=others)
-    expect_png(figures.loss_curves(measured, [1, 2, 2, 9], 1))
-    expect_png(figures.correlation_curve(measured, [1, 2, 2, 9], 1))
+    expect_png(figures.loss_curves(measured, {1: 1, 2: 2, 3: 2, 4: 9}, 1))
+    expect_png(figures.correlation_curve(measured, {1: 1, 2: 2, 3: 2, 4: 9}, 1))
 
 
 def test_few_rows_are_drawn_one_by_one():
@@ -277,8 +280,8 @@ def test_pictures_of_many_epochs_stay_small():
     """Thousands of noisy epochs with hundreds of attempts make no large picture."""
     noise = np.random.default_rng(0).normal(size=5000).tolist()
     measured = history(train_loss=noise, val_loss=noise[::-1], val_pearson=noise)
-    expect_png(figures.loss_curves(measured, range(1, 5000, 30), 7))
-    expect_png(figures.correlation_curve(measured, range(1, 5000, 30), 7))
+    expect_png(figures.loss_curves(measured, dict(enumerate(range(1, 5000, 30), 1)), 7))
+    expect_png(figures.correlation_curve(measured, dict(enumerate(range(1, 5000, 30), 1)), 7))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +306,7 @@ def test_drawing_leaves_matplotlib_as_it_was():
     """A training script that draws its own figures sees nothing of these."""
     before = dict(matplotlib.rcParams)
     figures.residuals(*rows(3000, spread=3), "Validation")
-    figures.loss_curves(history(val_loss=[1.0]), [1], 1)
+    figures.loss_curves(history(val_loss=[1.0]), {1: 1}, 1)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -312,7 +315,7 @@ def test_matplotlib_is_loaded_when_something_is_drawn_and_pyplot_never():
     code = (
         "import sys; from train.pages import figures; from train.metrics import History\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "figures.loss_curves(History(), [], None)\n"
+        "figures.loss_curves(History(), {}, None)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

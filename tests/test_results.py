@@ -23,6 +23,7 @@ from support import SMALL, cli, wait_for, write_table
 
 from train import environment, results
 from train.checkpoint.store import CheckpointStore
+from train.config import Config
 from train.data import cache
 from train.data.provide import cache_folder
 from train.tasks.tabular import TabularTask
@@ -325,7 +326,9 @@ def test_a_best_that_is_damaged_costs_no_run(trained, tracking, caplog):
         file.write_bytes(b"")
     store = CheckpointStore(tracking.artifacts(trained), trained.run_id)
     dataset = cache.load(cache_folder(environment.home(), trained.tags[DATA_TAG]))
-    results.publish_results(tracking, trained.run_id, store, lambda: dataset, None, lambda: None)
+    results.publish_results(
+        tracking, trained.run_id, store, Config(), lambda: dataset, lambda: None
+    )
     [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert re.search(rf"epoch_\d of run .* is damaged: .*train publish {trained.run_id}", warning)
     assert models(tracking) == []

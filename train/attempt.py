@@ -242,15 +242,23 @@ def _progress_in_words(record: RunRecord) -> str:
     return f"{words}, best {MONITOR} {best:.5f} (epoch {at:.0f})"
 
 
-def first_epochs(tags: Mapping[str, str]) -> list[int]:
-    """Return the epoch that each attempt of a run began with, by what its tags tell of them.
+def first_epochs(tags: Mapping[str, str]) -> dict[int, int]:
+    """Return the epoch that each attempt of a run began with, by number, as its tags tell.
+
+    One that did no epoch is left out.
 
     >>> first_epochs({"train.attempt.1": "epochs 1-3 on a, failed", "train.attempt.2": "no epoch"})
-    [1]
+    {1: 1}
     """
-    told = [v for k, v in tags.items() if k.removeprefix(ATTEMPT_TAG).isdecimal()]
-    firsts = (words.removeprefix("epochs ").partition("-")[0] for words in told)
-    return sorted(int(first) for first in firsts if first.isdecimal())
+    told = {k.removeprefix(ATTEMPT_TAG): _first_epoch(words) for k, words in tags.items()}
+    found = {int(k): first for k, first in told.items() if k.isdecimal() and first is not None}
+    return dict(sorted(found.items()))
+
+
+def _first_epoch(words: str) -> int | None:
+    """Return with which epoch an attempt began, of which `words` tell; None if with none."""
+    first = words.removeprefix("epochs ").partition("-")[0]
+    return int(first) if first.isdecimal() else None
 
 
 def epochs_in_words(first: int, last: int | None) -> str:
@@ -271,8 +279,8 @@ def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int) -> N
     child_id = record.params.get(f"{ATTEMPT_PARAM}{number}", record.run_id)
     if told.endswith(f", {RUNNING_WORD}"):
         epochs, _, host = told.removesuffix(f", {RUNNING_WORD}").partition(" on ")
-        first = epochs.removeprefix("epochs ").partition("-")[0]
-        epochs = epochs_in_words(int(first), last_epoch) if first.isdecimal() else epochs
+        first = _first_epoch(epochs)
+        epochs = epochs if first is None else epochs_in_words(first, last_epoch)
         words = f"{epochs} on {host}"
     elif not told and child_id != record.run_id:  # it was claimed, and never begun
         words = "no epoch"

@@ -18,7 +18,6 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder
 from train.config import Config
 from train.data.dataset import Dataset
-from train.data.provide import recover
 from train.describe import data_info, machine_tags, upload_diff
 from train.errors import Superseded, TrainError
 from train.heartbeat import Beat
@@ -26,7 +25,7 @@ from train.language import _
 from train.report import Reporter
 from train.results import publish_results
 from train.run import Run, Start
-from train.source import Source, open_store
+from train.source import Source, data_of_run, open_store
 from train.tasks.tabular import TabularTask, choose_threads
 from train.tracking import HOST_TAG, RunRecord, Tracking
 
@@ -125,12 +124,10 @@ def make_run(
 
 
 def _finish(tracking: Tracking, attempt: Attempt, publisher: Publisher, task: TabularTask) -> None:
-    if not task.config.log_model or task.config.upload == "off":
-        return
     with contextlib.suppress(Superseded):
         publish_results(
-            tracking, attempt.run_id, publisher.store, lambda: task.dataset,
-            task.config.register, attempt.check_lease,
+            tracking, attempt.run_id, publisher.store, task.config, lambda: task.dataset,
+            attempt.check_lease,
         )  # fmt: skip
 
 
@@ -150,10 +147,4 @@ def make_task(config: Config, dataset: Dataset) -> TabularTask:
 
 def recover_data(launcher: Launcher, source: Source, config: Config) -> Dataset:
     """Return the data of the run that is gone on from."""
-    artifacts = launcher.tracking.artifacts(source.record)
-    return recover(
-        config,
-        launcher.home,
-        source.data_fingerprint,
-        lambda name, to: artifacts.download(f"data/{name}", to),
-    )
+    return data_of_run(launcher.tracking, source.record, config, source.data_fingerprint)

@@ -37,11 +37,13 @@ def publish_results(
     tracking: Tracking,
     run_id: str,
     store: CheckpointStore,
+    config: Config,
     find_dataset: Callable[[], Dataset],
-    register: str | None,
     check_lease: Callable[[], object],
 ) -> None:
     """Log the best checkpoint of a finished run as a model, with figures; again is harmless.
+
+    With `log_model=false` or `upload=off` nothing is.
 
     Nothing that goes wrong here makes a run less trained: it is told, with the command that tries
     again.
@@ -50,14 +52,17 @@ def publish_results(
         tracking: The server.
         run_id: The run.
         store: Its checkpoints.
+        config: Its options.
         find_dataset: Returns its data.
-        register: The name to register the model by, if any.
         check_lease: Raises `Superseded` once the attempt may not publish any more.
 
     Raises:
         StoreUnavailable: The server is away. Call again later.
         Superseded: A later attempt was claimed.
     """
+    if not config.log_model or config.upload == "off":
+        return
+    register = config.register
     log.info(_("Logging the best model, and figures …"))
     try:
         _publish(tracking, run_id, store, find_dataset(), register, check_lease)

@@ -16,6 +16,8 @@ from train.checkpoint.policy import find_best
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
+from train.data.dataset import Dataset
+from train.data.provide import recover
 from train.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
@@ -251,6 +253,29 @@ def _newest_good(
             log.warning(_("%s. Falling back to the one before it"), error)
     assert first_error is not None
     raise first_error
+
+
+def data_of_run(
+    tracking: Tracking, record: RunRecord, config: Config, fingerprint: str | None = None
+) -> Dataset:
+    """Return the prepared data of a run: cached here, from its artifacts, or made anew.
+
+    Args:
+        tracking: The server.
+        record: The run.
+        config: Its options.
+        fingerprint: What the data must be; default: what the run's tag says.
+
+    Raises:
+        DataError: It is in none of the places, or the raw table has changed.
+    """
+    artifacts = tracking.artifacts(record)
+    return recover(
+        config,
+        environment.home(),
+        fingerprint or record.tags[DATA_TAG],
+        lambda name, to: artifacts.download(f"data/{name}", to),
+    )
 
 
 def options_of_run(record: RunRecord) -> Config | None:

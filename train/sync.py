@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,13 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder, Spool
 from train.checkpoint.store import CheckpointStore, show_upload
 from train.config import Config
-from train.data.dataset import Dataset
-from train.data.provide import recover
 from train.errors import CheckpointDamaged, RunNotUsable
 from train.language import _
 from train.metrics import History, Point
 from train.pages.page import refresh
 from train.results import publish_results
-from train.source import options_of_run
-from train.tracking import ATTEMPT_PARAM, DATA_TAG, HOST_TAG, RunRecord, Tracking
+from train.source import data_of_run, options_of_run
+from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +78,13 @@ def publish_waiting(
             _("Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s"),
             spool.attempt, record.run_id, max([0, *epochs]), status,
         )  # fmt: skip
-        if status == "FINISHED":
-            _publish_results(tracking, record, store, attempt)
+        config = options_of_run(record)
+        if status == "FINISHED" and config is not None:
+            # What the process did not come to that finished the training.
+            find_dataset = functools.partial(data_of_run, tracking, record, config)
+            publish_results(
+                tracking, record.run_id, store, config, find_dataset, attempt.check_lease
+            )
         spool.discard()
     return overtaken
 
@@ -125,28 +129,6 @@ def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Att
     )
     publisher.published = tracking.published(record.run_id, record.metrics)
     refresh(attempt, publisher)
-
-
-def _publish_results(
-    tracking: Tracking, record: RunRecord, store: CheckpointStore, attempt: Attempt
-) -> None:
-    """Do what the process did not come to that finished the training."""
-    config = options_of_run(record)
-    if config is None or not config.log_model or config.upload == "off":
-        return
-    artifacts = tracking.artifacts(record)
-
-    def find_dataset() -> Dataset:
-        return recover(
-            config,
-            environment.home(),
-            record.tags[DATA_TAG],
-            lambda name, to: artifacts.download(f"data/{name}", to),
-        )
-
-    publish_results(
-        tracking, record.run_id, store, find_dataset, config.register, attempt.check_lease
-    )
 
 
 def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -34,19 +34,19 @@ _FIRST, _SECOND, _GOOD = "#2a78d6", "#c8501e", "#006300"
 _COUNTS = ("#b7d3f6", "#3987e5", "#0d366b")  # few to many
 
 
-def loss_curves(history: History, first_epochs: Sequence[int], best_epoch: int | None) -> bytes:
+def loss_curves(history: History, first_epochs: Mapping[int, int], best_epoch: int | None) -> bytes:
     """Return the losses by epoch, as PNG.
 
     Args:
         history: What was measured.
-        first_epochs: Where each attempt began, the first one included.
+        first_epochs: Number of each attempt to the epoch it began with, the first one included.
         best_epoch: The epoch that is best; None if there is none.
     """
     return _png(_loss_figure(history, first_epochs, best_epoch))
 
 
 def correlation_curve(
-    history: History, first_epochs: Sequence[int], best_epoch: int | None
+    history: History, first_epochs: Mapping[int, int], best_epoch: int | None
 ) -> bytes:
     """Return the correlation by epoch, as PNG; see `loss_curves` for the arguments."""
     return _png(_correlation_figure(history, first_epochs, best_epoch))
@@ -68,7 +68,9 @@ def residuals(predicted: Array, target: Array, title: str) -> bytes:
     return _png(_residual_figure(predicted, target, title))
 
 
-def _loss_figure(history: History, first_epochs: Sequence[int], best_epoch: int | None) -> Figure:
+def _loss_figure(
+    history: History, first_epochs: Mapping[int, int], best_epoch: int | None
+) -> Figure:
     figure, axes = _new_figure("Loss")
     curves = [_curve(history, "train_loss"), _curve(history, "val_loss")]
     _draw_curve(axes, *curves[0], "train_loss", _FIRST)
@@ -84,7 +86,7 @@ def _loss_figure(history: History, first_epochs: Sequence[int], best_epoch: int 
 
 
 def _correlation_figure(
-    history: History, first_epochs: Sequence[int], best_epoch: int | None
+    history: History, first_epochs: Mapping[int, int], best_epoch: int | None
 ) -> Figure:
     figure, axes = _new_figure("Correlation")
     epochs, values = _curve(history, MONITOR)
@@ -118,7 +120,7 @@ def _draw_curve(axes: Axes, epochs: Array, values: Array, key: str, color: str) 
 
 
 def _finish_curves(
-    axes: Axes, curves: Sequence[tuple[Array, Array]], first_epochs: Sequence[int]
+    axes: Axes, curves: Sequence[tuple[Array, Array]], first_epochs: Mapping[int, int]
 ) -> None:
     """Mark the attempts, and say what is drawn and what is not."""
     from matplotlib.ticker import MaxNLocator
@@ -138,10 +140,10 @@ def _finish_curves(
     axes.text(1, 1.01, ", ".join(notes), color=_SOFT, **place)
 
 
-def _mark_attempts(axes: Axes, first_epochs: Sequence[int]) -> None:
+def _mark_attempts(axes: Axes, first_epochs: Mapping[int, int]) -> None:
     """Draw a thin line where each attempt but the first began, labelled where there is room."""
     numbers: dict[int, list[int]] = {}
-    for number, epoch in enumerate(first_epochs, start=1):
+    for number, epoch in first_epochs.items():
         numbers.setdefault(epoch, []).append(number)
     low, high = axes.get_xlim()
     room = (high - low) / 60
