@@ -48,7 +48,7 @@ def test_a_servers_page_of_the_run_is_told(record):
 @pytest.mark.usefixtures("served")
 def test_the_newest_run_is_shown_by_default(tracking, record, commit_to):
     """The newest with a checkpoint; where there is none, the list of the experiment's runs."""
-    assert "/#/experiments/0/runs\n" in cli("ui").stderr
+    assert "/#/experiments/0/runs?viewStateShareKey=" in cli("ui").stderr
     commit_to(record, {1: 0.5})
     tracking.create_run("0", "not ours", {})
     assert f"/#/experiments/0/runs/{record.run_id}" in cli("ui").stderr

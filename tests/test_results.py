@@ -104,6 +104,8 @@ def test_a_finished_run_has_one_model(train, tracking):
     assert (model.name, str(model.status), model.source_run_id) == ("model", "READY", run_id)
     assert model.tags["train.checkpoint"] == f"epoch_{best}"
     assert the_run(tracking).tags[MODEL_TAG] == model.model_id
+    [entry] = tracking.client.get_run(run_id).inputs.dataset_inputs
+    dataset = (entry.dataset.name, entry.dataset.digest)
     keys = [k for k in the_run(tracking).metrics if k.startswith("val_")]
     assert len(keys) == 5
     for key in keys:
@@ -111,10 +113,15 @@ def test_a_finished_run_has_one_model(train, tracking):
         assert len(history(tracking, run_id, key)) == 3
         [linked] = [m for m in model.metrics if m.key == key]
         assert (linked.step, linked.value) == (best, values[best])
+        assert (linked.dataset_name, linked.dataset_digest) == dataset
     info = mlflow.models.get_model_info(f"runs:/{run_id}/model")
     assert info.signature.inputs.input_names() == ["size", "weight", "color"]
     assert info.saved_input_example_info is not None
     assert model.params["hidden_size"] == "16"
+    note = model.tags["mlflow.note.content"]
+    assert f"train predict {run_id} table.csv --epoch {best}\n" in note
+    assert f"mlflow models serve -m runs:/{run_id}/model" in note
+    assert model.tags["mlflow.source.name"] == "python -m train"
 
 
 def test_a_finished_run_shows_figures_and_words(train, tracking):

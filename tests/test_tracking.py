@@ -1,5 +1,6 @@
 """MLflow as this project uses it, on a real SQLite store; its errors leave as ours."""
 
+import json
 import math
 import os
 import socket
@@ -24,6 +25,7 @@ from train.tracking import (
     Tracking,
     now_ms,
 )
+from train.tracking.ui import mark_experiment
 
 
 @pytest.fixture
@@ -199,13 +201,26 @@ def test_the_experiment_is_the_one_that_mlflow_chooses(tracking):
     assert tracking.experiment_id() == "7"
 
 
-def test_the_dataset_and_the_kind_of_experiment_are_shown(tracking, record, client):
-    """The UI opens the experiment as training, and shows the data with its rows."""
-    tracking.mark_experiment("0")
-    columns = {"carat": "double", "cut": "string"}
-    tracking.log_dataset(record.run_id, "gems", "f" * 64, "/gems.csv", columns, {"train_rows": 3})
+def test_an_experiment_opens_as_training_with_a_view_of_its_runs(tracking, client):
+    """Both are set where nothing is; what somebody has chosen since stays."""
+    mark_experiment(tracking, "0")
     tags = client.get_experiment("0").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.resumable-train"])
+    assert view["name"] == "Training"
+    assert "metrics.`best_val_pearson`" in json.loads(view["state"])["selectedColumns"]
+    client.set_experiment_tag("0", "mlflow.sharedViewState.resumable-train", "mine")
+    client.delete_experiment_tag("0", "mlflow.experimentKind")
+    mark_experiment(tracking, "0")
+    tags = client.get_experiment("0").tags
+    assert tags["mlflow.sharedViewState.resumable-train"] == "mine"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_dataset_is_shown(tracking, record, client):
+    """With its name, the beginning of its fingerprint, its columns and rows."""
+    columns = {"carat": "double", "cut": "string"}
+    tracking.log_dataset(record.run_id, "gems", "f" * 64, "/gems.csv", columns, {"train_rows": 3})
     [entry] = client.get_run(record.run_id).inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("gems", "f" * 8)
     assert '"carat"' in entry.dataset.schema
@@ -245,7 +260,7 @@ def test_every_call_to_a_dead_server_is_our_own_error(closed_port):
         lambda: dead.log_points("0" * 32, [Point("a", 1, 1, 1.0)]),
         lambda: dead.set_tags("0" * 32, {"a": "b"}),
         lambda: dead.claim_attempt("0" * 32, 1, "c"),
-        lambda: dead.mark_experiment("0"),
+        lambda: mark_experiment(dead, "0"),
     ]
     for ask in asked:
         with pytest.raises(StoreUnavailable) as caught:

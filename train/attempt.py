@@ -8,7 +8,6 @@ made for the launch, or a new one where there is none in the same experiment. Th
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -25,11 +24,11 @@ from train.tracking import (
     ENDED_TAG,
     EPOCH_TAG,
     HEARTBEAT_TAG,
-    OPTIONS_TAG,
     PARENT_TAG,
     RunRecord,
     Tracking,
 )
+from train.tracking.ui import run_link, runs_page
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +221,7 @@ class Attempt:
                     for line in (f"{title}:", "```", train_command(wanted, "."), "```")
                 ),
                 *("", "| attempt | what it did |", "| --- | --- |", *attempts, ""),
+                f"[All runs]({runs_page(record.experiment_id)})",
             ]
         )
 
@@ -231,10 +231,7 @@ def _progress_in_words(record: RunRecord) -> str:
     epoch, best = record.tags.get(EPOCH_TAG), record.metrics.get(f"best_{MONITOR}")
     if epoch is None:
         return ""
-    try:
-        epochs = f" of {json.loads(record.tags[OPTIONS_TAG])['epochs']}"
-    except (KeyError, ValueError, TypeError):
-        epochs = ""
+    epochs = "" if record.epochs is None else f" of {record.epochs}"
     words = f": epoch {epoch}{epochs}"
     if best is None:
         return words
@@ -314,17 +311,3 @@ def _close_child(
             tracking.set_tags(run_id, {ENDED_TAG: ended})
     except RunNotUsable as error:
         log.warning("%s", error)
-
-
-def run_page(record: RunRecord) -> str:
-    """Return where on MLflow's server the page of the run is."""
-    return f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
-
-
-def run_link(tracking: Tracking, record: RunRecord) -> str:
-    """Return where MLflow's UI shows the run; for a database, where `mlflow ui` would."""
-    server = environment.redact(tracking.uri.rstrip("/"))
-    page = run_page(record)
-    if server.startswith("http"):
-        return f"{server}/{page}"
-    return f"http://127.0.0.1:5000/{page} (once `mlflow ui` runs)"

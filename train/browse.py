@@ -13,12 +13,12 @@ import urllib.request
 import webbrowser
 
 from train import environment
-from train.attempt import run_page
 from train.errors import StoreUnavailable
 from train.language import _
 from train.signals import stop_at_once
 from train.source import find_run
 from train.tracking import Tracking
+from train.tracking.ui import run_page, runs_page
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,15 @@ def open_pages(run_id: str | None, port: int) -> None:
     """
     tracking = Tracking()
     if run_id is not None:
-        page = run_page(find_run(tracking, run_id))
+        found = [find_run(tracking, run_id)]
     else:
-        experiment_id = tracking.experiment_id()
-        newest = tracking.search_runs(experiment_id)[:1]
-        page = run_page(newest[0]) if newest else f"#/experiments/{experiment_id}/runs"
+        found = tracking.search_runs(tracking.experiment_id())
+    if found:
+        page, all_runs = run_page(found[0]), runs_page(found[0].experiment_id)
+    else:
+        page = all_runs = runs_page(tracking.experiment_id())
     if tracking.uri.startswith("http"):
-        _show(f"{tracking.uri.rstrip('/')}/{page}")
+        _show(tracking.uri.rstrip("/"), page, all_runs)
         return
     port = _free_port(port)
     log.info(_("Starting MLflow's pages …"))
@@ -59,7 +61,7 @@ def open_pages(run_id: str | None, port: int) -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
     try:
         _wait_until_served(server, port)
-        _show(f"http://127.0.0.1:{port}/{page}")
+        _show(f"http://127.0.0.1:{port}", page, all_runs)
         log.info(_("Ctrl-C ends it"))
         server.wait()
     except KeyboardInterrupt:
@@ -69,10 +71,11 @@ def open_pages(run_id: str | None, port: int) -> None:
         server.wait()
 
 
-def _show(address: str) -> None:
-    log.info("%s", environment.redact(address))
+def _show(server: str, page: str, all_runs: str) -> None:
+    log.info("%s", environment.redact(f"{server}/{page}"))
+    log.info(_("All runs: %s"), environment.redact(f"{server}/{all_runs}"))
     if environment.has_screen():
-        webbrowser.open(address)
+        webbrowser.open(f"{server}/{page}")
 
 
 def _free_port(first: int) -> int:

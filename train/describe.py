@@ -14,12 +14,13 @@ from train.declare import options_of, to_text
 from train.files import atomic_write
 from train.tasks.tabular import TabularTask
 from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
+from train.tracking.ui import mark_experiment
 
 
 def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
     """Log what a new run is: options, dataset, and the prepared data itself."""
     dataset = task.dataset
-    tracking.mark_experiment(record.experiment_id)
+    mark_experiment(tracking, record.experiment_id)
     tracking.log_params(record.run_id, params(task.config), known=record.params)
     preprocessing = dataset.preprocessing
     columns = {f.column: "double" for f in preprocessing.numeric}

@@ -17,7 +17,7 @@ from train import drift, environment, rng
 from train.attempt import Attempt
 from train.checkpoint.format import load_checkpoint, write_checkpoint
 from train.checkpoint.manifest import checkpoint_name
-from train.checkpoint.spool import RunFolder, Spool
+from train.checkpoint.spool import Spool
 from train.checkpoint.store import show_upload
 from train.commands import train_command
 from train.config import Config, Launch
@@ -36,6 +36,7 @@ from train.source import (
     Source,
     find_run,
     find_source,
+    local_folder,
     open_store,
     options_of_run,
     require_local_artifacts,
@@ -267,7 +268,7 @@ def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter)
     """
     record = find_run(tracking, run_id)
     run_id = record.run_id
-    folder = RunFolder(environment.run_folder(tracking.uri, run_id))
+    folder = local_folder(tracking, record)
     if not folder.acquire():
         why = _("is being trained by a process here, which publishes it itself")
         raise RunNotUsable(run_id, why)
@@ -306,8 +307,7 @@ def fork_spool(tracking: Tracking, record: RunRecord, spool: Spool, reporter: Re
         for path, manifest in zip(paths, manifests, strict=True)
     ]
     config = Config.from_dict(checkpoints[-1]["config"])
-    folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
-    store = open_store(tracking, record, folder)
+    store = open_store(tracking, record, local_folder(tracking, record))
     source = Source(record, store, manifests, manifests[-1], checkpoints[-1], config)
     launcher = Launcher(tracking, None, {}, reporter, environment.home())
     tags = {

@@ -12,10 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train import environment
 from train.checkpoint.manifest import CHECKPOINT_FILE
 from train.checkpoint.policy import find_best
-from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import ROOT
 from train.commands import train_command
 from train.declare import to_text
@@ -23,8 +21,8 @@ from train.files import size_in_words
 from train.heartbeat import vanished_at
 from train.language import _
 from train.metrics import MONITOR
-from train.source import find_run, open_store
-from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord, Tracking
+from train.source import open_run
+from train.tracking import EPOCH_TAG, RunRecord, Tracking
 
 Row = dict[str, Any]
 
@@ -37,17 +35,13 @@ def run_rows(tracking: Tracking) -> list[Row]:
 
 
 def _run_row(record: RunRecord) -> Row:
-    try:
-        epochs = json.loads(record.tags[OPTIONS_TAG])["epochs"]
-    except (KeyError, ValueError, TypeError):
-        epochs = None
     epoch = record.tags.get(EPOCH_TAG, "")
     return {
         "run_id": record.run_id,
         "name": record.name,
         "status": record.status,
         "epoch": int(epoch) if epoch.isdecimal() else None,
-        "epochs": epochs,
+        "epochs": record.epochs,
         f"best_{MONITOR}": record.metrics.get(f"best_{MONITOR}"),
         "attempts": record.attempts,
         "started": record.start_time_ms / 1000,
@@ -60,9 +54,8 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
 
     Costs three calls to the server, and one for each checkpoint not yet in the index.
     """
-    record = find_run(tracking, run_id)
-    folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
-    manifests = open_store(tracking, record, folder).list()
+    _record, _folder, store = open_run(tracking, run_id)
+    manifests = store.list()
     best = find_best(manifests)
     return [
         {

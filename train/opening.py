@@ -25,7 +25,7 @@ from train.language import _
 from train.report import Reporter
 from train.results import publish_results
 from train.run import Run, Start
-from train.source import Source, data_of_run, open_store
+from train.source import Source, data_of_run, local_folder, open_store
 from train.tasks.tabular import TabularTask, choose_threads
 from train.tracking import HOST_TAG, RunRecord, Tracking
 
@@ -55,8 +55,7 @@ class Launcher:
 
     def folder(self, record: RunRecord) -> RunFolder:
         """Return this disk's folder for the run, one object for each run."""
-        path = environment.run_folder(self.tracking.uri, record.run_id)
-        return self.folders.setdefault(record.run_id, RunFolder(path))
+        return self.folders.setdefault(record.run_id, local_folder(self.tracking, record))
 
     def close(self, status: str) -> None:
         """Close what was opened, after an error."""

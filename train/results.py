@@ -25,6 +25,7 @@ from train.tasks.predictor import Predictor
 from train.tracking import RunRecord, Tracking
 from train.tracking.models import MODEL_TAG, is_ready, log_model, register_model
 from train.tracking.translate import one_line
+from train.tracking.ui import run_page
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,11 @@ def log_checkpoint(
     if record.tags.get(MODEL_OF_TAG) == made_of and is_ready(tracking, model_id):
         return model_id
     points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
-    tags = {"train.checkpoint": manifest.name}
+    tags = {
+        "train.checkpoint": manifest.name,
+        "mlflow.note.content": _describe(record, manifest, predictor.preprocessing.target),
+        **{k: v for k, v in record.tags.items() if k.startswith(("mlflow.source.", "mlflow.user"))},
+    }
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "predictor"
         predictor.save(content)
@@ -173,6 +178,20 @@ def log_checkpoint(
     tracking.set_tags(record.run_id, {MODEL_TAG: model_id, MODEL_OF_TAG: made_of})
     log.info(_("The model of %s is runs:/%s/model"), manifest.name, record.run_id)
     return model_id
+
+
+def _describe(record: RunRecord, manifest: Manifest, target: str) -> str:
+    """Return what MLflow's page of the model says of it, in Markdown."""
+    where = f"run [{record.name}]({run_page(record)})"
+    return "\n".join(
+        [
+            f"Checkpoint `{manifest.name}` of {where}: takes raw rows, predicts `{target}`.",
+            *("", "Predict the rows of a file, or serve it:", "```"),
+            f"python -m train predict {record.run_id} table.csv --epoch {manifest.key}",
+            f"mlflow models serve -m runs:/{record.run_id}/model --env-manager local --port 5001",
+            "```",
+        ]
+    )
 
 
 def register_checkpoint(

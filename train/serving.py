@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,18 +11,14 @@ import pyarrow.csv
 from train import environment
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
-from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
-from train.data.cache import JSON_NAME, load_preprocessing
-from train.data.prepare import Preprocessing
-from train.data.provide import cache_folder
 from train.data.table import read_table
 from train.errors import DataError
 from train.files import atomic_write
 from train.language import _
 from train.results import load_predictor, log_checkpoint, register_checkpoint
-from train.source import find_run, open_store, pick
-from train.tracking import DATA_TAG, RunRecord, Tracking
+from train.source import open_run, pick, preprocessing_of_run
+from train.tracking import RunRecord, Tracking
 
 
 def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str) -> pa.Table:
@@ -43,7 +38,7 @@ def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str)
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
     record, store, manifest = _open(tracking, run_id, epoch)
-    preprocessing, _sample = _recipe(tracking, record)
+    preprocessing, _sample = preprocessing_of_run(tracking, record)
     predictor, _history = load_predictor(store, manifest, preprocessing)
     # What was text in training stays text, though a column of digits looks like a number; what is
     # not used is shown as it is in the file.
@@ -81,7 +76,7 @@ def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | 
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
     record, store, manifest = _open(tracking, run_id, epoch)
-    preprocessing, sample = _recipe(tracking, record)
+    preprocessing, sample = preprocessing_of_run(tracking, record)
     opened = load_predictor(store, manifest, preprocessing)
     model_id = log_checkpoint(tracking, record, manifest, opened, sample)
     if register:
@@ -92,28 +87,7 @@ def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | 
 def _open(
     tracking: Tracking, run_id: str, epoch: str | None
 ) -> tuple[RunRecord, CheckpointStore, Manifest]:
-    record = find_run(tracking, run_id)
-    store = open_store(
-        tracking, record, RunFolder(environment.run_folder(tracking.uri, record.run_id))
-    )
+    record, _folder, store = open_run(tracking, run_id)
     manifests = store.list()
     epoch = epoch or ("best" if find_best(manifests) else "latest")
     return record, store, pick(record.run_id, manifests, epoch)
-
-
-def _recipe(tracking: Tracking, record: RunRecord) -> tuple[Preprocessing, pa.Table]:
-    """Return what was fitted for the run, cached here or from its artifacts, and a sample."""
-    cached = cache_folder(environment.home(), record.tags[DATA_TAG]) / JSON_NAME
-    if cached.exists():
-        return load_preprocessing(cached)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / JSON_NAME
-        try:
-            tracking.artifacts(record).download(f"data/{JSON_NAME}", file)
-        except FileNotFoundError as error:
-            raise DataError(
-                _(
-                    "run '{run_id}' has no artifact data/{name}, which says how rows are prepared"
-                ).format(run_id=record.run_id, name=JSON_NAME)
-            ) from error
-        return load_preprocessing(file)

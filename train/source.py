@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from train import environment
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
@@ -17,7 +19,8 @@ from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.data.dataset import Dataset
-from train.data.provide import recover
+from train.data.prepare import Preprocessing
+from train.data.provide import Download, recover, recover_preprocessing
 from train.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
@@ -108,6 +111,23 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
           "`python -m train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
         .format(experiment_id=experiment_id),
     )  # fmt: skip
+
+
+def local_folder(tracking: Tracking, record: RunRecord) -> RunFolder:
+    """Return this disk's folder for the run."""
+    return RunFolder(environment.run_folder(tracking.uri, record.run_id))
+
+
+def open_run(tracking: Tracking, run_id: str) -> tuple[RunRecord, RunFolder, CheckpointStore]:
+    """Return a run, this disk's folder for it, and its checkpoints.
+
+    Raises:
+        RunNotUsable: There is no such run.
+        StoreUnavailable: Its checkpoints cannot be reached from here.
+    """
+    record = find_run(tracking, run_id)
+    folder = local_folder(tracking, record)
+    return record, folder, open_store(tracking, record, folder)
 
 
 def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> CheckpointStore:
@@ -269,13 +289,28 @@ def data_of_run(
     Raises:
         DataError: It is in none of the places, or the raw table has changed.
     """
-    artifacts = tracking.artifacts(record)
     return recover(
         config,
         environment.home(),
         fingerprint or record.tags[DATA_TAG],
-        lambda name, to: artifacts.download(f"data/{name}", to),
+        _download_data(tracking, record),
     )
+
+
+def preprocessing_of_run(tracking: Tracking, record: RunRecord) -> tuple[Preprocessing, pa.Table]:
+    """Return what was fitted for the run, and a sample of raw rows, without the data itself.
+
+    Raises:
+        DataError: It is neither cached here nor among the run's artifacts.
+    """
+    return recover_preprocessing(
+        environment.home(), record.tags[DATA_TAG], _download_data(tracking, record)
+    )
+
+
+def _download_data(tracking: Tracking, record: RunRecord) -> Download:
+    artifacts = tracking.artifacts(record)
+    return lambda name, to: artifacts.download(f"data/{name}", to)
 
 
 def options_of_run(record: RunRecord) -> Config | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.attempt import VANISHED, Attempt, run_link
+from train.attempt import VANISHED, Attempt
 from train.checkpoint.format import load_checkpoint, verify
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention
@@ -23,6 +23,7 @@ from train.pages.page import refresh
 from train.results import publish_results
 from train.source import data_of_run, options_of_run
 from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
+from train.tracking.ui import run_link
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from browser import find_browser, open_browser
+from mlflow import MlflowClient
 from playwright.sync_api import expect
 from support import ROOT, environment, mlflow_server, only_run
 
@@ -94,6 +95,14 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     metrics = page.get_by_role("heading", name=re.compile(r"^Metrics \("))
     pages.picture("run", height=int(metrics.bounding_box()["y"]))
 
+    # It links to all runs, in a saved view with the columns by which runs are compared.
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="All runs").click()
+    runs = opened.value
+    expect(runs.get_by_role("button", name="Training", exact=True)).to_be_visible()
+    expect(runs.get_by_role("columnheader", name="best_epoch").first).to_be_attached()
+    runs.close()
+
     # Each metric is one curve, through both attempts.
     page.get_by_role("tab", name="Model metrics").click()
     search = page.get_by_role("searchbox", name="Search metric charts")
@@ -119,6 +128,7 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
         checkpoint = table.get_by_role("row").filter(has_text=f"epoch_{epoch}")
         older = " --epochs 24" if epoch == 12 else f" --resume_epoch {epoch} --fork true"
         expect(checkpoint.get_by_role("code")).to_contain_text(resume + older)
+    expect(files.get_by_text("epoch_9", exact=True)).to_be_in_viewport(ratio=1)  # a tree unfolds
     pages.picture("checkpoints", height=740)
 
     files.get_by_text("figures", exact=True).click()
@@ -126,5 +136,16 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     figure = page.get_by_role("img", name="correlation.png")
     expect(figure).to_be_visible()
     expect(figure).not_to_have_js_property("naturalWidth", 0)
+
+    # The model tells what it is, how it is used, and how good it was on which data.
+    address, _ = trained
+    model_id = MlflowClient(address).get_run(run_id).data.tags["train.model"]
+    page.goto(f"{address}/#/experiments/0/models/{model_id}")
+    use = page.get_by_role("code").filter(has_text=f"python -m train predict {run_id}")
+    expect(use).to_contain_text(f"mlflow models serve -m runs:/{run_id}/model")
+    metric = page.get_by_role("row").filter(has_text="val_pearson")
+    expect(metric).to_contain_text("diamonds")
+    params = page.get_by_role("heading", name=re.compile(r"^Parameters \("))
+    pages.picture("model", height=int(params.bounding_box()["y"]))
 
     assert not pages.errors

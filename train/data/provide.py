@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow as pa
 
 from train.config import Config
 from train.data import cache
@@ -76,6 +79,35 @@ def recover(config: Config, root: Path, fingerprint: str, download: Download) ->
             ).format(folder=folder, found=found.fingerprint[:12], expected=fingerprint[:12])
         )
     return found
+
+
+def recover_preprocessing(
+    root: Path, fingerprint: str, download: Download
+) -> tuple[Preprocessing, pa.Table]:
+    """Return of a run's data what was fitted, and a sample of raw rows: cached here, or fetched.
+
+    Args:
+        root: The folder under which the cache lies.
+        fingerprint: Of the data.
+        download: As for `recover`.
+
+    Raises:
+        DataError: It is in neither place.
+    """
+    cached = cache_folder(root, fingerprint) / cache.JSON_NAME
+    if cached.exists():
+        return cache.load_preprocessing(cached)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = Path(folder) / cache.JSON_NAME
+        try:
+            download(cache.JSON_NAME, fetched)
+        except FileNotFoundError as error:
+            raise DataError(
+                _("the run has no artifact data/{name}, which says how rows are prepared").format(
+                    name=cache.JSON_NAME
+                )
+            ) from error
+        return cache.load_preprocessing(fetched)
 
 
 def _find_cached(folder: Path) -> Dataset | None:

@@ -62,6 +62,14 @@ class RunRecord:
         claimed = (k.removeprefix(ATTEMPT_PARAM) for k in self.params if ATTEMPT_PARAM in k)
         return max((int(number) for number in claimed if number.isdecimal()), default=0)
 
+    @property
+    def epochs(self) -> int | None:
+        """How many the newest attempt trains to, if the run tells."""
+        try:
+            return int(json.loads(self.tags[OPTIONS_TAG])["epochs"])
+        except (KeyError, ValueError, TypeError):
+            return None
+
 
 class Tracking:
     """A connection to the tracking server that MLflow's variables choose.
@@ -151,7 +159,8 @@ class Tracking:
     def open_children(self, record: RunRecord) -> list[RunRecord]:
         """Return the RUNNING children of a run."""
         query = f"tags.`{PARENT_TAG}` = '{record.run_id}' AND attributes.status = 'RUNNING'"
-        with translated(f"searching the attempts of run '{record.run_id}'", record.run_id):
+        doing = _("searching the attempts of run '{run_id}'").format(run_id=record.run_id)
+        with translated(doing, record.run_id):
             found = self.client.search_runs([record.experiment_id], query)
         return [self._record(run) for run in found]
 
@@ -163,15 +172,6 @@ class Tracking:
         with translated(_("opening experiment '{name}'").format(name=name)):
             found = self.client.get_experiment_by_name(name)
             return found.experiment_id if found else self.client.create_experiment(name)
-
-    def mark_experiment(self, experiment_id: str) -> None:
-        """Make the UI open the experiment as one of model training."""
-        with translated(
-            _("tagging experiment '{experiment_id}'").format(experiment_id=experiment_id)
-        ):
-            self.client.set_experiment_tag(
-                experiment_id, "mlflow.experimentKind", "custom_model_development"
-            )
 
     def create_run(
         self, experiment_id: str, name: str | None, tags: Mapping[str, str]

@@ -53,7 +53,7 @@ def log_model(
     Raises:
         StoreUnavailable: The server does not answer. Call again later.
     """
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
     client = tracking.client
@@ -82,12 +82,7 @@ def log_model(
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             step = points[-1].step if points else 0
             client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, step)])
-            # The run has these very points already: they are linked, not doubled.
-            rows = [
-                Metric(p.key, p.value, p.timestamp_ms, p.step, model_id=model.model_id)
-                for p in points
-            ]
-            client.log_batch(record.run_id, metrics=rows)
+            client.log_batch(record.run_id, metrics=_linked(client, record, model, points))
     return str(model.model_id)
 
 
@@ -147,6 +142,21 @@ def _make_registered(client: Any, name: str) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return ""
+
+
+def _linked(client: Any, record: RunRecord, model: Any, points: Sequence[Point]) -> list[Any]:
+    """Return metrics of the model on its run's dataset; the run has these very points already."""
+    from mlflow.entities import Metric
+
+    inputs = client.get_run(record.run_id).inputs.dataset_inputs
+    on = {}
+    if inputs:
+        dataset = inputs[0].dataset
+        on = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+    return [
+        Metric(p.key, p.value, p.timestamp_ms, p.step, model_id=model.model_id, **on)
+        for p in points
+    ]
 
 
 def _models_of(client: Any, record: RunRecord, status: Any) -> list[Any]:

@@ -1,0 +1,68 @@
+"""MLflow's pages: where they show a run, or all runs, and with which columns."""
+
+from __future__ import annotations
+
+import json
+
+from train import environment
+from train.language import _
+from train.metrics import MONITOR
+from train.tracking import RunRecord, Tracking, now_ms
+from train.tracking.translate import translated
+
+KIND_TAG = "mlflow.experimentKind"
+VIEW_KEY = "resumable-train"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # how MLflow's pages save a view (decision 0015)
+VIEW_NAME = "Training"  # in the menu "Views"
+_COLUMNS = {
+    "attributes": ("Dataset", "Models", "Version"),
+    "metrics": (f"best_{MONITOR}", "best_epoch"),
+    "params": ("epochs", "lr", "batch_size"),
+}
+
+
+def run_page(record: RunRecord) -> str:
+    """Return where on MLflow's server the page of the run is."""
+    return f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
+
+
+def runs_page(experiment_id: str) -> str:
+    """Return where on MLflow's server the runs are listed, in the view of `mark_experiment`."""
+    view = f"viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
+    return f"#/experiments/{experiment_id}/runs?{view}"
+
+
+def run_link(tracking: Tracking, record: RunRecord) -> str:
+    """Return the whole address of the page of the run."""
+    return whole_link(tracking, run_page(record))
+
+
+def whole_link(tracking: Tracking, page: str) -> str:
+    """Return the whole address of a page; for a database, where `mlflow ui` would show it."""
+    server = environment.redact(tracking.uri.rstrip("/"))
+    if server.startswith("http"):
+        return f"{server}/{page}"
+    return f"http://127.0.0.1:5000/{page} (once `mlflow ui` runs)"
+
+
+def mark_experiment(tracking: Tracking, experiment_id: str) -> None:
+    """Make MLflow's pages open the experiment as one of model training, with a view of its runs.
+
+    What somebody has set already stays.
+
+    Raises:
+        StoreUnavailable: The server does not answer.
+    """
+    client = tracking.client
+    with translated(_("tagging experiment '{experiment_id}'").format(experiment_id=experiment_id)):
+        known = client.get_experiment(experiment_id).tags
+        for tag, value in ((KIND_TAG, "custom_model_development"), (VIEW_TAG, _view())):
+            if tag not in known:
+                client.set_experiment_tag(experiment_id, tag, value)
+
+
+def _view() -> str:
+    columns = [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]
+    now = now_ms()
+    state = json.dumps({"selectedColumns": columns})
+    return json.dumps({"name": VIEW_NAME, "createdAt": now, "updatedAt": now, "state": state})
