@@ -86,6 +86,17 @@ def start_logged(command: list, file: Path, **popen) -> subprocess.Popen:
     return process
 
 
+@contextlib.contextmanager
+def group_of(process: subprocess.Popen):
+    """Give a process that leads a session of its own; in the end kill all that is in it."""
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def cli(*words: str):
     """Run the command line in this process; return click's result."""
     from click.testing import CliRunner

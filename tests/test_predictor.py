@@ -280,13 +280,15 @@ def test_missing_columns_are_named(predictor, as_frame):
 
 @pytest.mark.parametrize("name", ["whole", "part", "flag", "day", "moment"])
 def test_a_column_of_another_kind_is_named(predictor, name):
-    """Words where there were numbers or dates, or values of several kinds."""
+    """Words, or dates for numbers and numbers for dates, or values of several kinds."""
     rows = raw_table(2).to_pandas()
     wrong = [["many", "few"], [b"1", 2.5], [[1], [2]]]
     since_1970 = [[1_600_000_000, None], [1_600_000_000, 1_600_000_001]]  # in seconds, or in what?
-    for values in wrong + (since_1970 if name in ("day", "moment") else []):
+    moments = [[pd.Timestamp("2020-09-13"), None], [datetime.date(2020, 9, 13), None]]
+    for values in wrong + (since_1970 if name in ("day", "moment") else moments):
         with pytest.raises(DataError, match=f"column '{name}'"):
             predictor.predict(rows.assign(**{name: values}))
+    assert predictor.predict(rows.assign(**{name: [pd.NaT, pd.NaT]})).shape == (2,)
 
 
 def test_a_sample_of_raw_rows_is_kept_with_what_was_fitted(tmp_path):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import ROOT, client, environment, launch, wait_for, write_table
+from support import ROOT, client, environment, group_of, launch, wait_for, write_table
 
 from train import errors
 from train.cli import main
@@ -439,13 +439,8 @@ def started(text, cwd, env):
         text=True,
         start_new_session=True,
     )
-    try:
+    with process.stdout, group_of(process):
         yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
 
 
 def run_to_the_end(text, cwd, env):

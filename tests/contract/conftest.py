@@ -12,3 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for support.py
 def tracking_uri(tracking):
     """A fresh SQLite store, chosen by MLflow's variable."""
     return tracking.uri
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A small table."""
+    from support import write_table
+
+    return write_table(tmp_path / "table.csv")

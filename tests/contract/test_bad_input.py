@@ -32,12 +32,6 @@ def refused(code, *options, command="run"):
 
 
 @pytest.fixture
-def table(tmp_path):
-    """A small table."""
-    return write_table(tmp_path / "table.csv")
-
-
-@pytest.fixture
 def run(tracking_uri, table):
     """A finished run of two epochs."""
     result = cli("run", *TINY, "--data", table)

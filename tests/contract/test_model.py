@@ -1,6 +1,5 @@
 """A finished run's model in other hands: MLflow's own loading, serving and commands."""
 
-import contextlib
 import csv
 import datetime
 import io
@@ -25,6 +24,7 @@ from support import (
     SMALL,
     client,
     environment,
+    group_of,
     launch,
     launch_killed,
     mlflow_server,
@@ -95,16 +95,9 @@ def finished(tmp_path_factory):
         )  # fmt: skip
 
 
-@contextlib.contextmanager
 def background(command, file, **popen):
-    """Run a command for the length of a block, in a session of its own; then end all of it."""
-    process = start_logged(command, file, start_new_session=True, **popen)
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """Run a command for the length of a block, with all that it starts."""
+    return group_of(start_logged(command, file, start_new_session=True, **popen))
 
 
 def free_port():

@@ -36,12 +36,6 @@ TINY = (*SMALL, "--target", "price", "--epochs", "5", "--checkpoint_freq", "2", 
 
 
 @pytest.fixture
-def table(tmp_path):
-    """A small table."""
-    return write_table(tmp_path / "table.csv")
-
-
-@pytest.fixture
 def run(tracking_uri, table):
     """A finished run of five epochs."""
     result = cli("run", *TINY, "--data", table)

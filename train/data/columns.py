@@ -105,6 +105,8 @@ def read_part(column: pa.ChunkedArray, part: str) -> NDArray[np.float64]:
         DataError: The column does not hold what `part` needs.
     """
     if part == "value":
+        if kind_of(column) == "calendar" and column.null_count < len(column):
+            raise DataError(_("not a number: {reason}").format(reason=column.type))
         return numbers(column)
     if part == "missing":
         return np.isnan(numbers(column)).astype(np.float64)
