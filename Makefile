@@ -18,7 +18,7 @@ help:
 	@echo 'make test                                     set up .venv and run all checks'
 	@echo 'make chaos KILLS=300 SEED=0                   kill a run so many times, and see it end the same'
 	@echo 'make docs                                     build the documentation into build/site'
-	@echo 'make screenshots                              picture a run in MLflow for docs/images, by the test'
+	@echo 'make screenshots                              picture MLflow and record a terminal for docs/, by the tests'
 	@echo 'make format                                   format the code and fix what lint can fix'
 	@echo 'PYTHON=python3.11 after any of them           the Python to make .venv with'
 
@@ -49,7 +49,7 @@ browser:
 	fi
 
 screenshots: $(STAMP) browser
-	SCREENSHOTS=docs/images $(BIN)/pytest tests/contract/test_browser.py
+	SCREENSHOTS=docs/images $(BIN)/pytest tests/contract/test_browser.py tests/contract/test_terminal.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
