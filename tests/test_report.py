@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -35,6 +36,11 @@ def terminal():
     reporter.close_log()
 
 
+def plain(out):
+    """Return what a terminal was sent, without colours and what it was told to erase."""
+    return re.sub(r".*\x1b\[2K|\x1b\[[?0-9;]*[a-zA-Z]", "", out.getvalue().replace("\r", ""))
+
+
 def show_two_epochs(reporter):
     reporter.begin(Config(epochs=2), epochs_done=0)
     reporter.advance(0.5)
@@ -54,14 +60,24 @@ def test_a_pipe_gets_plain_lines(pipe):
     ]
 
 
-def test_a_terminal_gets_a_bar_in_place_of_lines(terminal):
-    """On a terminal the bar shows the epoch; the lines of epochs go to the file only."""
+def test_a_terminal_gets_a_bar_below_short_lines(terminal):
+    """An epoch's line stays, short enough for 80 columns; the bar tells where training is."""
     reporter, out = terminal
-    show_two_epochs(reporter)
-    assert ESCAPE in out.getvalue()
-    assert "epoch 1/2" in out.getvalue()
-    assert "ETA" in out.getvalue()
-    assert "train_loss 0.25000  val_loss 0.50000  val_pearson 0.80000 (best: epoch 1)" not in out
+    reporter.begin(Config(epochs=2), epochs_done=0)
+    reporter.advance(0.5)
+    reporter._bar.refresh()
+    assert re.search(r"epoch 1/2 .*━.* 25 % ETA", out.getvalue())
+    reporter.epoch(1, METRICS, 1, "offline, 12 waiting")
+    reporter._bar.refresh()
+    assert re.search(r"epoch 2/2 best 1 \[offline, 12 waiting\] .*━.* 50 % ETA", out.getvalue())
+    reporter.epoch(2, {**METRICS, "val_pearson": 0.8}, 1, "kept")
+    reporter.end()
+    lines = [line for line in plain(out).splitlines() if line.startswith("epoch") and " s" in line]
+    assert lines == [
+        "epoch 1/2 loss 0.5 corr 0.9000 (best) [offline, 12 waiting] 1.2 s",
+        "epoch 2/2 loss 0.5 corr 0.8000 (best: epoch 1) [kept] 1.2 s",
+    ]
+    assert "train_loss" not in out.getvalue()
 
 
 def test_an_epoch_without_a_best_says_nothing_of_it(pipe):
@@ -96,7 +112,7 @@ def test_the_file_holds_the_log_from_its_first_line(pipe, tmp_path):
 
 
 def test_a_terminals_file_holds_the_epochs(terminal, tmp_path):
-    """The bar takes the epochs' lines from the terminal, not from the file."""
+    """The short lines are for the terminal, not for the file."""
     reporter, _ = terminal
     reporter.log_to(tmp_path / "a.log")
     show_two_epochs(reporter)

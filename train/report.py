@@ -24,7 +24,7 @@ from train.language import _
 from train.metrics import MONITOR
 
 log = logging.getLogger(__name__)
-epoch_log = logging.getLogger("train.epochs")  # a line an epoch: not where a bar shows it
+epoch_log = logging.getLogger("train.epochs")  # a line an epoch; a shorter one where a bar is
 
 _REFRESH_SECONDS = 0.1
 
@@ -98,11 +98,12 @@ class Reporter:
             TextColumn("{task.percentage:3.0f} % ETA"),
             TimeRemainingColumn(),
             console=self._console,
+            transient=True,
         )
-        first = _("epoch {epoch}/{epochs}").format(epoch=epochs_done + 1, epochs=config.epochs)
+        self._epochs = config.epochs
+        first = self._number(epochs_done + 1)
         self._bar.add_task(first, total=config.epochs, completed=epochs_done)
         self._bar.start()
-        self._epochs = config.epochs
 
     def advance(self, epochs_done: float) -> None:
         """Move the bar; cheap enough to be called at every step."""
@@ -122,17 +123,24 @@ class Reporter:
             f"{k} {metrics[k]:.5f}" for k in ("train_loss", "val_loss", MONITOR) if k in metrics
         ]
         best = _(" (best)") if epoch == best_epoch else _(" (best: epoch {best_epoch})")
-        best = best.format(best_epoch=best_epoch)
-        line = f"epoch {epoch}  {'  '.join(shown)}{best if best_epoch else ''}"
+        best = best.format(best_epoch=best_epoch) if best_epoch else ""
+        line = f"epoch {epoch}  {'  '.join(shown)}{best}"
         line += f"  [{note}]" if note else ""
         epoch_log.info("%s  %.1f s", line, metrics["epoch_seconds"])
         if self._bar is not None:
-            short = _("epoch {epoch}/{epochs}").format(epoch=epoch, epochs=self._epochs)
-            short += f" {_('loss')} {metrics.get('val_loss', math.nan):.4g}"
-            short += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}"
-            short += f" {_('best')} {best_epoch}" if best_epoch else ""
-            short += f" [{note}]" if note and note != _("kept") else ""
-            self._bar.update(self._bar.task_ids[0], completed=epoch, description=escape(short))
+            done = f"{self._number(epoch)} {_('loss')} {metrics.get('val_loss', math.nan):.4g}"
+            done += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}{best}"
+            done += f" [{note}]" if note else ""
+            self._console.print(
+                f"{done} {metrics['epoch_seconds']:.1f} s", markup=False, highlight=False
+            )
+            ahead = self._number(min(epoch + 1, self._epochs))
+            ahead += f" {_('best')} {best_epoch}" if best_epoch else ""
+            ahead += f" [{note}]" if note and note != _("kept") else ""
+            self._bar.update(self._bar.task_ids[0], completed=epoch, description=escape(ahead))
+
+    def _number(self, epoch: int) -> str:
+        return _("epoch {epoch}/{epochs}").format(epoch=epoch, epochs=self._epochs)
 
     def end(self) -> None:
         """Take the bar away."""
