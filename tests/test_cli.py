@@ -13,6 +13,7 @@ from train import errors, listing
 from train.cli import main
 from train.config import Config, Launch
 from train.declare import options_of
+from train.tracking import Tracking
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,18 +141,18 @@ def test_an_error_is_its_message_and_its_exit_code(tracking, monkeypatch, error,
     assert result.stdout == ""
 
 
-def test_ctrl_c_is_one_line_and_exit_code_75(tracking, monkeypatch):
+@pytest.mark.parametrize(("command", "when"), [("list", ""), ("run", " before training began")])
+def test_ctrl_c_is_one_line_and_exit_code_75(tracking, monkeypatch, command, when):
     """A stop while nothing runs yet ends like one in training."""
 
-    def stop(tracking):
+    def stop(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "run_rows", stop)
-    result = call("list")
-    assert (result.exit_code, result.stderr) == (
-        75,
-        "error: stopped by a signal before training began\n",
-    )
+    monkeypatch.setattr(Tracking, "__init__", stop)
+    result = call(command)
+    assert result.exit_code == 75
+    assert result.stderr.endswith(f"error: stopped by a signal{when}\n")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("debug", [["--debug"], ["--debug", "true"]])

@@ -38,7 +38,7 @@ def test_a_signal_is_remembered_until_it_is_asked_for(stop, number, capfd):
     assert stop.received is None
     signal.raise_signal(number)
     assert stop.received is number
-    expected = f"{number.name}: saving after the step under way, then stopping\n"
+    expected = f"{number.name}: saving what is under way, then stopping\n"
     assert capfd.readouterr().err == expected
 
 

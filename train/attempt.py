@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_LISTED = 10  # attempts in a run's description
 RUNNING_WORD = "running"
 ENDED_WORDS = {"FINISHED": "finished", "KILLED": "preempted", "FAILED": "failed"}
+STATUS_OF_WORD = {word: status for status, word in ENDED_WORDS.items()}
 VANISHED = "vanished"  # died without a word
 
 
@@ -105,8 +106,7 @@ class Attempt:
         except RunNotUsable:
             tracking.set_status(child.run_id, "FAILED")
             raise
-        _close_vanished(tracking, record, first_epoch - 1)
-        _close_unclaimed(tracking, record, child.run_id)
+        _close_vanished(tracking, record, first_epoch - 1, child.run_id)
         tracking.rename(child.run_id, name)
         tracking.log_params(child.run_id, params, known=child.params)
         if stray_id is not None:
@@ -269,35 +269,35 @@ def epochs_in_words(first: int, last: int | None) -> str:
     return f"epochs {first}-{'…' if last is None else last}"
 
 
-def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int) -> None:
-    """Say of the attempt before what it could not say itself, if it died without a word."""
-    number = record.attempts
-    told = record.tags.get(f"{ATTEMPT_TAG}{number}", "")
-    child_id = record.params.get(f"{ATTEMPT_PARAM}{number}", record.run_id)
-    if told.endswith(f", {RUNNING_WORD}"):
-        epochs, _, host = told.removesuffix(f", {RUNNING_WORD}").partition(" on ")
-        first = _first_epoch(epochs)
-        epochs = epochs if first is None else epochs_in_words(first, last_epoch)
-        words = f"{epochs} on {host}"
-    elif not told and child_id != record.run_id:  # it was claimed, and never begun
-        words = "no epoch"
-    else:
-        return
-    tracking.set_tags(record.run_id, {f"{ATTEMPT_TAG}{number}": f"{words}, {VANISHED}"})
-    if child_id != record.run_id:
-        _close_child(tracking, child_id, "KILLED", VANISHED, f"attempt {number}: {words}")
+def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_id: str) -> None:
+    """Say of the attempts before what they could not say themselves, if they died without a word.
 
-
-def _close_unclaimed(tracking: Tracking, record: RunRecord, own_id: str) -> None:
-    """Close what was made for attempts that died before they claimed one.
-
-    Another process may be about to claim: it will not get the attempt, and closes its own.
+    Of all of them, since whoever was about to say it may have died as well. What was made for an
+    attempt that died before it claimed one is closed too; another process may be about to claim:
+    it will not get the attempt, and closes its own.
     """
-    claimed = {v for k, v in record.params.items() if k.startswith(ATTEMPT_PARAM)}
-    for child in tracking.open_children(record):
-        is_attempt = HEARTBEAT_TAG in child.tags  # and no run that somebody else made below it
-        if is_attempt and child.run_id not in claimed | {own_id}:
-            _close_child(tracking, child.run_id, "KILLED", VANISHED)
+    still_open = {child.run_id: child for child in tracking.open_children(record)}
+    still_open.pop(own_id, None)
+    for number in range(record.attempts, 0, -1):
+        told = record.tags.get(f"{ATTEMPT_TAG}{number}", "")
+        words, _, ended = told.rpartition(", ")
+        first = _first_epoch(words)
+        if ended == RUNNING_WORD and first is not None:
+            words = f"{epochs_in_words(first, last_epoch)} on {words.partition(' on ')[2]}"
+        elif not told:  # it was claimed, and never begun
+            words = "no epoch"
+        has_ended = ended not in ("", RUNNING_WORD)
+        ended = ended if has_ended else VANISHED
+        last_epoch = last_epoch if first is None else first - 1
+        child_id = record.params.get(f"{ATTEMPT_PARAM}{number}", "")
+        if still_open.pop(child_id, None):
+            status = STATUS_OF_WORD.get(ended, "KILLED")
+            _close_child(tracking, child_id, status, ended, f"attempt {number}: {words}")
+        if not has_ended:  # IMPORTANT: last, so that the next one sees what was not done
+            tracking.set_tags(record.run_id, {f"{ATTEMPT_TAG}{number}": f"{words}, {ended}"})
+    for unclaimed in still_open.values():
+        if HEARTBEAT_TAG in unclaimed.tags:  # else somebody else made it below the run
+            _close_child(tracking, unclaimed.run_id, "KILLED", VANISHED)
 
 
 def _close_child(

@@ -58,7 +58,8 @@ def open_pages(run_id: str | None, port: int) -> None:
     # Not on the command line, which others on this machine can read: it may hold a password.
     env = environment.with_variables(MLFLOW_BACKEND_STORE_URI=tracking.uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=env)
     try:
         _wait_until_served(server, port)
         _show(f"http://127.0.0.1:{port}", page, all_runs)

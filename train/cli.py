@@ -74,7 +74,10 @@ class _Group(click.Group):
             click.echo(_("error: {error}").format(error=error) + hint, err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo(_("error: stopped by a signal before training began"), err=True)
+            stopped = _("error: stopped by a signal")
+            if ctx.invoked_subcommand == "run":
+                stopped = _("error: stopped by a signal before training began")
+            click.echo(stopped, err=True)
             ctx.exit(75)
 
 

@@ -94,7 +94,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
-            _say(number, _("saving after the step under way, then stopping"))
+            _say(number, _("saving what is under way, then stopping"))
         signal.signal(number, signal.SIG_DFL)
         if self._at_once:
             self._at_once = False

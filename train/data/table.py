@@ -81,9 +81,9 @@ def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
         )
     if not table.num_rows:
         raise DataError(
-            _(
-                "data '{path}' is empty: {num_columns} columns and no rows. Nothing to train on"
-            ).format(path=path, num_columns=table.num_columns)
+            _("data '{path}' is empty: {num_columns} columns and no rows").format(
+                path=path, num_columns=table.num_columns
+            )
         )
     return table
 
