@@ -223,20 +223,42 @@ def test_of_one_whose_successor_died_before_it_could_tell(tracking, record, monk
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED"])
-def test_a_child_that_its_attempt_could_not_close_is_closed(tracking, record, monkeypatch, status):
-    """It died at its end, between the word on the run and the child: the word is true."""
+@pytest.mark.parametrize("step", ["rename", "set_status"])
+def test_one_that_died_at_its_end_leaves_the_run_to_the_next(
+    tracking, record, monkeypatch, status, step
+):
+    """The run, which comes last, is not ended; a child that was left open is closed."""
     Attempt.first(tracking, record).end("KILLED", 3)
     dead = another(tracking, record)
     dead.begin({})
     with monkeypatch.context() as dying:
-        dying.setattr("train.attempt._close_child", die)
+        dying.setattr(Tracking, step, die)
         with pytest.raises(KeyboardInterrupt):
             dead.end(status, 5)
-    before = told(tracking, record, 2)
+    assert tracking.get_run(record.run_id).status == "RUNNING"
     assert tracking.get_run(dead.child_id).status == "RUNNING"
     another(tracking, record, first_epoch=6).begin({})
-    assert told(tracking, record, 2) == before
-    assert tracking.get_run(dead.child_id).status == status
+    assert told(tracking, record, 2) == f"epochs 4-5 on {environment.hostname()}, vanished"
+    child = tracking.get_run(dead.child_id)
+    assert (child.status, child.tags["train.ended"]) == ("KILLED", "vanished")
+
+
+def test_one_that_died_before_the_last_word_leaves_the_run_to_the_next(
+    tracking, record, monkeypatch
+):
+    """Its child has ended as it should, the run has not: somebody goes on with it."""
+    Attempt.first(tracking, record).end("KILLED", 3)
+    dead = another(tracking, record)
+    dead.begin({})
+    with monkeypatch.context() as dying:
+        dying.setattr(Attempt, "_tell", die)
+        with pytest.raises(KeyboardInterrupt):
+            dead.end("FINISHED", 5)
+    assert tracking.get_run(dead.child_id).status == "FINISHED"
+    assert tracking.get_run(record.run_id).status == "RUNNING"
+    another(tracking, record, first_epoch=6).begin({})
+    child = tracking.get_run(dead.child_id)
+    assert (child.status, child.tags["train.ended"]) == ("FINISHED", "finished")
 
 
 def test_of_a_first_one_that_died_without_a_word(tracking, record):

@@ -7,6 +7,7 @@ made for the launch, or a new one where there is none in the same experiment. Th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -179,18 +180,17 @@ class Attempt:
             ended: The same in a word; default: by the status.
         """
         ended = ended or ENDED_WORDS[status]
-        try:
-            self.check_lease()
-            self.tracking.set_status(self.run_id, status)
-            self._tell(last_epoch, ended, {})
-        except Superseded:
-            pass
         epochs = epochs_in_words(self.first_epoch, last_epoch)
         name = f"attempt {self.number}: {epochs} on {environment.hostname()}"
-        if self.child_id != self.run_id:
-            _close_child(self.tracking, self.child_id, status, ended, name)
+        # IMPORTANT: the run comes last. Killed before, it is unfinished, and gone on with.
         if self.stray_id is not None:
             _close_child(self.tracking, self.stray_id, status, ended)
+        if self.child_id != self.run_id:
+            _close_child(self.tracking, self.child_id, status, ended, name)
+        with contextlib.suppress(Superseded):
+            self.check_lease()
+            self._tell(last_epoch, ended, {})
+            self.tracking.set_status(self.run_id, status)
 
     def describe(self, record: RunRecord) -> None:
         """Bring the description of the run, just read, up to date while it is RUNNING."""
@@ -305,9 +305,9 @@ def _close_child(
 ) -> None:
     """Close a run that belongs to an attempt; one that somebody deleted is only told of."""
     try:
-        tracking.set_status(run_id, status)
         if name is not None:
             tracking.rename(run_id, name)
             tracking.set_tags(run_id, {ENDED_TAG: ended})
+        tracking.set_status(run_id, status)  # last: what is RUNNING is closed again
     except RunNotUsable as error:
         log.warning("%s", error)
