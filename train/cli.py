@@ -25,6 +25,11 @@ from train.language import _
 
 _WHICH = "N|global_step_N|latest|best"  # checkpoint
 
+_EXAMPLES = """\b
+Train, and go on after the machine is lost:
+  python -m train run --checkpoint_freq 3
+  python -m train run --resume_run latest
+"""
 _EPILOG = """\b
 Through MLflow each option is a parameter:
   mlflow run . --env-manager local -P checkpoint_freq=3
@@ -139,7 +144,7 @@ def _debug(ctx: click.Context, param: click.Parameter, text: str | None) -> None
         ctx.meta["train.debug"] = text.lower() == "true"
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, epilog=_EXAMPLES)
 @click.version_option(package_name="resumable-train")
 def main() -> None:
     """Train on one machine, lose it, go on from the run ID on another."""

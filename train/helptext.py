@@ -55,9 +55,8 @@ class Command(click.Command):
     context_class = Context
 
     def get_short_help_str(self, limit: int = 45) -> str:
-        """Return its line in the list of commands; a translation is not cut."""
-        translated = _found(self.help or " ")
-        return super().get_short_help_str(limit) if translated == self.help else translated
+        """Return what stands in the list of commands: all of it."""
+        return _found(self.help or " ")
 
 
 def _beside(text: str) -> str:
