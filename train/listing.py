@@ -21,7 +21,7 @@ from train.files import size_in_words
 from train.heartbeat import vanished_at
 from train.language import _
 from train.metrics import MONITOR
-from train.source import open_run
+from train.source import find_store
 from train.tracking import EPOCH_TAG, RunRecord, Tracking
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
 
     Costs three calls to the server, and one for each checkpoint not yet in the index.
     """
-    _record, _folder, store = open_run(tracking, run_id)
+    _record, _folder, store = find_store(tracking, run_id)
     manifests = store.list()
     best = find_best(manifests)
     return [

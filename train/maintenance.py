@@ -17,7 +17,7 @@ from train.files import atomic_write
 from train.heartbeat import wait_until_free
 from train.language import _
 from train.progress import Moved, show_transfer
-from train.source import find_run, open_run, options_of_run, pick
+from train.source import find_run, find_store, options_of_run, pick
 from train.tracking import Tracking
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
     `status` is ok, damaged (`found` tells how), or uncommitted: what is left of an upload or a
     deletion that was killed, and no checkpoint.
     """
-    record, _folder, store = open_run(tracking, run_id)
+    record, _folder, store = find_store(tracking, run_id)
     moved = Moved()
 
     def check(name: str, indexed: Manifest | None) -> Row:
@@ -76,7 +76,7 @@ def prune(
     Raises:
         RunNotUsable: A process is working on the run.
     """
-    record, folder, store = open_run(tracking, run_id)
+    record, folder, store = find_store(tracking, run_id)
     if not folder.acquire():
         why = _("is being trained by another process on this machine")
         raise RunNotUsable(record.run_id, why)
@@ -115,7 +115,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
     Raises:
         CheckpointError: There is none of that epoch, or it is damaged.
     """
-    record, _folder, store = open_run(tracking, run_id)
+    record, _folder, store = find_store(tracking, run_id)
     manifest = pick(record.run_id, store.list(), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))
@@ -136,7 +136,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
 
 def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
     """Return what a checkpoint holds: manifest, state keys with shapes, options, environment."""
-    record, _folder, store = open_run(tracking, run_id)
+    record, _folder, store = find_store(tracking, run_id)
     manifest = pick(record.run_id, store.list(), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))

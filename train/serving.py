@@ -17,7 +17,7 @@ from train.errors import DataError
 from train.files import atomic_write
 from train.language import _
 from train.results import load_predictor, log_checkpoint, register_checkpoint
-from train.source import open_run, pick, preprocessing_of_run
+from train.source import find_store, pick, preprocessing_of_run
 from train.tracking import RunRecord, Tracking
 
 
@@ -87,7 +87,7 @@ def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | 
 def _open(
     tracking: Tracking, run_id: str, epoch: str | None
 ) -> tuple[RunRecord, CheckpointStore, Manifest]:
-    record, _folder, store = open_run(tracking, run_id)
+    record, _folder, store = find_store(tracking, run_id)
     manifests = store.list()
     epoch = epoch or ("best" if find_best(manifests) else "latest")
     return record, store, pick(record.run_id, manifests, epoch)

@@ -118,7 +118,7 @@ def local_folder(tracking: Tracking, record: RunRecord) -> RunFolder:
     return RunFolder(environment.run_folder(tracking.uri, record.run_id))
 
 
-def open_run(tracking: Tracking, run_id: str) -> tuple[RunRecord, RunFolder, CheckpointStore]:
+def find_store(tracking: Tracking, run_id: str) -> tuple[RunRecord, RunFolder, CheckpointStore]:
     """Return a run, this disk's folder for it, and its checkpoints.
 
     Raises:
