@@ -41,7 +41,7 @@ def test_a_servers_page_of_the_run_is_told(record):
     """Its address without the password, and nothing is started; an attempt leads to its run."""
     result = cli("ui", record.run_id)
     assert result.exit_code == 0, result.output
-    page = f"#/experiments/0/runs/{record.run_id}"
+    page = f"#/experiments/0/runs/{record.run_id}?workflowType=machine_learning"
     assert f"http://***@127.0.0.1:1/{page}\n" in result.stderr.replace("\n#", "#")
 
 
@@ -62,7 +62,11 @@ def test_a_browser_is_opened_only_where_there_is_a_screen(record, monkeypatch, o
         monkeypatch.setenv(screen, ":0")
     assert environment.has_screen() == bool(screen)
     assert cli("ui", record.run_id).exit_code == 0
-    expected = [f"{SERVER}/#/experiments/0/runs/{record.run_id}"] if screen else []
+    expected = (
+        [f"{SERVER}/#/experiments/0/runs/{record.run_id}?workflowType=machine_learning"]
+        if screen
+        else []
+    )
     assert opened == expected, "with the password, which the browser needs"
 
 

@@ -18,7 +18,7 @@ from train.language import _
 from train.signals import stop_at_once
 from train.source import find_run
 from train.tracking import Tracking
-from train.tracking.ui import run_page, runs_page
+from train.tracking.ui import AS_TRAINING, run_page, runs_page
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def open_pages(run_id: str | None, port: int) -> None:
     else:
         found = tracking.search_runs(tracking.experiment_id())
     if found:
-        page, all_runs = run_page(found[0]), runs_page(found[0].experiment_id)
+        page = f"{run_page(found[0])}?{AS_TRAINING}"
+        all_runs = runs_page(found[0].experiment_id)
     else:
         page = all_runs = runs_page(tracking.experiment_id())
     if tracking.uri.startswith("http"):

@@ -211,7 +211,7 @@ def test_the_pages_of_a_database(tracking_uri, record, tmp_path, send):
     with background(words, tmp_path / "log", cwd=tmp_path, env=env) as process:
         wait_for(lambda: process.poll() is not None or "Ctrl-C" in process.output.read_text())
         assert process.poll() is None, process.output.read_text()
-        page = rf"(http://\S+)/#/experiments/0/runs/{record.run_id}\n"
+        page = rf"(http://\S+)/#/experiments/0/runs/{record.run_id}\?"
         address = re.search(page, process.output.read_text())[1]
         assert "<title>MLflow</title>" in urllib.request.urlopen(address).read().decode()
         send(process.pid, signal.SIGINT)

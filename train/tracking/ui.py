@@ -11,6 +11,7 @@ from train.tracking import RunRecord, Tracking, now_ms
 from train.tracking.translate import translated
 
 KIND_TAG = "mlflow.experimentKind"
+AS_TRAINING = "workflowType=machine_learning"  # of an address: a fresh browser is on "GenAI"
 VIEW_KEY = "resumable-train"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # how MLflow's pages save a view (decision 0015)
 VIEW_NAME = "Training"  # in the menu "Views"
@@ -28,8 +29,7 @@ def run_page(record: RunRecord) -> str:
 
 def runs_page(experiment_id: str) -> str:
     """Return where on MLflow's server the runs are listed, in the view of `mark_experiment`."""
-    view = f"viewStateShareKey={VIEW_KEY}&workflowType=machine_learning"
-    return f"#/experiments/{experiment_id}/runs?{view}"
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW_KEY}&{AS_TRAINING}"
 
 
 def run_link(tracking: Tracking, record: RunRecord) -> str:
