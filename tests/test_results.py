@@ -195,6 +195,7 @@ def test_an_extended_run_logs_its_new_best(train, tracking):
     train("--epochs", "1", "--lr", "0.02", "--schedule", "none")
     run_id = the_run(tracking).run_id
     first = the_run(tracking).tags[MODEL_TAG]
+    tracking.set_tags(run_id, {"mlflow.source.name": "https://me:secret@host/project"})
     train("--resume_run", run_id, "--epochs", "3", "--checkpoint_freq", "1")
     best = best_of(tracking, run_id)
     assert best > 1, "else this shows nothing"
@@ -202,6 +203,8 @@ def test_an_extended_run_logs_its_new_best(train, tracking):
     newest = the_run(tracking).tags[MODEL_TAG]
     assert newest != first
     assert mlflow.models.get_model_info(f"runs:/{run_id}/model").model_id == newest
+    [made] = [model for model in models(tracking) if model.model_id == newest]
+    assert made.tags["mlflow.source.name"] == "https://***@host/project"
     assert cli("publish", run_id).exit_code == 0
     assert len(models(tracking)) == 2
 

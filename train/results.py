@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from train import environment
 from train.attempt import first_epochs
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
@@ -166,11 +167,13 @@ def log_checkpoint(
     if record.tags.get(MODEL_OF_TAG) == made_of and is_ready(tracking, model_id):
         return model_id
     points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
-    tags = {
-        "train.checkpoint": manifest.name,
-        "mlflow.note.content": _describe(record, manifest, predictor.preprocessing.target),
-        **{k: v for k, v in record.tags.items() if k.startswith(("mlflow.source.", "mlflow.user"))},
+    made_by = {
+        k: environment.redact(v)
+        for k, v in record.tags.items()
+        if k.startswith(("mlflow.source.", "mlflow.user"))
     }
+    note = _describe(record, manifest, predictor.preprocessing.target)
+    tags = {**made_by, "train.checkpoint": manifest.name, "mlflow.note.content": note}
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "predictor"
         predictor.save(content)
