@@ -120,12 +120,22 @@ def test_tables_in_a_pipe_are_plain_and_whole(tracking, trained, capsys):
     assert "3/20" in lines[1]
 
 
+def test_a_finished_run_is_resumed_with_more_epochs(tracking, trained, capsys):
+    """What is told to resume it is not refused."""
+    tracking.set_status(trained.run_id, "FINISHED")
+    more = f"resume: python -m train run --resume_run {trained.run_id} --epochs 6"
+    listing.show(listing.checkpoint_rows(tracking, trained.run_id), trained.run_id, False)
+    assert capsys.readouterr().out.splitlines()[-1] == more
+    listing.show(listing.run_rows(tracking), None, False)
+    assert capsys.readouterr().out.splitlines()[-1] == more
+
+
 def test_nothing_to_list_is_said(capsys):
     """An empty listing is a sentence, not an empty table."""
     listing.show([], None, False)
     listing.show([], "r1", False)
     assert capsys.readouterr().out.splitlines() == [
-        "no run here has a checkpoint",
+        "no run here has a checkpoint: `python -m train run` trains one",
         "run 'r1' has no checkpoint",
     ]
 

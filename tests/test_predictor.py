@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from train.config import Config
 from train.data import cache
 from train.data.dataset import prepare, split
 from train.errors import CheckpointDamaged, DataError
-from train.tasks.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor, _load_pyfunc
+from train.tasks.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor
 from train.tasks.tabular import TabularTask
+from train.tracking.pyfunc import _load_pyfunc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -208,12 +210,12 @@ def test_what_was_saved_predicts_the_same(predictor, tmp_path, precision):
     task = make_task(tmp_path, precision=precision)
     predictor, rows = predictor_of(task, train(task)), raw_table(50, seed=1)
     predictor.save(tmp_path / "new" / "saved")
-    for loaded in (
-        Predictor.load(tmp_path / "new" / "saved"),
-        _load_pyfunc(f"{tmp_path}/new/saved"),
-    ):
+    served = _load_pyfunc(f"{tmp_path}/new/saved")
+    for loaded in (Predictor.load(tmp_path / "new" / "saved"), served):
         np.testing.assert_array_equal(loaded.predict(rows), predictor.predict(rows))
-        assert loaded.config == predictor.config
+    with pytest.raises(MlflowException, match="lacks 'whole'") as refused:
+        served.predict(rows.to_pandas().drop(columns="whole"))
+    assert refused.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 class Code:
@@ -289,6 +291,15 @@ def test_a_column_of_another_kind_is_named(predictor, name):
         with pytest.raises(DataError, match=f"column '{name}'"):
             predictor.predict(rows.assign(**{name: values}))
     assert predictor.predict(rows.assign(**{name: [pd.NaT, pd.NaT]})).shape == (2,)
+
+
+def test_a_blank_is_a_missing_number(predictor):
+    """As in CSV: forms send an empty text for what was not filled in."""
+    rows = raw_table(2).to_pandas().astype({"part": object})
+    missing, blank = rows.assign(part=[None, 2.5]), rows.assign(part=["", "2.5"])
+    expected = predictor.predict(missing)
+    np.testing.assert_array_equal(predictor.predict(blank), expected)
+    np.testing.assert_array_equal(predictor.predict(rows.assign(part=[" ", "2.5"])), expected)
 
 
 def test_a_sample_of_raw_rows_is_kept_with_what_was_fitted(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 
 import pytest
@@ -127,3 +128,33 @@ def test_a_closed_log_writes_nowhere(pipe, tmp_path):
     log.warning("after the end")
     assert "after the end" not in out.getvalue()
     assert (tmp_path / "a.log").read_text() == ""
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_nothing(tmp_path, monkeypatch):
+    """What is shown is lost, the file has it; the end of the process is no error either."""
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        reporter = Reporter()
+        reporter.open_log()
+        reporter.log_to(tmp_path / "a.log")
+        log.info("read")
+        os.close(read)
+        log.info("lost")
+        reporter.epoch(1, METRICS, 1, "")
+        reporter.end()
+        reporter.close_log()
+    assert "epoch 1" in (tmp_path / "a.log").read_text()
+
+
+def test_colours_alone_make_no_terminal(monkeypatch):
+    """Where FORCE_COLOR is set in a pipe, as CI does, there are lines and no bar."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    reporter = Reporter()
+    reporter.open_log()
+    show_two_epochs(reporter)
+    reporter.close_log()
+    assert "train_loss 0.25000" in out.getvalue()
+    assert "ETA" not in out.getvalue()

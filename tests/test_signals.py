@@ -1,6 +1,8 @@
 """A signal stops training at the next step; a second one ends the process as usual."""
 
+import contextlib
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,9 @@ from train.signals import SIGNALS, StopNow, StopRequest, stop_at_once
 @pytest.fixture
 def untouched():
     """Let the signals be those of a process that nobody has prepared."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    yield
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
@@ -163,9 +168,39 @@ def test_before_training_a_signal_raises_where_it_comes(untouched, number, capfd
     stop_at_once()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
-    assert capfd.readouterr().err.startswith(f"{number.name}: stopping as soon as ")
+    assert capfd.readouterr().err.startswith(f"{number.name}: stopping\n")
 
 
+def test_a_signal_whose_exception_got_lost_stops_training(untouched):
+    """It came in a place where Python lets no exception out, such as a weak reference's end."""
+    stop_at_once()
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    request = StopRequest()
+    request.install()
+    assert request.received == signal.SIGTERM
+    assert request.seconds_left(25.0) <= 25.0
+    request.uninstall()
+
+
+def test_a_signal_inside_of_exec_leaves_the_exit_code_alone(tmp_path):
+    """As while a library makes its classes: else a scheduler would not start it again."""
+    (tmp_path / "child.py").write_text(EXEC)
+    done = subprocess.run(
+        [sys.executable, "-m", "child"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 75
+
+
+EXEC = """
+import signal, sys
+from train.signals import stop_at_once
+stop_at_once()
+try:
+    exec("signal.raise_signal(signal.SIGINT)")
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
 CHILD = """
 import time
 from train.signals import StopRequest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import logging
 import sys
@@ -53,6 +54,8 @@ class _Group(click.Group):
     ) -> click.Context:
         # Here, since this shows the help, and refuses options, before `main` is called.
         language.choose(environment.languages())
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot show is no error
+            sys.stdout.reconfigure(errors="replace")
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,7 +67,8 @@ class _Group(click.Group):
             click.echo(_("error: {error}").format(error=error), err=True)
             ctx.exit(error.exit_code)
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else "train"
+            below = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
+            command = error.ctx.command_path if error.ctx else below
             message = error.format_message().removesuffix(".").replace("'?", "'")
             told = _("error: {message}. `{command} --help` lists what there is")
             click.echo(told.format(message=message, command=command), err=True)
@@ -79,10 +83,7 @@ class _Group(click.Group):
             click.echo(_("error: {error}").format(error=error) + hint, err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            stopped = _("error: stopped by a signal")
-            if ctx.invoked_subcommand == "run":
-                stopped = _("error: stopped by a signal before training began")
-            click.echo(stopped, err=True)
+            click.echo(_("error: stopped by a signal"), err=True)
             ctx.exit(75)
 
 
@@ -303,7 +304,7 @@ def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
 
     with _log_shown(as_json=to is None):
         table = serving.predict_table(Tracking(), run, epoch, data)
-    serving.write_csv(table, Path(to) if to else sys.stdout.buffer)
+    serving.write_csv(table, sys.stdout.buffer if to is None else Path(to))
     if to:
         told = _("{num_rows:,} rows with {name} are in {to}")
         click.echo(told.format(num_rows=table.num_rows, name=table.column_names[-1], to=to))
@@ -325,7 +326,13 @@ def publish(run: str, epoch: str | None, register: str | None) -> None:
 
 @main.command()
 @click.argument("run", required=False)
-@click.option("--port", default=5000, metavar="N", help="Where to serve the pages.  [5000]")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5000,
+    metavar="N",
+    help="Where to serve the pages.  [5000]",
+)
 def ui(run: str | None, port: int) -> None:
     """Open MLflow's pages in the browser, with RUN (default: the newest) in front."""
     from train.browse import open_pages

@@ -54,7 +54,7 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
 
     Costs three calls to the server, and one for each checkpoint not yet in the index.
     """
-    _record, _folder, store = find_store(tracking, run_id)
+    record, _folder, store = find_store(tracking, run_id)
     manifests = store.list()
     best = find_best(manifests)
     return [
@@ -71,6 +71,7 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
             "bytes": manifest.bytes,
             "created": datetime.fromisoformat(manifest.created).timestamp(),
             "path": f"{ROOT}/{manifest.name}/{CHECKPOINT_FILE}",
+            "status": record.status,
         }
         for manifest in manifests
     ]
@@ -84,14 +85,17 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
     console = make_console()
     if not rows:
         what = (
-            _("run '{run_id}' has no checkpoint") if run_id else _("no run here has a checkpoint")
+            _("run '{run_id}' has no checkpoint")
+            if run_id
+            else _("no run here has a checkpoint: `python -m train run` trains one")
         )
         console.print(what.format(run_id=run_id), markup=False, highlight=False)
         return
     console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
-    options: dict[str, Any] = {"resume_run": run_id or rows[0]["run_id"]}
-    if rows[0].get("status") == "FINISHED":
-        options["epochs"] = 2 * (rows[0]["epoch"] or 1)
+    newest = rows[-1] if run_id else rows[0]
+    options: dict[str, Any] = {"resume_run": run_id or newest["run_id"]}
+    if newest["status"] == "FINISHED":
+        options["epochs"] = 2 * (newest["epoch"] or 1)
     hint = _("resume: {command}").format(command=train_command(options))
     console.print(hint, markup=False, highlight=False, soft_wrap=True)
 

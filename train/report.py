@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import math
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,6 +33,46 @@ epoch_log = logging.getLogger("train.epochs")  # a line an epoch; a shorter one 
 _REFRESH_SECONDS = 0.1
 
 
+class _Lasting:
+    """A stream that may be lost, as a closed terminal or a broken pipe is: then nothing is shown.
+
+    Training goes on; the log file has it all.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose the stream."""
+        with self._kept():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose the stream."""
+        with self._kept():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is left in its buffer must not turn up as an error at the process's end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _make_console() -> Console:
+    # A bar only where there is a terminal: FORCE_COLOR alone makes none.
+    stream: Any = _Lasting(sys.stdout)
+    return Console(file=stream, force_interactive=None if sys.stdout.isatty() else False)
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints messages above the progress bar, if there is one."""
 
@@ -37,7 +81,7 @@ class _ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == epoch_log.name and self.console.is_terminal:
+        if record.name == epoch_log.name and self.console.is_interactive:
             return
         if record.name == progress.log.name and self.console.is_interactive:
             return
@@ -57,7 +101,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or _make_console()
         self._bar: Progress | None = None
         self._next_refresh = 0.0
         self._early: logging.handlers.MemoryHandler | None = None
@@ -90,7 +134,7 @@ class Reporter:
 
     def begin(self, config: Config, epochs_done: int) -> None:
         """Show the bar, with `epochs_done` epochs behind it."""
-        if not self._console.is_terminal:
+        if not self._console.is_interactive:
             return
         self._bar = Progress(
             TextColumn("{task.description}"),

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 MODEL_OF_TAG = "train.model_of"  # of the run: the checkpoint that its logged model was made of
 FIGURES = "figures"
-_LOADER = "train.tasks.predictor"
+_LOADER = "train.tracking.pyfunc"
 
 
 def publish_results(

@@ -17,16 +17,32 @@ from train.language import _
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """Raised where a signal comes, before training.
+
+    A class of its own: after Python's own, once it has passed through exec(), `python -m` ends by
+    the signal, whatever the exit code is to be.
+    """
+
+
+class _AtOnce:
+    """Handles signals until training begins; remembers one, since what it raises can get lost."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        _say(number, _("stopping"))
+        raise StoppedAtOnce
+
+
 def stop_at_once() -> None:
-    """Until training begins, let every such signal raise KeyboardInterrupt where it comes."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        _say(number, _("stopping as soon as what is under way can be left"))
-        raise KeyboardInterrupt
-
+    """Until training begins, let every such signal raise `StoppedAtOnce` where it comes."""
+    at_once = _AtOnce()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
+            signal.signal(number, at_once)
 
 
 def ignore() -> None:
@@ -37,7 +53,8 @@ def ignore() -> None:
 
 def _say(number: int, what: str) -> None:
     # Not by the log: a signal may have come in the middle of a line of it.
-    os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
 
 
 class StopNow(BaseException):
@@ -61,8 +78,11 @@ class StopRequest:
     def install(self) -> None:
         """Take over the signals."""
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._handle)
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            before = self._previous[number] = signal.signal(number, self._handle)
+            if isinstance(before, _AtOnce) and before.received and self.received is None:
+                self.received, self._received_at = before.received, time.monotonic()
 
     def uninstall(self) -> None:
         """Give the signals back."""

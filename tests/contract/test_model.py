@@ -153,7 +153,10 @@ def test_mlflow_serves_it(finished, tmp_path):
             numbers = answer.json()["predictions"]
             np.testing.assert_allclose(numbers, finished.numbers, rtol=1e-5)
         refused = ask(rows.assign(built="one day"), "split")
-        assert (refused.status_code, "not a date" in refused.text) == (400, True), refused.text
+        told = refused.json()
+        assert refused.status_code == 400, told
+        assert (told["error_code"], "stack_trace" in told) == ("INVALID_PARAMETER_VALUE", False)
+        assert "column 'built' is not what it was when fitted: not a date" in told["message"]
 
 
 def test_mlflow_predicts_a_csv(finished, tmp_path):

@@ -68,6 +68,8 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """
     try:
         plain = column.cast(_value_type(column))
+        if kind_of(column) == "text":  # as JSON may have it: a blank is missing, as in CSV
+            plain = pc.if_else(pc.equal(pc.utf8_trim_whitespace(plain), ""), None, plain)
         for is_of_kind, in_microseconds in _TIMES:
             if is_of_kind(plain.type):
                 plain = plain.cast(in_microseconds, safe=False).cast(pa.int64())

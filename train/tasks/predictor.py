@@ -1,7 +1,6 @@
 """Raw rows in, predictions out: a trained model with the preprocessing it was trained behind.
 
-`_load_pyfunc` is where MLflow begins to load a logged model: it names this module in the model's
-`MLmodel`. Nothing here imports MLflow, and nothing is unpickled.
+Nothing here imports MLflow, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -68,13 +67,12 @@ class Predictor:
             ) from error
         self._model.to(self._device).eval()
 
-    def predict(self, rows: pa.Table | pandas.DataFrame, params: Any = None) -> NDArray[np.float64]:
+    def predict(self, rows: pa.Table | pandas.DataFrame) -> NDArray[np.float64]:
         """Return the prediction for each row, on the target's own scale.
 
         Args:
             rows: The columns that the model was trained on; others are not looked at. Values may
                 be missing, and categories may be new.
-            params: Not used; MLflow passes it.
 
         Shape:
             float64 [N]
@@ -167,8 +165,3 @@ class Predictor:
             ) from error
         preprocessing = Preprocessing.from_dict(recipe["preprocessing"])
         return cls(preprocessing, Config.from_dict(recipe["config"]), weights)
-
-
-def _load_pyfunc(path: str) -> Predictor:
-    """Load a model that MLflow has downloaded; MLflow calls this by its name."""
-    return Predictor.load(Path(path))
