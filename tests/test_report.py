@@ -147,6 +147,17 @@ def test_a_pipe_that_nobody_reads_any_more_ends_nothing(tmp_path, monkeypatch):
     assert "epoch 1" in (tmp_path / "a.log").read_text()
 
 
+def test_without_an_output_nothing_is_shown(tmp_path, monkeypatch):
+    """As where a scheduler starts a process with it closed: the file has the log."""
+    monkeypatch.setattr("sys.stdout", None)
+    reporter = Reporter()
+    reporter.open_log()
+    reporter.log_to(tmp_path / "a.log")
+    show_two_epochs(reporter)
+    reporter.close_log()
+    assert "epoch 2" in (tmp_path / "a.log").read_text()
+
+
 def test_colours_alone_make_no_terminal(monkeypatch):
     """Where FORCE_COLOR is set in a pipe, as CI does, there are lines and no bar."""
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -68,6 +68,8 @@ class _Lasting:
 
 
 def _make_console() -> Console:
+    if sys.stdout is None:  # closed by whoever started the process: rich writes nowhere then
+        return Console()
     # A bar only where there is a terminal: FORCE_COLOR alone makes none.
     stream: Any = _Lasting(sys.stdout)
     return Console(file=stream, force_interactive=None if sys.stdout.isatty() else False)
