@@ -56,7 +56,7 @@ def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> di
 
 
 def launch(*options: str, cwd: Path, env: dict[str, str], timeout: float = 240, **popen):
-    """Run `python -m train run` with `options` to its end."""
+    """Run `train run` with `options` to its end."""
     command = [sys.executable, "-m", "train", "run", *options]
     return subprocess.run(
         command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, **popen

@@ -32,6 +32,7 @@ LAYERS = [
     ["config"],
     ["declare"],
     ["files", "helptext", "metrics", "progress", "system_metrics"],
+    ["untrusted"],
     ["errors"],
     ["language"],
 ]

@@ -97,7 +97,7 @@ def test_begin_makes_the_run_running_and_tells_how_to_resume(tracking, record):
     assert run.status == "RUNNING"
     assert (run.tags["train.attempt"], run.tags["train.code"]) == ("1", "abc")
     note = run.tags["mlflow.note.content"]
-    assert f"python -m train run --resume_run {record.run_id}" in note
+    assert f"train run --resume_run {record.run_id}" in note
     assert "--resume_epoch best --fork true" in note
     assert len(note) < 7_000
 
@@ -315,7 +315,7 @@ def test_the_description_lists_the_newest_ten(tracking, record):
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", note, re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(3, 13))
     assert [words for _, words in rows] == [told(tracking, record, n) for n in range(3, 13)]
-    assert "python -m train run" in note
+    assert "train run" in note
 
 
 def test_after_a_thousand_attempts_the_description_is_as_short(tracking, record, monkeypatch):

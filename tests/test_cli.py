@@ -233,7 +233,7 @@ def test_list_does_without_torch(tracking, record, commit_to):
 
 @pytest.mark.slow
 def test_the_module_is_the_program():
-    """`python -m train` ends with the exit code, and prints no traceback."""
+    """`train` ends with the exit code, and prints no traceback."""
     command = [sys.executable, "-m", "train", "run", "--epochs", "0"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=env)

@@ -143,7 +143,7 @@ def test_strict_ends_where_an_epoch_trained_again_differs(bench, fallen_back):
         train(run, {**SCORES, 3: math.nan, 4: 0.7})
     assert str(caught.value) == (
         f"run '{fallen_back}' is not continued with strict=true: epoch 4, trained again, gave "
-        "val_pearson=0.7, and 0.6 was published before. Fork it: python -m train run "
+        "val_pearson=0.7, and 0.6 was published before. Fork it: train run "
         f"--resume_run {fallen_back} --fork true"
     )
     assert run.state.epoch == 3, "up to there nothing differed, NaN included"

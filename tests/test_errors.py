@@ -30,7 +30,7 @@ def drawn_tree():
 def one_of_each():
     """Return an error of every class that builds its own message."""
     return [
-        errors.ForkNeeded("r1", {"lr": (0.1, 0.2)}, "python -m train run --fork true"),
+        errors.ForkNeeded("r1", {"lr": (0.1, 0.2)}, "train run --fork true"),
         errors.DataNotFound("t.csv", "/data/t.csv"),
         errors.CheckpointNotFound("r1", "epoch 7", ["5", "10"]),
         errors.CheckpointNotFound("r1", "epoch 7", []),
@@ -39,6 +39,7 @@ def one_of_each():
         errors.CheckpointFileNotFound("c.pth", "/data/c.pth"),
         errors.NonFinite("loss", float("nan"), 3, 41, 1e-3),
         errors.RunNotUsable("r1", "was deleted"),
+        errors.UnsafeValue("run ID", "../r1"),
         errors.Superseded("r1", 2, 3),
         errors.Interrupted("SIGTERM", 3, 21),
     ]

@@ -249,7 +249,7 @@ def test_an_error_speaks_chinese_with_its_values_in_it():
     choose(["zh"])
     error = errors.CheckpointNotFound("a1b2", "epoch 7", ["5", "10"])
     assert CHINESE.search(str(error))
-    for part in ("a1b2", "epoch 7", "5, 10", "`python -m train list a1b2`"):
+    for part in ("a1b2", "epoch 7", "5, 10", "`train list a1b2`"):
         assert part in str(error)
     nan = errors.NonFinite("loss", float("nan"), 3, 41, 1e-3)
     assert "损失 在第 41 步（第 3 轮，lr 0.001）变为 nan" in str(nan)
@@ -270,7 +270,7 @@ def test_a_listing_speaks_chinese(capsys):
     assert "3 + 5 步" in line
     assert "最佳 最新" in line
     assert "2 小时前" in line
-    assert hint == "恢复：python -m train run --resume_run a1b2"
+    assert hint == "恢复：train run --resume_run a1b2"
 
 
 def start(arguments, **variables):
@@ -308,7 +308,7 @@ def test_an_unknown_option_is_told_in_chinese():
     done = start(["-m", "train", "list", "--nope"], LANG="zh_CN.UTF-8")
     assert done.returncode == 2
     assert done.stderr.startswith("错误：No such option '--nope'")
-    assert done.stderr.endswith("。用 `python -m train list --help` 查看可用的内容\n")
+    assert done.stderr.endswith("。用 `train list --help` 查看可用的内容\n")
 
 
 @pytest.mark.parametrize(("lang", "is_needed"), [("en_US.UTF-8", False), ("zh_CN.UTF-8", True)])

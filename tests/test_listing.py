@@ -113,7 +113,7 @@ def test_tables_in_a_pipe_are_plain_and_whole(tracking, trained, capsys):
     assert "checkpoints/epoch_2/checkpoint.pth" in lines[2]
     assert "best" in lines[2]
     assert "latest" in lines[3]
-    assert lines[4] == f"resume: python -m train run --resume_run {trained.run_id}"
+    assert lines[4] == f"resume: train run --resume_run {trained.run_id}"
     listing.show(listing.run_rows(tracking), None, False)
     lines = capsys.readouterr().out.splitlines()
     assert trained.run_id in lines[1]
@@ -123,7 +123,7 @@ def test_tables_in_a_pipe_are_plain_and_whole(tracking, trained, capsys):
 def test_a_finished_run_is_resumed_with_more_epochs(tracking, trained, capsys):
     """What is told to resume it is not refused."""
     tracking.set_status(trained.run_id, "FINISHED")
-    more = f"resume: python -m train run --resume_run {trained.run_id} --epochs 6"
+    more = f"resume: train run --resume_run {trained.run_id} --epochs 6"
     listing.show(listing.checkpoint_rows(tracking, trained.run_id), trained.run_id, False)
     assert capsys.readouterr().out.splitlines()[-1] == more
     listing.show(listing.run_rows(tracking), None, False)
@@ -135,7 +135,7 @@ def test_nothing_to_list_is_said(capsys):
     listing.show([], None, False)
     listing.show([], "r1", False)
     assert capsys.readouterr().out.splitlines() == [
-        "no run here has a checkpoint: `python -m train run` trains one",
+        "no run here has a checkpoint: `train run` trains one",
         "run 'r1' has no checkpoint",
     ]
 

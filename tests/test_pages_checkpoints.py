@@ -128,7 +128,7 @@ def test_the_title_tells_the_run_and_how_it_stands():
     lines = [text for _, text in shown.all("p")]
     assert lines[0] == f"RUNNING · run {RUN_ID}"
     assert lines[1] == "Best: epoch_2 (val_pearson 0.75000) · Latest: epoch_4 (step 40)"
-    assert lines[2] == f"Go on: python -m train run --resume_run {RUN_ID}"
+    assert lines[2] == f"Go on: train run --resume_run {RUN_ID}"
 
 
 def test_checkpoints_are_listed_newest_first():
@@ -165,7 +165,7 @@ def test_each_checkpoint_has_the_command_that_goes_on_from_it(monkeypatch, launc
     if launched:
         start, form = "mlflow run . --env-manager local", "-P {}={}"
     else:
-        start, form = "python -m train run", "--{} {}"
+        start, form = "train run", "--{} {}"
     expected = [
         {"resume_run": RUN_ID},
         *(

@@ -198,7 +198,7 @@ def test_quoted_messages_of_mlflow_are_mlflows():
 def inline_commands():
     """Return the commands of our program in README's running text and tables."""
     without_blocks = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"`((?:mlflow run |python -m train |-P )[^`]*)`", without_blocks)
+    return re.findall(r"`((?:mlflow run |train |-P )[^`]*)`", without_blocks)
 
 
 def test_commands_in_the_text_name_real_options():
@@ -212,14 +212,14 @@ def test_commands_in_the_text_name_real_options():
 
 
 def test_our_commands_in_the_text_exist_with_their_options():
-    """Every `python -m train …` of README, and of the pages it leads to, can be typed so."""
-    blocks = re.findall(r"^python -m train .*$", TEXT, re.MULTILINE)
-    inline = [c for c in inline_commands() if "-m train" in c]
-    assert {command.split()[3] for command in blocks} == set(main.commands) - {"run"}
+    """Every `train …` of README, and of the pages it leads to, can be typed so."""
+    blocks = re.findall(r"^train .*$", TEXT, re.MULTILINE)
+    inline = [c for c in inline_commands() if c.startswith("train ")]
+    assert {command.split()[1] for command in blocks} == set(main.commands) - {"run"}
     texts = [page.read_text() for page in PAGES]
-    elsewhere = [c for t in texts for c in re.findall(r"`(python -m train [^`]*)`", t)]
+    elsewhere = [c for t in texts for c in re.findall(r"`(train [^`]*)`", t)]
     for command in [*blocks, *inline, *elsewhere]:
-        name, *words = command.split()[3:]
+        name, *words = command.split()[1:]
         known = {o for p in main.commands[name].params for o in p.opts} | {"--help", "--name"}
         assert {w for w in words if w.startswith("--")} <= known, command
     shown = {name.strip("`") for name, *_ in cells(section("Look after checkpoints"))}
@@ -262,9 +262,7 @@ class Block:
     def is_server(self):
         """Whether it goes on until it is stopped."""
         return (
-            re.search(
-                r"^(mlflow (server|ui|models serve)|python -m train ui)", self.text, re.MULTILINE
-            )
+            re.search(r"^(mlflow (server|ui|models serve)|train ui)", self.text, re.MULTILINE)
             is not None
         )
 
@@ -351,7 +349,7 @@ def prepared(text, run_id, port, short):
     text = text.replace("<id>", run_id).replace("<server>", "127.0.0.1")
     text = re.sub(r"0\.0\.0\.0", "127.0.0.1", text)
     text = re.sub(r"(?<=[: ])500[01]\b", str(port), text)
-    text = re.sub(r"^(mlflow|python -m train) ui$", rf"\1 ui --port {port}", text, flags=re.M)
+    text = re.sub(r"^(mlflow|train) ui$", rf"\1 ui --port {port}", text, flags=re.M)
     text = re.sub(r"^mlflow (ui|server)", r"mlflow \1 --workers 1", text, flags=re.MULTILINE)
     text = re.sub(r"^make ", "make -n ", text, flags=re.MULTILINE)
     lines = text.splitlines()
@@ -406,12 +404,12 @@ def expected_output(text, run_id):
     for line in text.splitlines():
         if line.startswith("make -n run"):
             expected.append("/mlflow run . --env-manager local")
-        if line.startswith("python -m train sync"):
+        if line.startswith("train sync"):
             expected.append("is now run " if "as_fork" in line else "Published what attempt 1 of")
         elif line.startswith("curl"):
             expected.append('{"predictions": [')
-        elif line.startswith("python -m train"):
-            expected.append(OF_OUR_COMMANDS[line.split()[3]].replace("<id>", run_id))
+        elif line.startswith("train "):
+            expected.append(OF_OUR_COMMANDS[line.split()[1]].replace("<id>", run_id))
         if not line.startswith("mlflow run"):
             continue
         if "resume_run=" not in line:

@@ -121,7 +121,7 @@ def test_a_finished_run_has_one_model(train, tracking):
     note = model.tags["mlflow.note.content"]
     assert f"train predict {run_id} table.csv --epoch {best}\n" in note
     assert f"mlflow models serve -m runs:/{run_id}/model" in note
-    assert model.tags["mlflow.source.name"] == "python -m train"
+    assert model.tags["mlflow.source.name"] == "train"
 
 
 def test_a_finished_run_shows_figures_and_words(train, tracking):
@@ -137,7 +137,7 @@ def test_a_finished_run_shows_figures_and_words(train, tracking):
     assert f"<b>FINISHED</b> · run <code>{run.run_id}" in page
     assert f"--resume_run {run.run_id}" in page
     assert re.search(rf"\*\*finished\*\*: epoch 3 of 3, best .*\(epoch {best}\)", note)
-    assert f"python -m train run --resume_run {run.run_id} --epochs 6" in note
+    assert f"train run --resume_run {run.run_id} --epochs 6" in note
     assert "| 1 | epochs 1-3 on " in note
 
 
@@ -286,7 +286,7 @@ def test_training_ends_well_where_the_store_fails(train, tracking, monkeypatch, 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", failing)
     result = train("--epochs", "1")
     run = the_run(tracking)
-    given_up = f"refused on purpose. `python -m train publish {run.run_id}` logs the model"
+    given_up = f"refused on purpose. `train publish {run.run_id}` logs the model"
     assert (given_up in result.output) == (num_failing > 3)
     [model] = models(tracking)
     assert str(model.status) == ("PENDING" if num_failing > 3 else "READY")
@@ -322,9 +322,7 @@ def test_a_model_that_cannot_be_made_costs_no_run(train, tracking, monkeypatch):
         result = train("--epochs", "1")
     run = the_run(tracking)
     assert run.status == "FINISHED"
-    assert (
-        f"division by zero. `python -m train publish {run.run_id}` logs the model" in result.output
-    )
+    assert f"division by zero. `train publish {run.run_id}` logs the model" in result.output
     assert [str(model.status) for model in models(tracking)] == ["PENDING"]
     assert cli("publish", run.run_id).exit_code == 0
     assert [str(model.status) for model in models(tracking)] == ["READY"]
@@ -472,7 +470,7 @@ def test_a_model_that_is_late_keeps_no_run_open(train, tracking, monkeypatch):
     result = train("--epochs", "1", "--drain_seconds", "0.2")
     run = the_run(tracking)
     assert run.status == "FINISHED"
-    assert f"not done in time: `python -m train sync {run.run_id}` makes them" in result.output
+    assert f"not done in time: `train sync {run.run_id}` makes them" in result.output
     assert list(environment.home().glob("runs/*/attempt_1/journal.json"))
     free.set()
     wait_for(lambda: not list(environment.home().glob("runs/*/attempt_1/journal.json")))

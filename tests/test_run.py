@@ -322,7 +322,7 @@ def test_what_is_not_published_at_the_end_waits_on_this_disk(bench, run_id, away
     assert spool.list()[-1].epoch == 4
     warning = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"][-1]
     assert f"checkpoints and the end of run {run_id} wait on this disk ({spool.folder})" in warning
-    assert f"`python -m train sync {run_id}` publishes them" in warning
+    assert f"`train sync {run_id}` publishes them" in warning
     assert bench.status(run_id) == "RUNNING", "it is said to be over before it is"
 
 
@@ -748,8 +748,8 @@ def test_the_log_is_stored_and_its_last_lines_tell_how_to_go_on(bench, run_id, c
         train(run)
     lines = [r.getMessage() for r in caplog.records]
     end = lines.index("FINISHED after epoch 4, best correlation 0.60000 (epoch 4)")
-    commands = [line for line in lines[end + 1 :] if "python -m train run" in line]
-    assert commands[0].endswith(f"python -m train run --resume_run {run_id} --epochs 8")
+    commands = [line for line in lines[end + 1 :] if "train run" in line]
+    assert commands[0].endswith(f"train run --resume_run {run_id} --epochs 8")
     root = Path(bench.tracking.get_run(run_id).artifact_uri)
     assert (root / "logs" / "attempt_1.log").read_text() == "a line\n"
 

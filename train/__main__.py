@@ -2,4 +2,4 @@
 
 from train.cli import main
 
-main()
+main(prog_name="train")

@@ -28,8 +28,8 @@ _WHICH = "N|global_step_N|latest|best"  # checkpoint
 
 _EXAMPLES = """\b
 Train, and go on after the machine is lost:
-  python -m train run --checkpoint_freq 3
-  python -m train run --resume_run latest
+  train run --checkpoint_freq 3
+  train run --resume_run latest
 """
 _EPILOG = """\b
 Through MLflow each option is a parameter:

@@ -12,6 +12,15 @@ from train import environment
 from train.declare import to_text
 
 
+def command(name: str, *words: object) -> str:
+    """Return a command of this program, ready to paste: `train name words`.
+
+    >>> command("show", "4f1c", "--epoch", 10)
+    'train show 4f1c --epoch 10'
+    """
+    return shlex.join(["train", name, *map(str, words)])
+
+
 def train_command(options: Mapping[str, Any], project: str | None = None) -> str:
     """Return the full command that starts the program with `options`, ready to paste.
 
@@ -22,7 +31,7 @@ def train_command(options: Mapping[str, Any], project: str | None = None) -> str
     """
     words = {name: shlex.quote(to_text(value)) for name, value in options.items()}
     if environment.launched_run_id() is None:
-        return " ".join(["python -m train run", *(f"--{k} {v}" for k, v in words.items())])
+        return " ".join(["train run", *(f"--{k} {v}" for k, v in words.items())])
     start = f"mlflow run {project or _project()} --env-manager local"
     return " ".join([start, *(f"-P {k}={v}" for k, v in words.items())])
 

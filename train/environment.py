@@ -190,7 +190,7 @@ def source_tags() -> dict[str, str]:
     except (KeyError, OSError):  # a container's user that has no name
         user = str(os.getuid())
     tags = {
-        "mlflow.source.name": "python -m train",
+        "mlflow.source.name": "train",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": user,
     }

@@ -11,6 +11,7 @@
     │   └── CheckpointDamaged (ValueError)      4
     ├── NonFinite (ArithmeticError)             5   loss or gradients are NaN or infinite
     ├── RunNotUsable (LookupError)              6   the run is unknown, deleted, finished, taken
+    ├── UnsafeValue (ValueError)                6   the store or the server says what cannot be used
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
     ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
@@ -118,7 +119,7 @@ class CheckpointNotFound(CheckpointError, LookupError):
         super().__init__(
             _(
                 "run '{run_id}' has no checkpoint of {wanted}: {has}. "
-                "`python -m train list {run_id}` shows them"
+                "`train list {run_id}` shows them"
             ).format(run_id=run_id, wanted=wanted, has=has)
         )
 
@@ -198,6 +199,26 @@ class RunNotUsable(TrainError, LookupError):
     def __init__(self, run_id: str, why: str):
         self.run_id, self.why = run_id, why
         super().__init__(_("run '{run_id}' {why}").format(run_id=run_id, why=why))
+
+
+class UnsafeValue(TrainError, ValueError):
+    """A store or a server gave a value that is not used: it could lead out of our folders.
+
+    Args:
+        what: What it should have been: "run ID".
+        value: What it was, ready to be shown.
+    """
+
+    exit_code = 6
+
+    def __init__(self, what: str, value: str):
+        self.what, self.value = what, value
+        super().__init__(
+            _(
+                "{what} '{value}' is not used: it is none that this program or MLflow makes. Look "
+                "at who may write to the server, or ask its administrator"
+            ).format(what=what, value=value)
+        )
 
 
 class StoreUnavailable(TrainError, ConnectionError):

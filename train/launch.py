@@ -289,7 +289,7 @@ def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter)
 def _tell_overtaken(record: RunRecord, spool: Spool) -> None:
     log.warning(
         _("Attempt %d of run '%s' was overtaken by attempt %d, so what it left in '%s' is kept and "
-          "not published: `python -m train sync %s --as_fork true` makes a run of it"),
+          "not published: `train sync %s --as_fork true` makes a run of it"),
         spool.attempt, record.run_id, record.attempts, spool.folder, record.run_id,
     )  # fmt: skip
 

@@ -87,7 +87,7 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
         what = (
             _("run '{run_id}' has no checkpoint")
             if run_id
-            else _("no run here has a checkpoint: `python -m train run` trains one")
+            else _("no run here has a checkpoint: `train run` trains one")
         )
         console.print(what.format(run_id=run_id), markup=False, highlight=False)
         return

@@ -76,7 +76,7 @@ def publish_results(
         error: Exception = refused
     except Exception as fault:  # of MLflow, or of a library that draws: see above
         error = fault
-    again = f"python -m train publish {run_id}" + (f" --register {register}" if register else "")
+    again = f"train publish {run_id}" + (f" --register {register}" if register else "")
     log.warning(
         _("Of the model and the figures something is missing: %s. `%s` logs the model"),
         one_line(error).rstrip("."), again,
@@ -190,7 +190,7 @@ def _describe(record: RunRecord, manifest: Manifest, target: str) -> str:
         [
             f"Checkpoint `{manifest.name}` of {where}: takes raw rows, predicts `{target}`.",
             *("", "Predict the rows of a file, or serve it:", "```"),
-            f"python -m train predict {record.run_id} table.csv --epoch {manifest.key}",
+            f"train predict {record.run_id} table.csv --epoch {manifest.key}",
             f"mlflow models serve -m runs:/{record.run_id}/model --env-manager local --port 5001",
             "```",
         ]

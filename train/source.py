@@ -108,7 +108,7 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
     raise RunNotUsable(
         wanted,
         _("was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "
-          "`python -m train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
+          "`train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
         .format(experiment_id=experiment_id),
     )  # fmt: skip
 
@@ -222,7 +222,7 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
     if config is None:
         raise RunNotUsable(
             record.run_id,
-            _("has no checkpoint of this program: `python -m train list` shows the runs that can "
+            _("has no checkpoint of this program: `train list` shows the runs that can "
               "be resumed"),
         )  # fmt: skip
     if resume_epoch not in (None, "latest"):

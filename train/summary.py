@@ -97,7 +97,7 @@ def tell_costs(totals: Totals, stored: Sequence[Manifest]) -> None:
 def tell_waiting(run_id: str, folder: Path, num_checkpoints: int) -> None:
     """Warn that something could not be published, and say where it is."""
     log.warning(
-        _("%d checkpoints and the end of run %s wait on this disk (%s): `python -m train sync %s` "
+        _("%d checkpoints and the end of run %s wait on this disk (%s): `train sync %s` "
           "publishes them"),
         num_checkpoints, run_id, folder, run_id,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def tell_waiting(run_id: str, folder: Path, num_checkpoints: int) -> None:
 def tell_late(run_id: str) -> None:
     """Warn that there was no time for what is made of the result."""
     log.warning(
-        _("The model and the figures were not done in time: `python -m train sync %s` makes them"),
+        _("The model and the figures were not done in time: `train sync %s` makes them"),
         run_id,
     )
 
@@ -114,7 +114,7 @@ def tell_late(run_id: str) -> None:
 def tell_kept(run_id: str, folder: Path) -> None:
     """Warn that a later attempt has the run, and say where this one's work is."""
     log.warning(
-        _("What this attempt had not published is kept in '%s': `python -m train sync %s "
+        _("What this attempt had not published is kept in '%s': `train sync %s "
           "--as_fork true` makes a run of it"),
         folder, run_id,
     )  # fmt: skip

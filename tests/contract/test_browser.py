@@ -70,7 +70,7 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     """A run has its attempts below it, tells how to go on, and shows curves, checkpoints, model."""
     _, run = trained
     run_id, name, page = run.info.run_id, run.info.run_name, pages.page
-    resume = f"python -m train run --resume_run {run_id}"
+    resume = f"train run --resume_run {run_id}"
 
     # The experiment lists the run; its second attempt is folded away below it.
     row = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=name))
@@ -141,7 +141,7 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     address, _ = trained
     model_id = MlflowClient(address).get_run(run_id).data.tags["train.model"]
     page.goto(f"{address}/#/experiments/0/models/{model_id}")
-    use = page.get_by_role("code").filter(has_text=f"python -m train predict {run_id}")
+    use = page.get_by_role("code").filter(has_text=f"train predict {run_id}")
     expect(use).to_contain_text(f"mlflow models serve -m runs:/{run_id}/model")
     metric = page.get_by_role("row").filter(has_text="val_pearson")
     expect(metric).to_contain_text("diamonds")

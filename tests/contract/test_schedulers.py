@@ -249,7 +249,7 @@ def blocks(text, language):
 
 def command_in(text):
     """Return the one command line that trains, as it stands in a file."""
-    [found] = re.findall(r"python -m train run [^&\n]*", text.replace("\\\n", " "))
+    [found] = re.findall(r"train run [^&\n]*", text.replace("\\\n", " "))
     return found
 
 

@@ -40,8 +40,8 @@ class Session:
         folder = self.folder / machine
         folder.mkdir(exist_ok=True)
         words = shlex.split(command)
-        if words[:3] == ["python", "-m", "train"]:
-            words = [sys.executable, str(MACHINE), machine, *words[3:]]
+        if words[0] == "train":
+            words = [sys.executable, str(MACHINE), machine, *words[1:]]
         env = environment(folder / "home", self.address, CUDA_VISIBLE_DEVICES="")
         if IS_RECORDING:
             env["REAL_TIMES"] = "yes"
@@ -70,16 +70,16 @@ def play(folder: Path) -> list[str]:
     with mlflow_server(folder / "server") as server:
         session = Session(folder, server.address)
         options = "--checkpoint_freq 5 --epochs 20"
-        with group_of(session.start("node-1", f"python -m train run {options}")) as process:
+        with group_of(session.start("node-1", f"train run {options}")) as process:
             wait_for(lambda: epoch_of(server.address) >= 5, 120)
             process.send_signal(signal.SIGKILL)
             session.end(process, -signal.SIGKILL)
         session.lines.append("Killed")
         run_id = only_run(server.address).info.run_id
-        session.run("node-2", f"python -m train run --resume_run {run_id}")
-        session.run("laptop", "python -m train list")
-        session.run("laptop", f"python -m train verify {run_id}")
-        session.run("laptop", f"python -m train predict {run_id} diamonds.csv.gz --to out.csv")
+        session.run("node-2", f"train run --resume_run {run_id}")
+        session.run("laptop", "train list")
+        session.run("laptop", f"train verify {run_id}")
+        session.run("laptop", f"train predict {run_id} diamonds.csv.gz --to out.csv")
         session.run("laptop", "head -n 3 out.csv")
     return session.lines
 

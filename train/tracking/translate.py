@@ -117,7 +117,7 @@ def _not_found(error: Exception) -> str:
     uri = environment.redact(mlflow.get_tracking_uri())
     if "not found" not in str(error).lower():
         return _("cannot be used: {reason}").format(reason=one_line(error))
-    hint = _("check the ID (`python -m train list`), and MLFLOW_TRACKING_URI")
+    hint = _("check the ID (`train list`), and MLFLOW_TRACKING_URI")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         hint = _(
             "a relative sqlite URI starts in the folder of each process, and `mlflow run` works "
