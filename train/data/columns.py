@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 import numpy as np
@@ -14,6 +14,13 @@ from train.errors import DataError
 from train.language import _
 
 Kind = Literal["numeric", "calendar", "text"]
+
+# What stands for a missing value in a text: the words that pyarrow takes for one in a CSV, here so
+# that a Parquet file, a DataFrame and JSON mean the same by them.
+MISSING_WORDS: Final = (
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null",
+)  # fmt: skip
 
 # The parts of a date or time that become numbers; time zones are brought to UTC.
 _CALENDAR: Final[dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]]] = {
@@ -68,8 +75,8 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """
     try:
         plain = column.cast(_value_type(column))
-        if kind_of(column) == "text":  # as JSON may have it: a blank is missing, as in CSV
-            plain = pc.if_else(pc.equal(pc.utf8_trim_whitespace(plain), ""), None, plain)
+        if kind_of(column) == "text":  # as JSON may have it
+            plain = without_missing_words(pc.utf8_trim_whitespace(plain))
         for is_of_kind, in_microseconds in _TIMES:
             if is_of_kind(plain.type):
                 plain = plain.cast(in_microseconds, safe=False).cast(pa.int64())
@@ -80,14 +87,30 @@ def numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as strings, nulls included.
+def without_missing_words(
+    column: pa.ChunkedArray, kept: Collection[str | None] = ()
+) -> pa.ChunkedArray:
+    """Return a column of strings with null for each of `MISSING_WORDS`, but for those in `kept`."""
+    words = [word for word in MISSING_WORDS if word not in kept]
+    is_missing = pc.is_in(column, value_set=pa.array(words, type=column.type))
+    if not pc.any(is_missing).as_py():
+        return column
+    return pc.if_else(is_missing, pa.scalar(None, column.type), column)
+
+
+def texts(column: pa.ChunkedArray, kept: Collection[str | None] = ()) -> pa.ChunkedArray:
+    """Return a column as strings, with null for whatever is missing.
+
+    Args:
+        column: The column.
+        kept: Those of `MISSING_WORDS` that are words here.
 
     Raises:
         DataError: The values have no text form.
     """
     try:
-        return column.cast(_value_type(column)).cast(pa.large_string())
+        plain = column.cast(_value_type(column)).cast(pa.large_string())
+        return without_missing_words(plain, kept)
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise DataError(_("not text: {reason}").format(reason=reason)) from error

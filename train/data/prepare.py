@@ -127,7 +127,9 @@ class CategoricalFeature:
     def transform(self, column: pa.ChunkedArray) -> NDArray[np.int64]:
         """Return the codes. Shape [N], each in [0, num_codes)."""
         known = pa.array(self.vocabulary, type=pa.large_string())
-        found = pc.fill_null(pc.index_in(texts(column), value_set=known), -1)
+        # Some that older versions fitted have a word such as NA in them: there it stays a word.
+        values = texts(column, kept=self.vocabulary)
+        found = pc.fill_null(pc.index_in(values, value_set=known), -1)
         return found.to_numpy().astype(np.int64) + 1
 
 

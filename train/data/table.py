@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from train.data.columns import MISSING_WORDS
 from train.errors import DataError, DataNotFound
 from train.language import _
 
@@ -150,7 +151,9 @@ def _read_csv(path: Path, text_columns: Sequence[str] = ()) -> pa.Table:
         read_options=pyarrow.csv.ReadOptions(block_size=_MAX_CSV_ROW_BYTES),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
-            strings_can_be_null=True, column_types=dict.fromkeys(text_columns, pa.string())
+            null_values=list(MISSING_WORDS),
+            strings_can_be_null=True,
+            column_types=dict.fromkeys(text_columns, pa.string()),
         ),
     )
     for field in table.schema:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from train.config import Config
-from train.data.columns import CALENDAR_PARTS, kind_of, texts
+from train.data.columns import CALENDAR_PARTS, kind_of, texts, without_missing_words
 from train.data.prepare import Features, Preprocessing
 from train.errors import CheckpointDamaged, DataError
 from train.language import _
@@ -99,6 +100,8 @@ class Predictor:
             if name not in dates:
                 continue
             column = table[name]
+            if kind_of(column) == "text":
+                column = without_missing_words(pc.utf8_trim_whitespace(texts(column)))
             if column.null_count == len(column):  # pandas has a type for it: that of numbers
                 table = table.set_column(i, name, pa.nulls(len(column)))
             elif kind_of(column) == "numeric":  # since when, and in what, nobody can tell
@@ -111,9 +114,7 @@ class Predictor:
             elif kind_of(column) == "text":
                 for zone in (None, "UTC"):  # without an offset from UTC, or with one
                     with contextlib.suppress(pa.ArrowException):  # `transform` says what is wrong
-                        table = table.set_column(
-                            i, name, texts(column).cast(pa.timestamp("us", zone))
-                        )
+                        table = table.set_column(i, name, column.cast(pa.timestamp("us", zone)))
         return table
 
     def _table(self, rows: pandas.DataFrame) -> pa.Table:
