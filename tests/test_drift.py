@@ -12,7 +12,7 @@ from train.errors import RunNotUsable
 
 THEN = {
     "host": "there", "platform": "Linux-5", "cpus": 2, "device": "cpu (Fast 1)", "threads": 1,
-    "cuda": None, "code": "a" * 40, "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "cuda": None, "code": "a" * 40, "versions": {"python": "3.11.7", "torch": "2.12.0"},
 }  # fmt: skip
 
 
@@ -37,14 +37,36 @@ def shown(caplog):
         ({"threads": 2}, [("threads", "1", "2")]),
         ({"cuda": "13.0"}, [("cuda", "None", "13.0")]),
         ({"code": "b" * 40}, [("code", "a" * 40, "b" * 40)]),
-        ({"versions": {"python": "3.11.7", "torch": "2.14.0"}}, [("torch", "2.13.0", "2.14.0")]),
-        ({"threads": 2, "code": "b", "versions": {"python": "3.12.1", "torch": "2.13.0"}},
+        ({"versions": {"python": "3.11.7", "torch": "2.14.0"}}, [("torch", "2.12.0", "2.14.0")]),
+        ({"threads": 2, "code": "b", "versions": {"python": "3.12.1", "torch": "2.12.0"}},
          [("code", "a" * 40, "b"), ("python", "3.11.7", "3.12.1"), ("threads", "1", "2")]),
     ],
 )  # fmt: skip
 def test_what_differs_is_found(changes, expected):
     """Device, threads, code and each package, in the order of their names."""
     assert differences(THEN, THEN | changes) == [Difference(*d) for d in expected]
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "differs"),
+    [
+        ("2.13.0+cpu", "2.13.0+cu130", True),
+        ("2.13.0+cpu", "2.13.0", True),
+        ("2.13.0+cpu", "2.13.0+cpu", False),
+        ("2.13.0", "2.13.0+cu130", False),  # a checkpoint of old tells no build
+        ("2.13.0", "2.13.1+cu130", True),
+    ],
+)
+def test_two_builds_of_a_version_differ_where_both_are_known(then, now, differs):
+    """`2.13.0+cpu` and `2.13.0+cu130` give other numbers; `2.13.0` alone is any build of it."""
+    found = differences({"versions": {"torch": then}}, {"versions": {"torch": now}})
+    assert found == [Difference("torch", then, now)] * differs
+
+
+def test_of_the_code_every_change_is_told():
+    """What stands behind the plus of a commit is no build: it is other code."""
+    [found] = differences({"code": "a" * 40}, {"code": "a" * 40 + "+changes.0123abcd"})
+    assert found.what == "code"
 
 
 def test_another_machine_of_the_same_kind_is_no_news():

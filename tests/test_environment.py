@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -333,6 +334,17 @@ def test_an_attempt_tells_its_machine():
     assert re.match(r"\d+ cores, \d+ GB", tags["train.hardware"])
     assert tags["train.version.torch"] == environment.versions()["torch"]
     assert tags["train.code"] == (code_version() or "unknown")
+
+
+def test_which_build_of_torch_it_is_is_told(monkeypatch):
+    """PyPI's wheel with CUDA is 2.13.0 for pip, and 2.13.0+cu130 for itself."""
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", f"{version('torch').partition('+')[0]}+cu130")
+    for told in (environment.versions()["torch"], machine_tags()["train.version.torch"]):
+        assert told == torch.__version__
+        assert type(told) is str
+    assert "torch" not in environment.versions(["numpy"])
 
 
 def test_a_checkpoint_tells_where_it_was_made():

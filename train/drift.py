@@ -27,21 +27,28 @@ class Difference(NamedTuple):
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """Return in what two environments differ; see `environment.describe`.
 
-    What one of them does not tell, as an older checkpoint, is not compared.
+    What one of them does not tell, as an older checkpoint, is not compared. An older one may tell
+    a package's version and not which build of it: it is then any build.
     """
     flat_then, flat_now = _flat(then), _flat(now)
+    packages = _versions(now)
     return [
         Difference(key, str(flat_then[key]), str(flat_now[key]))
         for key in sorted(set(flat_then) & set(flat_now) - _NOT_COMPARED)
         if flat_then[key] != flat_now[key]
+        and not (key in packages and flat_then[key] == str(flat_now[key]).partition("+")[0])
     ]
 
 
 def _flat(environment: Any) -> dict[str, Any]:
     if not isinstance(environment, Mapping):
         return {}
-    versions = environment.get("versions")
-    return {**environment, **(versions if isinstance(versions, Mapping) else {}), "versions": None}
+    return {**environment, **_versions(environment), "versions": None}
+
+
+def _versions(environment: Any) -> Mapping[str, Any]:
+    found = environment.get("versions") if isinstance(environment, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def report(run_id: str, found: list[Difference], strict: bool, fork_command: str) -> None:

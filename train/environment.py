@@ -130,13 +130,21 @@ def redact(text: str) -> str:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """Return package name to version, Python included; not of what is not installed."""
+    """Return package name to version, Python included; not of what is not installed.
+
+    Of torch also which build it is, as in 2.13.0+cu130.
+    """
     found = {"python": platform.python_version()}
     for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # running from a folder, not installed
             continue
+    if "torch" in found:
+        import torch
+
+        # What pip knows of PyPI's wheels does not name the build: they may not have such a version.
+        found["torch"] = str(torch.__version__)
     return found
 
 
