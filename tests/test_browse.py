@@ -1,14 +1,17 @@
 """`train ui`: which page is shown, where, and on what kind of machine a browser is opened."""
 
+import json
 import shutil
 import socket
+import time
 
 import pytest
 from support import cli
 
 from train import browse, environment
 from train.errors import RunNotUsable, StoreUnavailable
-from train.tracking import Tracking
+from train.source import find_run
+from train.tracking import HEARTBEAT_TAG, Tracking
 
 SERVER = "http://user:secret@127.0.0.1:1"
 
@@ -52,6 +55,18 @@ def test_the_newest_run_is_shown_by_default(tracking, record, commit_to):
     commit_to(record, {1: 0.5})
     tracking.create_run("0", "not ours", {})
     assert f"/#/experiments/0/runs/{record.run_id}" in cli("ui").stderr
+
+
+@pytest.mark.usefixtures("served")
+def test_the_newest_run_is_the_one_that_was_worked_on_last(tracking, record, commit_to):
+    """Also if another one was begun after it, as `train list` and `resume_run=latest` have it."""
+    later = tracking.create_run("0", "another", {})
+    for run in (record, later):
+        commit_to(run, {1: 0.5})
+    tracking.set_tags(record.run_id, {HEARTBEAT_TAG: json.dumps({"time": time.time() + 60})})
+    assert f"/#/experiments/0/runs/{record.run_id}" in cli("ui").stderr
+    assert cli("list").output.splitlines()[1].startswith(record.run_id)
+    assert find_run(tracking, "latest").run_id == record.run_id
 
 
 @pytest.mark.usefixtures("served")

@@ -65,6 +65,7 @@ def test_runs_are_listed_newest_first_and_only_ours(tracking, record, trained):
     assert (row["epoch"], row["epochs"]) == (3, Config().epochs)
     assert row["best_val_pearson"] == 0.9
     assert abs(row["started"] - time.time()) < 60
+    assert row["last_active"] == row["started"], "it has shown no life since"
 
 
 @pytest.mark.parametrize("options", ["not JSON", "[]", "5", '{"seed": 1}'])

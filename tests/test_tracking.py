@@ -1,5 +1,6 @@
 """MLflow as this project uses it, on a real SQLite store; its errors leave as ours."""
 
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from train.metrics import Point
 from train.tracking import (
     EPOCH_TAG,
     FINGERPRINT_TAG,
+    HEARTBEAT_TAG,
     MAX_TAG_CHARS,
     Artifacts,
     RunRecord,
@@ -188,6 +190,34 @@ def test_search_finds_our_runs_with_a_checkpoint_newest_first(tracking, client):
     assert [r.run_id for r in tracking.search_runs("0")] == [made[3], made[0]]
     client.delete_run(made[3])
     assert [r.run_id for r in tracking.search_runs("0")] == [made[0]]
+
+
+def test_the_newest_run_is_the_one_that_was_worked_on_last(tracking, client):
+    """A run that was made first and resumed since is newer than one that was made after it."""
+    ours = {FINGERPRINT_TAG: "f", EPOCH_TAG: "1"}
+    resumed, made_since, of_old = (
+        client.create_run("0", start_time=start, tags=ours).info.run_id
+        for start in (1_000, 5_000, 3_000)
+    )
+    for run_id, beat in ((resumed, 9.0), (made_since, 6.5)):
+        client.set_tag(run_id, HEARTBEAT_TAG, json.dumps({"time": beat}))
+    for fingerprint in (None, "f"):
+        found = tracking.search_runs("0", fingerprint)
+        assert [r.run_id for r in found] == [resumed, made_since, of_old]
+        assert [r.last_active for r in found] == [9.0, 6.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON", "[" * 5000, "[]", "5", "{}", '{"time": "9"}', '{"time": true}',
+     '{"time": NaN}', '{"time": 1e999}', '{"time": -1}',
+     f'{{"time": {"9" * 5000}}}', '{"time": 1e300}', '{"time": 2}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_what_is_no_heartbeat_does_not_count(record, text):
+    """Whatever somebody wrote there, the run was worked on when it began."""
+    tags = {HEARTBEAT_TAG: text}
+    assert dataclasses.replace(record, tags=tags, start_time_ms=3_000).last_active == 3.0
 
 
 def test_the_experiment_is_the_one_that_mlflow_chooses(tracking):

@@ -33,7 +33,7 @@ def open_pages(run_id: str | None, port: int) -> None:
     Where the store is a database, MLflow's pages are served by this process, until Ctrl-C.
 
     Args:
-        run_id: The run; default: the newest of the experiment that has a checkpoint.
+        run_id: The run; default: the one with a checkpoint that was worked on last.
         port: The first port to try for pages that are served here.
 
     Raises:

@@ -305,8 +305,9 @@ class Launch:
 
     resume_run: str | None = option(
         None,
-        "Go on with this run: its ID, 'latest' for the newest unfinished one of the experiment, or "
-        "'auto' for the newest unfinished one with the same options and data, else a fresh run.",
+        "Go on with this run: its ID, 'latest' for the unfinished one of the experiment that was "
+        "worked on last, or 'auto' for the same among those with these options and this data, else "
+        "a fresh run.",
         "Resume",
         metavar="RUN",
     )

@@ -30,7 +30,10 @@ MIN_WIDTH = 130
 
 
 def run_rows(tracking: Tracking) -> list[Row]:
-    """Return one row for each run of the experiment that has a checkpoint, newest first."""
+    """Return one row for each run of the experiment that has a checkpoint.
+
+    The newest, which is the one that was worked on last, comes first.
+    """
     return [_run_row(record) for record in tracking.search_runs(tracking.experiment_id())]
 
 
@@ -45,6 +48,7 @@ def _run_row(record: RunRecord) -> Row:
         f"best_{MONITOR}": record.metrics.get(f"best_{MONITOR}"),
         "attempts": record.attempts,
         "started": record.start_time_ms / 1000,
+        "last_active": record.last_active,
         "vanished": vanished_at(record),
     }
 
@@ -110,7 +114,7 @@ def make_console() -> Console:
 def _run_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(_("run"), no_wrap=True, overflow="fold")
-    for heading in (_("status"), _("epoch"), _("best corr"), _("started"), _("name")):
+    for heading in (_("status"), _("epoch"), _("best corr"), _("last active"), _("name")):
         table.add_column(heading, no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(
@@ -120,7 +124,7 @@ def _run_table(rows: list[Row]) -> Table:
             else row["status"],
             "/".join("?" if n is None else str(n) for n in (row["epoch"], row["epochs"])),
             _number(row[f"best_{MONITOR}"]),
-            _age(row["started"]),
+            _age(row["last_active"]),
             row["name"],
         )
     return table

@@ -88,7 +88,7 @@ class Source:
 
 
 def find_run(tracking: Tracking, wanted: str) -> RunRecord:
-    """Return the run of that ID, or the newest unfinished one for "latest".
+    """Return the run of that ID, or for "latest" the unfinished one that was worked on last.
 
     Raises:
         RunNotUsable: There is none.

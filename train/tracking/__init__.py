@@ -19,11 +19,13 @@ from train.language import _
 from train.metrics import History, Point
 from train.tracking.artifacts import Artifacts
 from train.tracking.translate import translated
+from train.untrusted import parse_json
 
 MAX_BATCH_METRICS = 900  # MLflow takes 1,000 items a request
 MAX_BATCH_PARAMS = 100
 MAX_TAG_CHARS = 7_500  # MLflow cuts a tag at 8,000 without a word
 MAX_SCHEMA_CHARS = 1 << 20  # MLflow refuses more
+MAX_TIME = 1e15  # in seconds: no clock shows more
 LATEST_CHECKPOINT_TAG = "mlflow.latest_checkpoint_artifact"
 PARENT_TAG = "mlflow.parentRunId"
 FINGERPRINT_TAG = "train.fingerprint"  # marks a run as one of ours
@@ -61,6 +63,20 @@ class RunRecord:
         """Number of the newest attempt that was claimed; 0 if none was."""
         claimed = (k.removeprefix(ATTEMPT_PARAM) for k in self.params if ATTEMPT_PARAM in k)
         return max((int(number) for number in claimed if number.isdecimal()), default=0)
+
+    @property
+    def last_active(self) -> float:
+        """When somebody worked on it last, in seconds since 1970: by the clock of that machine.
+
+        Without a heartbeat that can be read, when it began.
+        """
+        started = self.start_time_ms / 1000
+        try:
+            told = parse_json(self.tags[HEARTBEAT_TAG])["time"]
+            is_time = not isinstance(told, bool) and 0 <= told < MAX_TIME
+            return max(started, float(told)) if is_time else started
+        except (KeyError, ValueError, TypeError):
+            return started
 
     @property
     def epochs(self) -> int | None:
@@ -129,7 +145,7 @@ class Tracking:
         return self._record(run)
 
     def search_runs(self, experiment_id: str, fingerprint: str | None = None) -> list[RunRecord]:
-        """Return this program's runs, newest first.
+        """Return this program's runs, newest first: the one that was worked on last.
 
         Args:
             experiment_id: Where to look.
@@ -154,7 +170,9 @@ class Tracking:
                 found += page
                 token = page.token
                 if not token:
-                    return [self._record(run) for run in found]
+                    break
+        records = [self._record(run) for run in found]
+        return sorted(records, key=lambda record: record.last_active, reverse=True)
 
     def open_children(self, record: RunRecord) -> list[RunRecord]:
         """Return the RUNNING children of a run."""
