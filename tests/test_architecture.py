@@ -15,6 +15,7 @@ import pytest
 LAYERS = [
     ["__init__", "__main__"],
     ["cli"],
+    ["commandline"],
     ["launch", "loop", "listing", "maintenance", "serving", "browse"],
     ["opening"],
     ["options", "run", "sync"],
@@ -32,9 +33,10 @@ LAYERS = [
     ["config"],
     ["declare"],
     ["files", "helptext", "metrics", "progress", "system_metrics"],
+    ["markdown"],
     ["untrusted"],
     ["errors"],
-    ["language"],
+    ["language", "redact", "shell"],
 ]
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
 

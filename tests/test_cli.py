@@ -73,6 +73,69 @@ def test_a_bad_value_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("variables", "is_refused"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, True),  # torchrun
+        ({"WORLD_SIZE": "8"}, True),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, False),
+        ({"WORLD_SIZE": "many"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_one_of_several_ranks_is_refused_before_anything_is_imported(variables, is_refused):
+    """Each of what torchrun starts would train a run of its own, in silence."""
+    code = (
+        "import sys\nfrom train.cli import main\n"
+        "try: main(['run', '--epochs', '0'])\n"  # refused too, a moment later
+        "finally: assert not {'torch', 'mlflow'} & set(sys.modules)"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "WORLD_SIZE"))}
+    env |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **variables}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: WORLD_SIZE=") == is_refused, done.stderr
+    assert ("train run" in done.stderr) == is_refused
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("run", "--checkpoint-freq", "0"),
+        ("run", "--batch-size=0", None),
+        ("prune", "--keep-last", "0"),
+        ("prune", "--dry-run", None),
+        ("sync", "--as-fork", "perhaps"),
+    ],
+)
+def test_hyphens_are_taken_for_underscores(tracking, command, option, value):
+    """The script version wrote `--checkpoint-freq`; the help shows underscores."""
+    words = [] if command == "run" else ["0" * 32]
+    result = call(command, *words, option, *([value] if value else []))
+    assert "No such option" not in result.stderr
+    name = option[2:].partition("=")[0].replace("-", "_")
+    assert f"--{name}" in call(command, "--help").output
+    if command == "run":
+        assert result.stderr.startswith(f"error: {name}=0 is too small")
+
+
+def test_what_others_wrote_is_one_line_of_an_error(opened, monkeypatch):
+    """A name with control characters forges no line, and a password in an address is not told."""
+    from train import launch
+
+    def fail(*_):
+        raise errors.RunNotUsable("r\n2026 INFO fine \x1b[2J", "is at http://me:pa/ss@host/x")
+
+    monkeypatch.setattr(launch, "open_run", fail)
+    result = call("run")
+    assert result.stderr.count("\n") == 1
+    assert "r\\n2026 INFO fine \\x1b[2J" in result.stderr
+    assert "ss@" not in result.stderr
+    assert "http://***@host/x" in result.stderr
+
+
 @pytest.fixture
 def opened(monkeypatch):
     """Return what `open_run` was called with; it ends there."""

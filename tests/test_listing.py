@@ -201,3 +201,31 @@ def test_a_run_with_a_strange_epoch_is_listed_all_the_same(tracking, trained, te
     assert row["epoch"] is None
     listing.show([row], None, False)
     assert "None" not in capsys.readouterr().out
+
+
+EVIL = "[/red] [link=http://x]my\x1b[2J\nrun\u202e"
+
+
+def test_a_name_is_shown_as_its_characters(tracking, trained, capsys):
+    """One run's name neither ends the listing of all nor does anything to the terminal."""
+    tracking.rename(trained.run_id, EVIL)
+    listing.show(listing.run_rows(tracking), None, False)
+    [_heading, line, _hint] = capsys.readouterr().out.splitlines()
+    assert line.endswith("[/red] [link=http://x]my\\x1b[2J\\nrun\\u202e")
+
+
+def test_what_a_checkpoint_holds_is_shown_as_its_characters(capsys):
+    """Options and environment of a stored checkpoint are what somebody wrote there."""
+    manifest = {"name": EVIL, "files": [], "metrics": {EVIL: 0.5}}
+    environment = {EVIL: EVIL, "versions": {"torch": EVIL}, "where": "http://me:pw@host"}
+    listing.show_checkpoint(
+        {"manifest": manifest, "options": {"data": EVIL}, "environment": environment,
+         "state": {EVIL: EVIL}}
+    )  # fmt: skip
+    row = {"name": EVIL, "status": "damaged", "bytes": 5, "found": EVIL}
+    listing.show_verified([row])
+    out = capsys.readouterr().out
+    assert out.count("[/red] [link=http://x]my\\x1b[2J\\nrun\\u202e") == 10
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "pw" not in out

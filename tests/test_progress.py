@@ -287,3 +287,10 @@ def test_the_lines_of_a_result_are_alone_on_stdout(record, commit_to, long, tmp_
     result = cli("export", record.run_id, "--to", tmp_path / "a.pth")
     assert result.stdout == f"epoch_2 of run {record.run_id} is in {tmp_path / 'a.pth'}\n"
     assert "Verifying epoch_2" in result.stderr
+
+
+def test_a_title_is_shown_as_its_characters(transfer, reporter, terminal):
+    """The name of a file or a checkpoint does nothing to the terminal."""
+    transfer(5.0).show("Downloading a\x1b]0;b\x07")
+    assert "\x1b]0;" not in terminal.getvalue()
+    assert "Downloading a\\x1b]0;b\\x07" in terminal.getvalue()

@@ -169,3 +169,34 @@ def test_colours_alone_make_no_terminal(monkeypatch):
     reporter.close_log()
     assert "train_loss 0.25000" in out.getvalue()
     assert "ETA" not in out.getvalue()
+
+
+FORGED = "my run\n2026-01-01 00:00:00,000 INFO FINISHED \x1b[2J\x9b1A\u202e http://me:p@/ss@host"
+SHOWN = "my run\\n2026-01-01 00:00:00,000 INFO FINISHED \\x1b[2J\\x9b1A\\u202e http://***@host"
+
+
+def test_what_others_wrote_forges_no_line(pipe, tmp_path):
+    """Terminal and log file show the characters of a name, not what they do; and no password."""
+    reporter, out = pipe
+    log.warning("before the file is open: %s", FORGED)
+    reporter.log_to(tmp_path / "training.log")
+    log.info("Run name: %s", FORGED)
+    assert out.getvalue().splitlines() == [
+        f"warning: before the file is open: {SHOWN}",
+        f"Run name: {SHOWN}",
+    ]
+    lines = (tmp_path / "training.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        f"WARNING before the file is open: {SHOWN}",
+        f"INFO Run name: {SHOWN}",
+    ]
+
+
+def test_a_bar_shows_what_others_wrote_as_characters(terminal):
+    """What is said of an epoch's checkpoint, too, may hold a server's words."""
+    reporter, out = terminal
+    reporter.begin(Config(epochs=3), epochs_done=0)
+    reporter.epoch(1, METRICS, 1, "offline \x1b]0;mine\x07 [/red]")
+    reporter.end()
+    assert "\x1b]0;" not in out.getvalue()
+    assert "\\x1b]0;mine\\x07 [/red]" in plain(out)

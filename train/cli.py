@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
-import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from train import environment, language
+from train import environment
+from train.commandline import ConfigOption, Group, OptionCommand, say, set_debug
 from train.config import Config, Launch
-from train.declare import options_of, parse, to_text
+from train.declare import options_of
 from train.errors import CheckpointError, RunNotUsable, TrainError
 from train.files import size_in_words
-from train.helptext import Command, Context
 from train.language import _
 
 _WHICH = "N|global_step_N|latest|best"  # checkpoint
@@ -39,113 +35,7 @@ Through MLflow each option is a parameter:
 """
 
 
-class _Group(click.Group):
-    """Ends with one line and the error's exit code; `--debug` shows where it came from."""
-
-    command_class = Command
-    context_class = Context
-
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        # Here, since this shows the help, and refuses options, before `main` is called.
-        language.choose(environment.languages())
-        if isinstance(sys.stdout, io.TextIOWrapper):  # what it cannot show is no error
-            sys.stdout.reconfigure(errors="replace")
-        return super().make_context(info_name, args, parent, **extra)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TrainError as error:
-            if ctx.meta.get("train.debug"):
-                raise
-            click.echo(_("error: {error}").format(error=error), err=True)
-            ctx.exit(error.exit_code)
-        except click.UsageError as error:
-            below = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
-            command = error.ctx.command_path if error.ctx else below
-            message = error.format_message().removesuffix(".").replace("'?", "'")
-            told = _("error: {message}. `{command} --help` lists what there is")
-            click.echo(told.format(message=message, command=command), err=True)
-            ctx.exit(error.exit_code)
-        except OSError as error:  # such as a full disk, or a folder that cannot be written
-            if ctx.meta.get("train.debug"):
-                raise
-            if error.errno == errno.EPIPE:  # whoever read our output has had enough
-                raise
-            hint = _(". TRAIN_HOME names another folder for the cache and the spool")
-            hint = hint if ctx.invoked_subcommand == "run" else ""
-            click.echo(_("error: {error}").format(error=error) + hint, err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo(_("error: stopped by a signal"), err=True)
-            ctx.exit(75)
-
-
-class _OptionCommand(Command):
-    """Shows its options under the headings of `Option.group`."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        headings: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                group = getattr(param, "heading", _("Other"))
-                headings.setdefault(group, []).append(record)
-        for heading, records in headings.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-
-class _ConfigOption(click.Option):
-    """One field of `Config` or `Launch`."""
-
-    def __init__(self, config_class: type, field: dataclasses.Field[Any]) -> None:
-        opt = field.metadata["option"]
-        # A flag may stand alone; through MLflow it always has a value.
-        is_bool = str(field.type) == "bool"
-        flag: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool else {}
-        shown = field.default is not None and field.default is not False and field.default != ()
-        default = f"  [{to_text(field.default)}]" if shown else ""
-        super().__init__(
-            [f"--{field.name}"],
-            help=opt.help + default,
-            metavar=opt.metavar or ("|".join(opt.choices) or _metavar(str(field.type))),
-            callback=_parser(config_class, field.name),
-            **flag,
-        )
-        self.heading, self._choices = opt.group, opt.choices or (("true", "false") * is_bool)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Offer the values that begin like `incomplete`; a file's name for anything else."""
-        if not self._choices:
-            return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(value) for value in self._choices if value.startswith(incomplete)]
-
-
-def _metavar(kind: str) -> str:
-    names = {"int": "N", "float": "X", "bool": "true|false", "tuple[str, ...]": "A,B,…"}
-    return names.get(kind.removesuffix(" | None"), "TEXT")
-
-
-def _parser(config_class: type, name: str) -> Callable[[click.Context, Any, str | None], Any]:
-    def convert(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        return None if text is None else (name, parse(config_class, name, text))
-
-    return convert
-
-
-def _debug(ctx: click.Context, param: click.Parameter, text: str | None) -> None:
-    if text is not None:
-        ctx.meta["train.debug"] = text.lower() == "true"
-
-
-@click.group(cls=_Group, epilog=_EXAMPLES)
+@click.group(cls=Group, epilog=_EXAMPLES)
 @click.version_option(package_name="resumable-train")
 def main() -> None:
     """Train on one machine, lose it, go on from the run ID on another."""
@@ -155,6 +45,7 @@ def main() -> None:
 def _run_command(**values: Any) -> None:
     """Train: a fresh run, or with --resume_run from where a run was left."""
     given = dict(item for item in values.values() if item is not None)
+    environment.require_one_process()
     launch = Launch(**{k: given.pop(k) for k in options_of(Launch) if k in given})
     Config(**given)  # refuses bad values before anything is imported or opened
 
@@ -254,11 +145,11 @@ def prune(
         gone = maintenance.prune(tracking, run, retention, dry_run, take_over)
     told = _("would delete {name}  {size}") if dry_run else _("deleted {name}  {size}")
     for manifest in gone:
-        click.echo(told.format(name=manifest.name, size=size_in_words(manifest.bytes)))
+        say(told.format(name=manifest.name, size=size_in_words(manifest.bytes)))
     total = size_in_words(sum(manifest.bytes for manifest in gone))
     number = _("1 checkpoint") if len(gone) == 1 else _("{number} checkpoints")
     told = _("would delete {what}, {size}") if dry_run else _("deleted {what}, {size}")
-    click.echo(told.format(what=number.format(number=len(gone)), size=total))
+    say(told.format(what=number.format(number=len(gone)), size=total))
 
 
 @main.command()
@@ -272,7 +163,7 @@ def export(run: str, epoch: str, to: str) -> None:
 
     with _log_shown():
         manifest = maintenance.export(Tracking(), run, epoch, Path(to))
-    click.echo(_("{name} of run {run} is in {to}").format(name=manifest.name, run=run, to=to))
+    say(_("{name} of run {run} is in {to}").format(name=manifest.name, run=run, to=to))
 
 
 @main.command()
@@ -307,7 +198,7 @@ def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
     serving.write_csv(table, sys.stdout.buffer if to is None else Path(to))
     if to:
         told = _("{num_rows:,} rows with {name} are in {to}")
-        click.echo(told.format(num_rows=table.num_rows, name=table.column_names[-1], to=to))
+        say(told.format(num_rows=table.num_rows, name=table.column_names[-1], to=to))
 
 
 @main.command()
@@ -321,7 +212,7 @@ def publish(run: str, epoch: str | None, register: str | None) -> None:
 
     with _log_shown():
         manifest = serving.publish(Tracking(), run, epoch, register)
-    click.echo(_("runs:/{run}/model is the model of {name}").format(run=run, name=manifest.name))
+    say(_("runs:/{run}/model is the model of {name}").format(run=run, name=manifest.name))
 
 
 @main.command()
@@ -364,10 +255,10 @@ def sync(ctx: click.Context, run: str | None, as_fork: bool) -> None:
                 sync_run(tracking, run_id, as_fork, reporter)
             except RunNotUsable as error:  # it must not keep the others from being published
                 failed = error
-                click.echo(_("error: {error}").format(error=error), err=True)
+                say(_("error: {error}").format(error=error), err=True)
         if not run_ids:
             uri = environment.redact(tracking.uri)
-            click.echo(_("nothing of {uri} waits on this disk").format(uri=uri))
+            say(_("nothing of {uri} waits on this disk").format(uri=uri))
         if failed is not None:
             ctx.exit(failed.exit_code)
     finally:
@@ -375,12 +266,12 @@ def sync(ctx: click.Context, run: str | None, as_fork: bool) -> None:
 
 
 main.add_command(
-    _OptionCommand(
+    OptionCommand(
         "run",
         callback=_run_command,
         params=[
             *(
-                _ConfigOption(c, f)
+                ConfigOption(c, f)
                 for c in (Launch, Config)
                 for f, _option in options_of(c).values()
             ),
@@ -389,7 +280,7 @@ main.add_command(
                 is_flag=False,
                 flag_value="true",
                 expose_value=False,
-                callback=_debug,
+                callback=set_debug,
                 metavar="true|false",
                 help="Show where an error came from.",
             ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +9,8 @@ from typing import Any
 
 from train import environment
 from train.declare import to_text
-
-
-def command(name: str, *words: object) -> str:
-    """Return a command of this program, ready to paste: `train name words`.
-
-    >>> command("show", "4f1c", "--epoch", 10)
-    'train show 4f1c --epoch 10'
-    """
-    return shlex.join(["train", name, *map(str, words)])
+from train.shell import command as command  # the rest of them
+from train.shell import quoted
 
 
 def train_command(options: Mapping[str, Any], project: str | None = None) -> str:
@@ -29,7 +21,7 @@ def train_command(options: Mapping[str, Any], project: str | None = None) -> str
         project: What `mlflow run` is given; default: this project by its full path, which is
             right in every folder.
     """
-    words = {name: shlex.quote(to_text(value)) for name, value in options.items()}
+    words = {name: quoted(to_text(value)) for name, value in options.items()}
     if environment.launched_run_id() is None:
         return " ".join(["train run", *(f"--{k} {v}" for k, v in words.items())])
     start = f"mlflow run {project or _project()} --env-manager local"
@@ -41,4 +33,4 @@ def _project() -> str:
     here = Path.cwd()
     if here.is_relative_to(tempfile.gettempdir()) and here.name.startswith("tmp"):
         return "<project>"  # a temporary copy of a zip or a git repository
-    return shlex.quote(str(here))
+    return quoted(str(here))

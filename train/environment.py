@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from pathlib import Path
 
 from train.errors import UsageError
 from train.language import _
+from train.redact import redact as redact  # where it was looked for until now
+from train.shell import command
 
 # Of such a file, or one in such a folder, nothing is copied into a run's artifacts.
 SECRET_FILES = (
@@ -54,6 +55,23 @@ def prepare_process() -> None:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def require_one_process() -> None:
+    """Refuse to be one of several processes that torchrun, or the like, has started.
+
+    Raises:
+        UsageError: Each of them would train a run of its own.
+    """
+    started = os.environ.get("WORLD_SIZE", "")
+    if started.isdecimal() and int(started) > 1:
+        raise UsageError(
+            _(
+                "WORLD_SIZE={number}: torchrun, or the like, starts this program {number} times, "
+                "and each would train a run of its own, since training on several ranks is not "
+                "supported yet. Start it once, as in {command}, or unset WORLD_SIZE"
+            ).format(number=started, command=command("run"))
+        )
 
 
 def expect_small_downloads() -> None:
@@ -122,11 +140,6 @@ def has_screen() -> bool:
     """Tell whether a browser can be opened without taking the terminal over."""
     named = any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
     return named or sys.platform in ("darwin", "win32")
-
-
-def redact(text: str) -> str:
-    """Return `text` without the user name and password of any URL in it."""
-    return re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

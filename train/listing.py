@@ -23,6 +23,7 @@ from train.language import _
 from train.metrics import MONITOR
 from train.source import find_store
 from train.tracking import EPOCH_TAG, RunRecord, Tracking
+from train.untrusted import told
 
 Row = dict[str, Any]
 
@@ -93,7 +94,7 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
             if run_id
             else _("no run here has a checkpoint: `train run` trains one")
         )
-        console.print(what.format(run_id=run_id), markup=False, highlight=False)
+        console.print(_cell(what.format(run_id=run_id)))
         return
     console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
     newest = rows[-1] if run_id else rows[0]
@@ -118,14 +119,14 @@ def _run_table(rows: list[Row]) -> Table:
         table.add_column(heading, no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(
-            row["run_id"],
+            _cell(row["run_id"]),
             _("vanished {age}").format(age=_age(row["vanished"]))
             if row["vanished"]
-            else row["status"],
+            else _cell(row["status"]),
             "/".join("?" if n is None else str(n) for n in (row["epoch"], row["epochs"])),
             _number(row[f"best_{MONITOR}"]),
             _age(row["last_active"]),
-            row["name"],
+            _cell(row["name"]),
         )
     return table
 
@@ -147,7 +148,7 @@ def _checkpoint_table(rows: list[Row]) -> Table:
             " ".join(word for mark, word in marks.items() if row[mark]),
             size_in_words(row["bytes"]),
             _age(row["created"]),
-            row["path"],
+            _cell(row["path"]),
         )
     return table
 
@@ -160,7 +161,7 @@ def show_verified(rows: list[Row]) -> None:
     for row in rows:
         style = {"ok": "green", "damaged": "bold red"}.get(row["status"], "yellow")
         size = "" if row["bytes"] is None else size_in_words(row["bytes"])
-        table.add_row(row["name"], Text(row["status"], style), size, Text(row["found"]))
+        table.add_row(_cell(row["name"]), _cell(row["status"], style), size, _cell(row["found"]))
     make_console().print(table)
 
 
@@ -181,8 +182,10 @@ def show_checkpoint(found: Row) -> None:
     }
     for title, rows in tables.items():
         table = Table(title=title, title_justify="left", box=None, show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(Text(str(name)), Text(str(value), overflow="fold"))
+            table.add_row(_cell(name), _cell(value))
         console.print(table)
 
 
@@ -192,6 +195,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _cell(value: object, style: str = "") -> Text:
+    """Return what a table shows of a value that others may have written: its characters."""
+    return Text(told(value), style)
 
 
 def _number(value: float | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.language import _
+from train.untrusted import told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,7 +168,7 @@ def _row(title: str, part: float, text: str) -> Table:
     row.add_column(no_wrap=True)
     row.add_column(no_wrap=True)
     row.add_row(
-        Text(title, no_wrap=True, overflow="ellipsis"),
+        Text(told(title), no_wrap=True, overflow="ellipsis"),
         ProgressBar(total=1.0, completed=part, width=10),
         Text(text),
     )

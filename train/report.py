@@ -26,6 +26,7 @@ from train import progress
 from train.config import Config
 from train.language import _
 from train.metrics import MONITOR
+from train.untrusted import told
 
 log = logging.getLogger(__name__)
 epoch_log = logging.getLogger("train.epochs")  # a line an epoch; a shorter one where a bar is
@@ -87,12 +88,24 @@ class _ConsoleHandler(logging.Handler):
             return
         if record.name == progress.log.name and self.console.is_interactive:
             return
-        message = record.getMessage()
+        message = told(record.getMessage())
         if record.levelno >= logging.ERROR:
             message = _("error: {error}").format(error=message)
         elif record.levelno >= logging.WARNING:
             message = _("warning: {message}").format(message=message)
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+class _FileFormatter(logging.Formatter):
+    """A line of the log file: one, whatever the message holds."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        record.message = told(record.message)
+        return super().formatMessage(record)
 
 
 class Reporter:
@@ -120,7 +133,7 @@ class Reporter:
         """Write the log, from its first line, to the file `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(_FileFormatter())
         if self._early is not None:
             self._early.setTarget(file)
             self._early.flush()
@@ -178,12 +191,14 @@ class Reporter:
             done += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}{best}"
             done += f" [{note}]" if note else ""
             self._console.print(
-                f"{done} {metrics['epoch_seconds']:.1f} s", markup=False, highlight=False
+                told(f"{done} {metrics['epoch_seconds']:.1f} s"), markup=False, highlight=False
             )
             ahead = self._number(min(epoch + 1, self._epochs))
             ahead += f" {_('best')} {best_epoch}" if best_epoch else ""
             ahead += f" [{note}]" if note and note != _("kept") else ""
-            self._bar.update(self._bar.task_ids[0], completed=epoch, description=escape(ahead))
+            self._bar.update(
+                self._bar.task_ids[0], completed=epoch, description=escape(told(ahead))
+            )
 
     def _number(self, epoch: int) -> str:
         return _("epoch {epoch}/{epochs}").format(epoch=epoch, epochs=self._epochs)

@@ -1,7 +1,7 @@
 """What others wrote — IDs, names, tags, documents — checked before anything is done with it.
 
 Whoever may write to the server, the store or a shared disk can write anything there. What becomes
-part of a path passes `path_part`, what is a document `parse_json`, what is shown `shown`.
+part of a path passes `path_part`, what is a document `parse_json`, what is shown `told`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import re
 from typing import Any
 
 from train.errors import UnsafeValue
+from train.redact import redact
 
 MAX_JSON_DEPTH = 64  # no document of this program is a quarter as deep
+MAX_LINE_CHARS = 16_000  # of what is told; no line of ours is so long
 
 _PATH_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -97,3 +99,8 @@ def shown(text: str, max_chars: int = 4_000) -> str:
     """
     cut = text if len(text) <= max_chars else f"{text[:max_chars]}…"
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), cut)
+
+
+def told(text: object) -> str:
+    """Return what a terminal or a log is to show of `text`: one line, without secrets."""
+    return shown(redact(str(text)[: 2 * MAX_LINE_CHARS]), MAX_LINE_CHARS)
