@@ -139,7 +139,7 @@ def test_a_link_shows_no_password(tracking, record):
     path = f"/#/experiments/0/runs/{record.run_id}"
     assert run_link(tracking, record) == f"http://127.0.0.1:5000{path} (once `mlflow ui` runs)"
     tracking.uri = "https://me:secret@mlflow.example.org/"
-    assert run_link(tracking, record) == f"https://***@mlflow.example.org{path}"
+    assert run_link(tracking, record) == f"https://mlflow.example.org{path}"
 
 
 ENDED = [("FINISHED", "finished"), ("KILLED", "preempted"), ("FAILED", "failed")]

@@ -45,7 +45,7 @@ def test_a_servers_page_of_the_run_is_told(record):
     result = cli("ui", record.run_id)
     assert result.exit_code == 0, result.output
     page = f"#/experiments/0/runs/{record.run_id}?workflowType=machine_learning"
-    assert f"http://***@127.0.0.1:1/{page}\n" in result.stderr.replace("\n#", "#")
+    assert f"http://127.0.0.1:1/{page}\n" in result.stderr.replace("\n#", "#")
 
 
 @pytest.mark.usefixtures("served")
@@ -78,11 +78,11 @@ def test_a_browser_is_opened_only_where_there_is_a_screen(record, monkeypatch, o
     assert environment.has_screen() == bool(screen)
     assert cli("ui", record.run_id).exit_code == 0
     expected = (
-        [f"{SERVER}/#/experiments/0/runs/{record.run_id}?workflowType=machine_learning"]
+        [f"http://127.0.0.1:1/#/experiments/0/runs/{record.run_id}?workflowType=machine_learning"]
         if screen
         else []
     )
-    assert opened == expected, "with the password, which the browser needs"
+    assert opened == expected, "without the password: others can read its command line"
 
 
 @pytest.mark.usefixtures("tracking")

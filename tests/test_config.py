@@ -18,12 +18,14 @@ CONFIG_OPTIONS = [
     "data", "target", "drop", "val_fraction", "split_seed", "target_scale", "upload_data",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
+    "upload_diff",
 ]  # fmt: skip
 LAUNCH_OPTIONS = ["resume_run", "resume_epoch", "resume_from", "take_over", "fork"]
 RESUME_MAY_CHANGE = {
     "epochs", "early_stopping", "device", "upload_data",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
+    "upload_diff",
 }  # fmt: skip
 NOT_EVEN_A_FORK_MAY_CHANGE = {"hidden_size", "num_layers", "target", "drop", "target_scale"}
 # Another value than the default for every option.
@@ -36,6 +38,7 @@ OTHER = {
     "strict": True, "checkpoint_freq": 2, "checkpoint_minutes": 0.5, "checkpoint_steps": 100,
     "keep_last": 2, "keep_best": 3, "upload": "sync", "max_spool_bytes": 0, "drain_seconds": 1.5,
     "grace_seconds": 5.0, "log_model": False, "register": "prices",
+    "upload_diff": "no",
 }  # fmt: skip
 OF_THE_DATA = {"data", "target", "drop", "val_fraction", "split_seed", "target_scale"}
 CHOSEN_BY_THE_MACHINE = {"threads"}

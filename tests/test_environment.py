@@ -112,7 +112,7 @@ def test_a_git_that_hangs_or_fails_ends_nothing(code, monkeypatch):
     for error in (subprocess.TimeoutExpired("git", 10), subprocess.CalledProcessError(1, "git")):
 
         def fail(folder, *arguments, error=error):
-            if "--show-toplevel" in arguments:
+            if any("exclude" in argument for argument in arguments):
                 raise error
             return run_git(folder, *arguments)
 
@@ -121,13 +121,13 @@ def test_a_git_that_hangs_or_fails_ends_nothing(code, monkeypatch):
 
 
 def test_the_diff_holds_what_was_changed(code):
-    """All of the program's repository, as a patch that git applies."""
+    """The program's own files, as a patch that git applies."""
     code.write("train/tasks/tabular.py", "a\nb\n")
     commit = code.commit()
     code.write("train/environment.py", "two\n")
     code.write("train/tasks/tabular.py", "a\nc\n")
-    code.write("setup.py", "added\n")
-    code.git("add", "setup.py")
+    code.write("train/new.py", "added\n")
+    code.git("add", "train/new.py")
     diff = code.diff
     for line in (b"-one", b"+two", b"-b", b"+c", b"+added"):
         assert line in diff.splitlines()
@@ -135,12 +135,12 @@ def test_the_diff_holds_what_was_changed(code):
     code.git("reset", "--quiet", "--hard", commit)
     code.git("apply", "../diff.patch")
     assert (code.folder / "train/environment.py").read_text() == "two\n"
-    assert (code.folder / "setup.py").read_text() == "added\n"
+    assert (code.folder / "train/new.py").read_text() == "added\n"
 
 
 SECRET = [
     ".env", ".env.production", "prod.env", "certificates/server.pem", "deploy.key", "me.p12",
-    "me.pfx", "id_rsa", "id_ecdsa", "id_ed25519.pub", "secrets.yaml", "train/my_secret.py",
+    "me.pfx", "id_rsa", "id_ecdsa", "id_ed25519.pub", "secrets.yaml", "my_secret.py",
     "Credentials.json", ".git-credentials", "PASSWORDS.txt", "api_token", ".netrc", ".npmrc",
     ".pypirc", "prod.tfvars", "kubeconfig", "secrets/prod.yaml", "deep/er/secrets/a/b/prod.yaml",
     ".env.d/prod", ".aws/config", "TOKENS/mine",
@@ -151,6 +151,7 @@ SECRET = [
 @pytest.mark.parametrize("known", ["changed", "added", "deleted"])
 def test_the_diff_never_holds_a_secret(code, name, known):
     """A file whose name says that it holds one is left out, even where git tracks it."""
+    name = f"train/{name}"
     if known == "added":
         code.write(name, "hunter2\n")
         code.git("add", "--force", name)
@@ -184,10 +185,10 @@ def test_what_git_does_not_know_is_no_change(code):
 
 def test_a_binary_file_that_is_changed_is_a_change(code):
     """Though a patch shows only that it differs."""
-    code.write("weights.bin", "\0one")
+    code.write("train/weights.bin", "\0one")
     commit, seen = code.commit(), set()
     for text in ("\0two", "\0three"):
-        code.write("weights.bin", text)
+        code.write("train/weights.bin", text)
         seen.add(code.version)
     assert len(seen) == 2
     assert all(version.startswith(f"{commit}+changes.") for version in seen)
@@ -200,12 +201,12 @@ def test_the_diff_runs_no_program_of_the_users(code, setting):
     script.write_text("#!/bin/sh\necho hunter2 $$\n")
     script.chmod(0o755)
     code.write(".gitattributes", "*.enc diff=decrypted\n")
-    code.write("values.enc", "cipher 1\n")
+    code.write("train/values.enc", "cipher 1\n")
     code.commit()
     code.git("config", "color.ui", "always")
     if setting != "color":
         code.git("config", f"diff.decrypted.{setting}", str(script))
-    code.write("values.enc", "cipher 2\n")
+    code.write("train/values.enc", "cipher 2\n")
     assert code.version == code.version, "what such a program prints may differ each time"
     assert b"+cipher 2" in code.diff.splitlines()
     assert b"hunter2" not in code.diff
@@ -222,19 +223,63 @@ def test_a_large_diff_is_cut(code, monkeypatch):
     assert diff.endswith(b"\n... cut: the rest is left out\n")
 
 
-def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path):
-    """Artifact `code/diff.patch`, and nothing where nothing was changed."""
+OF_OTHERS = [
+    "settings.py", "config.py", "docker-compose.yml", "database.ini", "notes/login.md", "wp.php",
+    "terraform/main.tf", "k8s/deploy.yaml", "notebooks/try.ipynb", ".vscode/settings.json",
+    "trainer/own.py", "src/train/own.py", ".env", "id_rsa",
+]  # fmt: skip
+
+
+def test_nothing_else_of_the_repository_is_told(code):
+    """Of what lies beside the program nothing is stored, and it is no change of the program."""
+    for name in OF_OTHERS:
+        code.write(name, "one\n")
+    commit = code.commit()
+    for name in OF_OTHERS:
+        code.write(name, "hunter2\n")
+    assert code.version == commit
     assert code.diff == b""
-    upload_diff(tracking, record.run_id, tmp_path / "spool")
+    code.write("train/environment.py", "two\n")
+    code.write("MLproject", "name: mine\n")
+    code.git("add", "MLproject")
+    diff = code.diff
+    assert b"hunter2" not in diff
+    assert b"+two" in diff
+    assert b"+name: mine" in diff
+
+
+def test_a_secret_in_a_file_of_the_program_is_replaced(code):
+    """Addresses with a login and what is written out as a password; other lines are as they are."""
+    code.write("conda.yaml", "one\n")
+    code.commit()
+    code.write("conda.yaml", "- --index-url https://me:hunter2@pypi.example.org/simple\n")
+    lines = ["login(token=token, key=key)", "PASSWORD = 'hunter2'", '{"api_key": "hunter2"}']
+    code.write("train/environment.py", "\n".join(lines) + "\n")
+    diff = code.diff
+    assert b"hunter2" not in diff
+    assert b"+- --index-url https://***@pypi.example.org/simple\n" in diff
+    assert b"+login(token=token, key=key)\n+PASSWORD = ***\n" in diff
+
+
+def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path, caplog):
+    """Artifact `code/diff.patch`, told in one line; nothing where nothing was changed."""
+    caplog.set_level("INFO", "train")
+    assert code.diff == b""
+    upload_diff(tracking, record.run_id, tmp_path / "spool", "yes")
     artifacts = tracking.artifacts(record)
     assert artifacts.list() == []
     code.write("train/environment.py", "two\n")
     diff, version = code.diff, code.version
+    upload_diff(tracking, record.run_id, tmp_path / "spool", "no")
+    assert artifacts.list() == []
     assert machine_tags()["train.code"] == version
-    upload_diff(tracking, record.run_id, tmp_path / "spool")
+    upload_diff(tracking, record.run_id, tmp_path / "spool", "yes")
     assert artifacts.list("code") == ["diff.patch"]
     assert (artifacts.folder / "code/diff.patch").read_bytes() == diff
     assert list((tmp_path / "spool").iterdir()) == []
+    [line] = [r.getMessage() for r in caplog.records if "diff.patch" in r.getMessage()]
+    assert "(files: 1, " in line
+    assert "upload_diff=no" in line
 
 
 def test_a_machine_is_its_boot_and_its_processes():

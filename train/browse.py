@@ -15,6 +15,7 @@ import webbrowser
 from train import environment
 from train.errors import StoreUnavailable
 from train.language import _
+from train.redact import without_login
 from train.signals import stop_at_once
 from train.source import find_run
 from train.tracking import Tracking
@@ -74,8 +75,10 @@ def open_pages(run_id: str | None, port: int) -> None:
 
 
 def _show(server: str, page: str, all_runs: str) -> None:
-    log.info("%s", environment.redact(f"{server}/{page}"))
-    log.info(_("All runs: %s"), environment.redact(f"{server}/{all_runs}"))
+    # A browser asks for the login itself: its command line can be read by others on this machine.
+    server = without_login(server)
+    log.info("%s", f"{server}/{page}")
+    log.info(_("All runs: %s"), f"{server}/{all_runs}")
     if environment.has_screen():
         webbrowser.open(f"{server}/{page}")
 

@@ -249,6 +249,14 @@ class Config:
         metavar="NAME",
     )
 
+    upload_diff: str = option(
+        "yes",
+        "Whether what was changed in the program's own files since their commit is stored with "
+        "each attempt, without what looks like a secret: yes, no.",
+        "Results",
+        choices=("yes", "no"),
+    )
+
     def __post_init__(self) -> None:
         """Refuse values outside their limits."""
         validate(self)

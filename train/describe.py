@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from train.config import Config
 from train.data.dataset import Dataset
 from train.data.provide import cache_folder, upload
 from train.declare import options_of, to_text
-from train.files import atomic_write
+from train.files import atomic_write, size_in_words
+from train.language import _
+from train.redact import redact
 from train.tasks.tabular import TabularTask
 from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
 from train.tracking.ui import mark_experiment
+
+log = logging.getLogger(__name__)
 
 
 def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
@@ -28,7 +33,7 @@ def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Pat
     columns[preprocessing.target] = "double"
     rows = {"train_rows": len(dataset.train), "val_rows": len(dataset.val)}
     tracking.log_dataset(
-        record.run_id, dataset.name, dataset.fingerprint, dataset.source, columns, rows
+        record.run_id, dataset.name, dataset.fingerprint, redact(dataset.source), columns, rows
     )
     upload_data(tracking, task, record, home)
 
@@ -51,14 +56,46 @@ def machine_tags() -> dict[str, str]:
     }
 
 
-def upload_diff(tracking: Tracking, run_id: str, folder: Path) -> None:
-    """Store what was changed in the code since its commit, by way of a file in `folder`."""
-    diff = environment.code_diff()
-    if diff:
-        file = folder / "diff.patch"
-        atomic_write(file, lambda out: out.write(diff))
-        tracking.artifacts(tracking.get_run(run_id)).upload(file, "code")
-        file.unlink()
+def upload_diff(tracking: Tracking, run_id: str, folder: Path, wanted: str) -> None:
+    """Store what was changed in the code since its commit, by way of a file in `folder`.
+
+    Args:
+        tracking: The server.
+        run_id: The run that stands for the attempt.
+        folder: Where there is room for the file.
+        wanted: The option `upload_diff`.
+    """
+    diff = environment.code_diff() if wanted == "yes" else b""
+    if not diff:
+        return
+    file = folder / "diff.patch"
+    atomic_write(file, lambda out: out.write(diff))
+    tracking.artifacts(tracking.get_run(run_id)).upload(file, "code")
+    file.unlink()
+    log.info(
+        _("The code is not as it was committed: what was changed is stored as code/diff.patch "
+          "(files: %d, %s; upload_diff=no stores nothing)"),
+        diff.count(b"diff --git "), size_in_words(len(diff)),
+    )  # fmt: skip
+
+
+def hide_secrets(tracking: Tracking, launched: RunRecord) -> None:
+    """Take the secrets out of what `mlflow run` itself has written on the run of a launch.
+
+    Its tags tell where the project came from, with the password of that address. Its params stay,
+    since MLflow writes them once: of those it is warned.
+    """
+    told = {k: redact(v) for k, v in launched.tags.items() if k.startswith("mlflow.")}
+    changed = {k: v for k, v in told.items() if v != launched.tags[k]}
+    if changed:
+        tracking.set_tags(launched.run_id, changed)
+    open_ = [k for k, v in launched.params.items() if redact(v) != v]
+    if open_:
+        log.warning(
+            _("What was given as -P %s looks like a password or a token, and MLflow shows it to "
+              "everybody from now on: change that password"),
+            ", ".join(open_),
+        )  # fmt: skip
 
 
 def identity(task: TabularTask) -> dict[str, str]:
@@ -83,4 +120,4 @@ def data_info(dataset: Dataset) -> dict[str, Any]:
 
 def params(config: Config) -> dict[str, str]:
     """Return every option as MLflow shows it."""
-    return {name: to_text(getattr(config, name)) for name in options_of(Config)}
+    return {name: redact(to_text(getattr(config, name))) for name in options_of(Config)}

@@ -21,6 +21,7 @@ from pathlib import Path
 from train.errors import UsageError
 from train.language import _
 from train.redact import redact as redact  # where it was looked for until now
+from train.redact import redact_code
 from train.shell import command
 
 # Of such a file, or one in such a folder, nothing is copied into a run's artifacts.
@@ -33,6 +34,8 @@ SECRET_FILES = (
 MAX_DIFF_BYTES = 1 << 20
 # Plain: a program that the user's configuration names may decrypt what it shows.
 _DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
+# What makes the program, beside its package; nothing else of a repository is anybody's business.
+SOURCE_FILES = ("MLproject", "conda.yaml", "pyproject.toml")
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
 
 
@@ -165,13 +168,13 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 def code_version() -> str | None:
     """Return the program's git commit, with "+changes" and a hash if files differ, or None.
 
-    What git does not know, such as a table beside the program, is no change.
+    Only the program's own files count, and what git does not know is no change.
     """
     folder = Path(__file__).parent
     try:
         _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)  # not somebody else's
         commit = _git(folder, "rev-parse", "HEAD").decode().strip()
-        changes = _git(folder, *_DIFF)
+        changes = _git(folder.parent, *_DIFF, "--", folder.name, *SOURCE_FILES)
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
@@ -179,23 +182,24 @@ def code_version() -> str | None:
 
 @cache
 def code_diff() -> bytes:
-    """Return what was changed in the program's files since their commit; b"" if nothing was.
+    """Return what was changed in the program's own files since their commit; b"" if nothing was.
 
-    Of a file that may hold a secret nothing is returned, nor of one that git does not know.
+    Of a file that may hold a secret nothing is returned, nor of one that git does not know; what
+    looks like a secret in the others is replaced.
     """
     if "+changes" not in (code_version() or ""):
         return b""
     hidden = [
         f":(exclude,icase,glob)**/{name}{inside}" for name in SECRET_FILES for inside in ("", "/**")
     ]
+    folder = Path(__file__).parent
     try:
-        root = os.fsdecode(_git(Path(__file__).parent, "rev-parse", "--show-toplevel").rstrip())
-        found = _git(Path(root), *_DIFF, "--", ".", *hidden)
+        found = _git(folder.parent, *_DIFF, "--", folder.name, *SOURCE_FILES, *hidden)
     except (OSError, subprocess.SubprocessError):
         return b""
-    if len(found) > MAX_DIFF_BYTES:
-        return found[:MAX_DIFF_BYTES] + b"\n... cut: the rest is left out\n"
-    return found
+    cut = b"\n... cut: the rest is left out\n" if len(found) > MAX_DIFF_BYTES else b""
+    text = found[:MAX_DIFF_BYTES].decode("utf-8", "surrogateescape")
+    return redact_code(text).encode("utf-8", "surrogateescape") + cut
 
 
 def _git(folder: Path, *arguments: str) -> bytes:

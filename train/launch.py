@@ -22,7 +22,7 @@ from train.checkpoint.store import show_upload
 from train.commands import train_command
 from train.config import Config, Launch
 from train.data.provide import prepare_cached
-from train.describe import data_info, describe, identity, params, upload_data
+from train.describe import data_info, describe, hide_secrets, identity, params, upload_data
 from train.errors import Interrupted, RunNotUsable
 from train.heartbeat import Beat, wait_until_free
 from train.language import _
@@ -73,6 +73,8 @@ def open_run(given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Op
             _("was named by MLFLOW_RUN_ID or --run-id, and has been trained already: to go on "
               "with it pass resume_run={run_id} in place of that").format(run_id=launched.run_id),
         )  # fmt: skip
+    if launched is not None:
+        hide_secrets(tracking, launched)
     launcher = Launcher(tracking, launched, given, reporter, environment.home())
     try:
         if launch.resume_from is not None:

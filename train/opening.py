@@ -93,7 +93,7 @@ def begin(
     is_off = config.upload == "off"
     tags = {**tags, **({HOST_TAG: environment.hostname()} if is_off else {})}
     attempt.begin({**tags, **Beat.of_this_process(attempt.number, 0, {}).to_tag()}, machine_tags())
-    upload_diff(tracking, attempt.child_id, spool.folder)
+    upload_diff(tracking, attempt.child_id, spool.folder, config.upload_diff)
     spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
     if source is not None:
         store, manifests = source.store, source.manifests

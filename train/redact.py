@@ -23,6 +23,10 @@ _NAME = (
 # A percent-encoded connection string has %3D for = and %3B for ;.
 _VALUE = r"(?:\{[^}]*\}|'[^']*'|\"[^\"]*\"|(?:(?!%3B|%26)[^\s&;'\"])+)"
 _PAIR = re.compile(rf"([\w.\-]{{0,64}}{_NAME}\s?(?:=|%3D)\s?){_VALUE}", re.IGNORECASE)
+_QUOTED_PAIR = re.compile(
+    rf"""([\w.\-]{{0,64}}{_NAME}\s*=\s*[rbf]?)(?:'[^']+'|"[^"]+")""", re.IGNORECASE
+)
+_QUERY_PAIR = re.compile(rf"([?&;][\w.\-]{{0,64}}{_NAME}=)[^\s&;'\"{{}}]+", re.IGNORECASE)
 _FIELD = re.compile(  # of JSON, YAML or a Python dictionary
     rf"""(['"][\w.\-]{{0,64}}{_NAME}['"]\s*:\s*)(?:'[^']*'|"(?:[^"\\]|\\.)*")""", re.IGNORECASE
 )
@@ -58,6 +62,22 @@ def redact(text: str) -> str:
         text = pattern.sub(r"\1***", text)
     text = _BEARER.sub(r"\1***", text)
     return _PRIVATE_KEY.sub(r"\1***", _KEYS.sub("***", text))
+
+
+def redact_code(text: str) -> str:
+    """Return source code with `***` in place of what may be a secret in it.
+
+    There `password=password` names a variable: only what is written out counts, in quotes or in
+    an address. All lines stay, but those of a private key.
+
+    >>> redact_code("login(token=token, password='x')")
+    'login(token=token, password=***)'
+    """
+    lines = _PRIVATE_KEY.sub(r"\1***", text).split("\n")
+    lines = [_LOGIN.sub(r"\1***@", line) for line in lines]
+    for pattern in (_QUOTED_PAIR, _QUERY_PAIR, _FIELD, _BEARER):
+        lines = [pattern.sub(r"\1***", line) for line in lines]
+    return "\n".join(_KEYS.sub("***", line) for line in lines)
 
 
 def without_login(address: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from train.errors import StoreUnavailable
 from train.files import link_or_copy
 from train.language import _
+from train.redact import redact
 from train.tracking.translate import local_path, one_line, translated
 
 
@@ -73,7 +74,7 @@ class Artifacts:
                 raise FileNotFoundError(path) from error
             told = _("downloading '{path}' from {uri} failed: {reason}")
             raise StoreUnavailable(
-                told.format(path=path, uri=self.uri, reason=one_line(error))
+                told.format(path=path, uri=redact(self.uri), reason=one_line(error))
             ) from error
 
     def delete(self, path: str) -> None:

@@ -26,6 +26,7 @@ def translated(doing: str, run_id: str = "") -> Iterator[None]:
     """Turn what MLflow raises while `doing` something into one of our errors."""
     from mlflow.exceptions import MlflowException
 
+    doing = environment.redact(doing)  # it may name an address
     try:
         yield
     except MlflowException as error:

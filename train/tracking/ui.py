@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from train import environment
 from train.language import _
 from train.metrics import MONITOR
+from train.redact import without_login
 from train.tracking import RunRecord, Tracking, now_ms
 from train.tracking.translate import translated
 
@@ -39,7 +39,7 @@ def run_link(tracking: Tracking, record: RunRecord) -> str:
 
 def whole_link(tracking: Tracking, page: str) -> str:
     """Return the whole address of a page; for a database, where `mlflow ui` would show it."""
-    server = environment.redact(tracking.uri.rstrip("/"))
+    server = without_login(tracking.uri.rstrip("/"))
     if server.startswith("http"):
         return f"{server}/{page}"
     return f"http://127.0.0.1:5000/{page} (once `mlflow ui` runs)"
