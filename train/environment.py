@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import socket
@@ -20,9 +21,12 @@ from pathlib import Path
 
 from train.errors import UsageError
 from train.language import _
+from train.overrides import BOUNDED, FORCED
 from train.redact import redact as redact  # where it was looked for until now
 from train.redact import redact_code
 from train.shell import command
+
+log = logging.getLogger(__name__)
 
 # Of such a file, or one in such a folder, nothing is copied into a run's artifacts.
 SECRET_FILES = (
@@ -40,24 +44,43 @@ PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
 
 
 def prepare_process() -> None:
-    """Set what must be set before torch and mlflow are imported; what the user set stays.
+    """Set what must be set before torch and mlflow are imported.
 
     Idle OpenMP threads sleep instead of spinning (on a loaded machine spinning costs tens of
-    seconds an epoch), CUDA's sums have a fixed order, a server that does not answer is reported
-    after seconds, not after minutes, and MLflow's retries draw no number from the global
-    generator, which belongs to the training.
+    seconds an epoch), and CUDA's sums have a fixed order. What the user set of these stays. Of
+    MLflow's settings those stay that leave its calls what is relied on: synchronous, tried again
+    within bounds, and without a report to MLflow's makers.
     """
     for name, value in {
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(name, value)
+    for name, forced in FORCED.items():
+        _override(name, forced)
+    for name, (low, high, default) in BOUNDED.items():
+        if not _is_between(os.environ.get(name), low, high):
+            _override(name, default)
+
+
+def _is_between(text: str | None, low: float, high: float) -> bool:
+    """Tell whether a variable is a whole number within bounds, as MLflow reads it."""
+    try:
+        return text is not None and low <= int(text) <= high
+    except ValueError:
+        return False
+
+
+def _override(name: str, value: str | None) -> None:
+    """Set a variable, or remove it; what the user had set is told to whoever debugs."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    if before not in (None, value):
+        log.debug("%s=%s of the environment is not used, but %s", name, before, value)
 
 
 def require_one_process() -> None:

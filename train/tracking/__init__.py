@@ -7,7 +7,6 @@ files of a run. MLflow's exceptions end here: what leaves is one of `train.error
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from train.errors import RunNotUsable, StoreUnavailable
 from train.language import _
 from train.metrics import History, Point
 from train.tracking.artifacts import Artifacts
+from train.tracking.connect import open_client
 from train.tracking.translate import translated
 from train.untrusted import parse_json
 
@@ -95,14 +95,7 @@ class Tracking:
     """
 
     def __init__(self) -> None:
-        import mlflow
-        from mlflow import MlflowClient
-
-        for noisy in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        self.uri = mlflow.get_tracking_uri()
-        with translated(_("connecting")):
-            self.client = MlflowClient(self.uri)
+        self.uri, self.client = open_client()
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
