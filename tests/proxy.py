@@ -20,6 +20,8 @@ class FaultyProxy:
         "reset"         break every connection off
         "503"           answer every request so
         "delay"         hold every piece back for a tenth of a second
+        "freeze"        pass nothing, and break nothing off, as long as it is set
+        ("freeze", b)   do so from the first piece that holds the bytes b
         ("cut", n)      pass n bytes of each answer and n of each request, then break off
     """
 
@@ -60,6 +62,12 @@ class FaultyProxy:
             while piece := source.recv(65536):
                 fault = self.fault
                 self._hits[fault] += 1
+                if isinstance(fault, tuple) and fault[0] == "freeze":
+                    if fault[1] in piece:
+                        self.fault = "freeze"
+                    fault = None
+                while self.fault == "freeze":
+                    time.sleep(0.02)
                 if fault == "delay":
                     time.sleep(0.1)
                 if fault == "503" and source is ends[0]:

@@ -32,7 +32,7 @@ LAYERS = [
     ["rng", "schedule", "signals"],
     ["config"],
     ["declare"],
-    ["files", "helptext", "metrics", "overrides", "progress", "system_metrics"],
+    ["files", "helptext", "metrics", "overrides", "progress", "system_metrics", "threads"],
     ["markdown"],
     ["untrusted"],
     ["errors"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ from typing import Any
 
 from train import environment
 from train.commands import train_command
-from train.errors import RunNotUsable, Superseded
+from train.errors import RunNotUsable, Superseded, TrainError
+from train.language import _
 from train.metrics import MONITOR
+from train.threads import bounded
 from train.tracking import (
     ATTEMPT_PARAM,
     ATTEMPT_TAG,
@@ -33,6 +36,7 @@ from train.tracking.ui import run_link, runs_page
 
 log = logging.getLogger(__name__)
 
+END_SECONDS = 10.0  # that the last word to the server may take, when something else has failed
 MAX_LISTED = 10  # attempts in a run's description
 RUNNING_WORD = "running"
 ENDED_WORDS = {"FINISHED": "finished", "KILLED": "preempted", "FAILED": "failed"}
@@ -191,6 +195,22 @@ class Attempt:
             self.check_lease()
             self._tell(last_epoch, ended, {})
             self.tracking.set_status(self.run_id, status)
+
+    def try_to_end(self, status: str, last_epoch: int) -> bool:
+        """Set the status where another error, or the end of time, is what is told.
+
+        Returns:
+            Whether it is set, as far as the server has answered.
+        """
+        try:
+            if bounded(functools.partial(self.end, status, last_epoch), END_SECONDS):
+                return True
+            why = _("the server has not answered for {seconds:.0f} s")
+            found = why.format(seconds=END_SECONDS)
+        except (TrainError, OSError) as error:
+            found = str(error)
+        log.warning(_("The run could not be closed as %s: %s"), status, found)
+        return False
 
     def describe(self, record: RunRecord) -> None:
         """Bring the description of the run, just read, up to date while it is RUNNING."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from train.heartbeat import wait_until_free
 from train.language import _
 from train.progress import Moved, show_transfer
 from train.source import find_run, find_store, options_of_run, pick
+from train.threads import each
 from train.tracking import Tracking
 
 Row = dict[str, Any]
@@ -51,11 +51,8 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
     examined = store.examine()
     num_bytes = sum(m.bytes for m in examined.values() if m is not None)
     title = _("Verifying run '{run_id}'").format(run_id=record.run_id)
-    with (
-        show_transfer(title, num_bytes, moved.num_bytes),
-        ThreadPoolExecutor(NUM_VERIFIED) as pool,
-    ):
-        yield from pool.map(check, examined.keys(), examined.values())
+    with show_transfer(title, num_bytes, moved.num_bytes):
+        yield from each(lambda item: check(*item), examined.items(), NUM_VERIFIED)
 
 
 def retention_of(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.attempt import Attempt
+from train.attempt import END_SECONDS, Attempt
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
@@ -27,6 +27,7 @@ from train.results import publish_results
 from train.run import Run, Start
 from train.source import Source, data_of_run, local_folder, open_store
 from train.tasks.tabular import TabularTask, choose_threads
+from train.threads import bounded
 from train.tracking import HOST_TAG, RunRecord, Tracking
 
 log = logging.getLogger(__name__)
@@ -64,11 +65,12 @@ class Launcher:
         try:
             if self.attempt is not None:
                 last_epoch = self.attempt.first_epoch - 1
-                self.attempt.end(status, last_epoch)
+                self.attempt.try_to_end(status, last_epoch)
                 spool = self.folders[self.attempt.run_id].spool(self.attempt.number)
                 spool.write_journal(self.attempt.journal(status, last_epoch))
             elif self.launched is not None:
-                self.tracking.set_status(self.launched.run_id, status)
+                set_status = functools.partial(self.tracking.set_status, self.launched.run_id)
+                bounded(lambda: set_status(status), END_SECONDS)
         except (TrainError, OSError) as error:  # the first error is the one to tell
             log.warning(_("The run could not be closed as %s: %s"), status, error)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from train.checkpoint.policy import SavePolicy
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.staging import changed_by_step
 from train.config import Config
-from train.errors import CheckpointError, Interrupted, Superseded, TrainError
+from train.errors import CheckpointError, Interrupted, Superseded
 from train.heartbeat import Heartbeat
 from train.language import _
 from train.metrics import MONITOR, History, Point, is_wall_clock, same_value
@@ -47,8 +46,6 @@ from train.tracking import now_ms
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-END_SECONDS = 5.0  # that the last word to the server may take, when time is over
 
 
 @dataclass(frozen=True)
@@ -363,9 +360,7 @@ class Run:
 
     def _end_without_results(self, status: str, last_epoch: int) -> None:
         """Close the run, all of which is in the store; only what is made of it is late."""
-        end = threading.Thread(target=self._end_attempt, args=(status, last_epoch), daemon=True)
-        end.start()
-        end.join(END_SECONDS)
+        self.attempt.try_to_end(status, last_epoch)
         tell_late(self.run_id)
 
     def _close_after(self, failure: BaseException, last_epoch: int) -> None:
@@ -374,13 +369,7 @@ class Run:
         if isinstance(failure, Superseded):
             status = "KILLED"
             tell_kept(self.run_id, self._spool.folder)
-        self._end_attempt(status, last_epoch)
-
-    def _end_attempt(self, status: str, last_epoch: int) -> None:
-        try:
-            self.attempt.end(status, last_epoch)
-        except TrainError as error:  # the first error is the one to tell
-            log.warning(_("The run could not be closed: %s"), error)
+        self.attempt.try_to_end(status, last_epoch)
 
     def _end(self, status: str, last_epoch: int) -> None:
         if status == "FINISHED" and self._pipeline.is_paused:

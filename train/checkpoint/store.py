@@ -17,7 +17,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +35,7 @@ from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
 from train.files import atomic_write
 from train.language import _
 from train.progress import Moved, show_transfer
+from train.threads import each
 from train.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
@@ -132,12 +132,11 @@ class CheckpointStore:
         """Return folder name to manifest, oldest first; before them those that have none."""
         self._names = {n for n in self._artifacts.list(ROOT) if NAME.fullmatch(n)}
         indexed = self._read_index() if self._names else {}
-        with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-            found = dict(
-                pool.map(
-                    lambda n: (n, indexed.get(n) or self._find_manifest(n)), sorted(self._names)
-                )
-            )
+
+        def find(name: str) -> tuple[str, Manifest | None]:
+            return name, indexed.get(name) or self._find_manifest(name)
+
+        found = dict(each(find, sorted(self._names), NUM_TRANSFERS))
         return dict(sorted(found.items(), key=lambda item: item[1].order if item[1] else (-1, -1)))
 
     def check(self, name: str, folder: Path, moved: Moved | None = None) -> Manifest | None:
@@ -191,8 +190,7 @@ class CheckpointStore:
             with open(folder / UPLOADED_FILE, "a") as file:
                 file.write(f"{_line(entry)}\n")
 
-        with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-            list(pool.map(send, [e for e in manifest.files if _line(e) not in done]))
+        list(each(send, [e for e in manifest.files if _line(e) not in done], NUM_TRANSFERS))
         check_lease()
         # IMPORTANT: the manifest comes last; it is the commit.
         retried(lambda: self._artifacts.upload(folder / MANIFEST_FILE, remote, give_away=True))
@@ -261,8 +259,7 @@ class CheckpointStore:
 
         try:
             stored = self._read_manifest(manifest.name)
-            with ThreadPoolExecutor(NUM_TRANSFERS) as pool:
-                list(pool.map(receive, stored.files))
+            list(each(receive, stored.files, NUM_TRANSFERS))
         except FileNotFoundError as error:
             found = _("{path} is missing").format(path=error)
             raise CheckpointDamaged(title, found) from error

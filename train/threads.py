@@ -1,0 +1,113 @@
+"""Threads that no end of the process waits for.
+
+An executor's threads are joined when the interpreter ends: one that waits for a server which never
+answers keeps the process alive for as long. Those here are daemons, and what a library left
+running is given a few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+END_SECONDS = 3.0  # that libraries may take to end, once all of ours has
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def each(act: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
+    """Yield `act(item)` of each item, in order, several at a time.
+
+    After an error nothing more is begun, and what is under way is waited for; it is not after what
+    stops the process, as Ctrl-C does.
+
+    Raises:
+        Exception: The first one, in the order of the items.
+    """
+    made: list[Future[R]] = []
+    todo: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        made.append(Future())
+        todo.append((item, made[-1]))
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            try:
+                item, result = todo.popleft()
+            except IndexError:
+                return
+            try:
+                result.set_result(act(item))
+            except BaseException as error:  # raised again where it is waited for
+                over.set()
+                result.set_exception(error)
+
+    threads = [
+        threading.Thread(target=work, daemon=True) for _ in range(min(num_threads, len(made)))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for result in made:
+            yield result.result()
+    except Exception:  # of whatever kind `act` raises
+        for thread in threads:
+            thread.join()
+        raise
+    finally:
+        over.set()
+
+
+def bounded(act: Callable[[], object], seconds: float) -> bool:
+    """Do it, and wait so long at most; return whether it is done.
+
+    Raises:
+        BaseException: What it raised in that time.
+    """
+    done: Future[object] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:  # raised again where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        done.result(seconds)
+    except TimeoutError:
+        if not done.done():
+            return False
+        done.result()  # it was done right then, or raised one of its own
+    return True
+
+
+def end_within(seconds: float, code: Any) -> None:
+    """Let the process end with the exit code `code` in that time, whatever still runs in it.
+
+    The interpreter ends as ever, which joins the threads of libraries and calls what they have
+    registered; only where that takes longer it is cut short.
+
+    Args:
+        seconds: The time.
+        code: As `sys.exit` takes it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # gone, or closed
+            stream.flush()
+    number = code if isinstance(code, int) else int(code is not None)
+
+    def cut_short() -> None:
+        time.sleep(seconds)
+        os._exit(number & 0xFF)
+
+    threading.Thread(target=cut_short, daemon=True).start()
