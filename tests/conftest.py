@@ -211,8 +211,9 @@ class RecordedArtifacts(Artifacts):
 
         self.calls.make(f"download {path}", whole, half)
 
-    def delete(self, path):
-        self.calls.make(f"delete {path}", lambda: super(RecordedArtifacts, self).delete(path))
+    def delete(self, path, *is_own):
+        delete = super().delete
+        return self.calls.make(f"delete {path}", lambda: delete(path, *is_own))
 
 
 class RecordedTracking(Tracking):

@@ -40,6 +40,7 @@ def one_of_each():
         errors.NonFinite("loss", float("nan"), 3, 41, 1e-3),
         errors.RunNotUsable("r1", "was deleted"),
         errors.UnsafeValue("run ID", "../r1"),
+        errors.UnsafeFile("/mlruns/0/r1/artifacts/logs", "a symbolic link"),
         errors.Superseded("r1", 2, 3),
         errors.Interrupted("SIGTERM", 3, 21),
     ]

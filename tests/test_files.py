@@ -1,7 +1,9 @@
 """Files and folders are whole or not there, and one process holds a lock."""
 
+import contextlib
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import train.files
-from train.files import FolderLock, atomic_folder, atomic_write, link_or_copy
+from train.errors import UnsafeFile, UsageError
+from train.files import FolderLock, atomic_folder, atomic_write, open_own, require_own
 
 
 def fill(folder, content):
@@ -97,100 +100,115 @@ def test_a_files_bytes_are_on_disk_before_its_name_is(tmp_path, order):
     assert order == ["a", "replace", tmp_path.name.split(".")[0]]
 
 
-def test_a_link_writes_no_bytes(tmp_path):
-    """On one file system the second name is the same file."""
-    (tmp_path / "a").write_text("content")
-    link_or_copy(tmp_path / "a", tmp_path / "deep" / "b")
-    assert (tmp_path / "deep" / "b").samefile(tmp_path / "a")
-    assert os.listdir(tmp_path / "deep") == ["b"]
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077, 0o777])
+def test_what_is_our_own_is_private_whatever_the_umask(tmp_path, umask):
+    """Folders are 0700, those above included, and files 0600; not what the user asked for."""
+    script = f"""
+import os
+os.umask({umask})
+from pathlib import Path
+from train.files import FolderLock, PUBLIC, atomic_folder, atomic_write, make_folder, open_own
+make_folder(Path("made/deep"))
+atomic_write(Path("written/deep/a"), lambda file: file.write(b"x"))
+with atomic_folder(Path("whole/deep")) as folder:
+    os.close(os.open(folder / "a", os.O_CREAT | os.O_WRONLY, 0o666))
+    os.mkdir(folder / "inner", 0o777)
+os.close(open_own(Path("own/log")))
+FolderLock(Path("locked")).acquire()
+atomic_write(Path("asked for"), lambda file: file.write(b"x"), PUBLIC)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(train.files.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, check=True)
+    asked_for = tmp_path / "asked for"
+    assert asked_for.stat().st_mode & 0o777 == 0o666 & ~umask
+    found = {p: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p != asked_for}
+    assert len(found) == 13
+    assert {p for p, mode in found.items() if mode != (0o700 if p.is_dir() else 0o600)} == set()
 
 
-def test_without_links_it_is_a_copy(tmp_path, monkeypatch):
-    """Across file systems the bytes are written, and what is there is replaced."""
-
-    def refuse(*arguments):
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(train.files.os, "link", refuse)
-    (tmp_path / "a").write_text("content")
-    (tmp_path / "b").write_text("old")
-    link_or_copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_text() == "content"
-    assert not (tmp_path / "b").samefile(tmp_path / "a")
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-
-
-def test_a_link_replaces_what_is_there_and_spares_its_other_names(tmp_path):
-    """The file that had the name before is not written to: others may still read it."""
-    for name in ("new", "old"):
-        (tmp_path / name).write_text(name)
-    os.link(tmp_path / "old", tmp_path / "target")
-    link_or_copy(tmp_path / "new", tmp_path / "target")
-    assert (tmp_path / "target").read_text() == "new"
-    assert (tmp_path / "old").read_text() == "old"
+@pytest.mark.parametrize("plant", [os.mkfifo, "link", "second name"])
+@pytest.mark.parametrize("use", [open_own, lambda path: FolderLock(path.parent)])
+def test_what_lies_in_place_of_a_file_of_our_own_is_not_written_to(tmp_path, plant, use):
+    """Neither followed, nor waited for: a known name is no way to somebody else's file."""
+    (tmp_path / "victim").write_text("a stranger's")
+    path = tmp_path / "f" / "lock"
+    path.parent.mkdir()
+    if plant == "link":
+        path.symlink_to(tmp_path / "victim")
+    elif plant == "second name":
+        os.link(tmp_path / "victim", path)
+    else:
+        plant(path)
+    with pytest.raises(UnsafeFile, match="lock"):
+        use(path)
+    assert (tmp_path / "victim").read_text() == "a stranger's"
 
 
-@pytest.mark.parametrize("died", ["before the link was renamed", "in the middle of a copy"])
-@pytest.mark.parametrize("is_there", [False, True])
-def test_what_a_killed_one_left_is_cleared_by_doing_it_again(tmp_path, monkeypatch, died, is_there):
-    """A store shows no file that is neither part of a checkpoint nor ever deleted."""
-    store = tmp_path / "store"
-    (tmp_path / "a").write_text("content")
-    if is_there:  # it died after that, and did not get to note it
-        link_or_copy(tmp_path / "a", store / "b")
-
-    class Killed(BaseException):
-        """Nothing that the program does on the way out is done."""
-
-    def die(source, target):
-        Path(target).write_text("half")
-        raise Killed
-
-    def refuse(*arguments):
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: None)
-        if died == "in the middle of a copy":
-            patch.setattr(train.files.os, "link", refuse)
-            patch.setattr(train.files.shutil, "copyfile", die)
-        else:
-            patch.setattr(train.files.os, "replace", lambda *_: die(tmp_path / "a", tmp_path / "c"))
-        with pytest.raises(Killed):
-            link_or_copy(tmp_path / "a", store / "b")
-    assert len(os.listdir(store)) == 1 + is_there
-    link_or_copy(tmp_path / "a", store / "b")
-    assert os.listdir(store) == ["b"]
-    assert (store / "b").read_text() == "content"
+def test_a_link_that_leads_nowhere_is_not_followed_either(tmp_path):
+    """Else whoever made it would choose which file is made."""
+    (tmp_path / "log").symlink_to(tmp_path / "new")
+    with pytest.raises(UnsafeFile):
+        open_own(tmp_path / "log")
+    assert os.listdir(tmp_path) == ["log"]
 
 
-def test_a_copy_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
-    """A full disk costs the new file only, and leaves nothing lying about."""
+@pytest.mark.parametrize("write", [atomic_write, "folder"])
+def test_a_link_in_place_of_what_is_written_whole_is_replaced(tmp_path, write):
+    """What it names stays as it is."""
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "a").write_text("a stranger's")
+    if write == "folder":
+        (tmp_path / "f").symlink_to(tmp_path / "victim")
+        with contextlib.suppress(OSError), atomic_folder(tmp_path / "f") as temporary:
+            (temporary / "a").write_text("new")
+    else:
+        (tmp_path / "f").symlink_to(tmp_path / "victim" / "a")
+        write(tmp_path / "f", lambda file: file.write(b"new"))
+        assert (tmp_path / "f").read_text() == "new"
+    assert (tmp_path / "victim" / "a").read_text() == "a stranger's"
 
-    def fail(source, target):
-        Path(target).write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(train.files.os, "link", fail)
-    monkeypatch.setattr(train.files.shutil, "copyfile", fail)
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(name)
-    with pytest.raises(OSError, match="No space"):
-        link_or_copy(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b").read_text() == "b"
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o500])
+def test_a_folder_that_only_its_owner_writes_to_is_taken(tmp_path, mode):
+    """Others may read it; one that is not there yet is made private."""
+    folder = tmp_path / "home"
+    require_own(folder)
+    folder.mkdir()
+    folder.chmod(mode)
+    require_own(folder)
 
 
-def test_a_copys_bytes_are_on_disk_before_its_name_is(tmp_path, monkeypatch, order):
-    """Where no link can be made, the copy is as durable as any other file."""
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o775, 0o777])
+def test_a_folder_that_others_may_write_to_is_refused_with_what_mends_it(tmp_path, mode):
+    """The command in the message, run as it stands, mends it."""
+    folder = tmp_path / "my home"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(UsageError, match=r"others may write to") as caught:
+        require_own(folder)
+    command = str(caught.value).split("`")[1]
+    subprocess.run(shlex.split(command), check=True)
+    require_own(folder)
 
-    def refuse(*arguments):
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(train.files.os, "link", refuse)
-    (tmp_path / "a").write_text("content")
-    link_or_copy(tmp_path / "a", tmp_path / "b")
-    assert order[:2] == ["b", "replace"]
+def test_a_folder_meant_for_all_is_refused_and_stays_one(tmp_path):
+    """Nobody is told to close /tmp."""
+    tmp_path.chmod(0o1777)
+    with pytest.raises(UsageError, match=r"TRAIN_HOME") as caught:
+        require_own(tmp_path)
+    assert "chmod" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("whose", ["folder", "link"])
+def test_a_folder_of_somebody_else_is_refused(tmp_path, whose):
+    """So is a link of theirs to a folder of one's own."""
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir(0o700)
+    link.symlink_to(folder)
+    os.lchown(folder if whose == "folder" else link, 12345, -1)
+    with pytest.raises(UsageError, match="12345"):
+        require_own(link)
 
 
 def test_a_lock_has_one_holder(tmp_path):

@@ -33,6 +33,7 @@ from train.tracking import (
     Tracking,
 )
 from train.tracking.ui import run_link, runs_page
+from train.untrusted import is_path_part
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class Attempt:
 
     @classmethod
     def from_journal(cls, tracking: Tracking, entry: Mapping[str, Any]) -> Attempt:
-        """Make the attempt that was recorded, for `end`."""
+        """Make the attempt that was recorded, for `end`; see `is_journal`."""
         names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
         return cls(tracking, **{name: entry[name] for name in names})
 
@@ -244,6 +245,37 @@ class Attempt:
                 f"[All runs]({runs_page(record.experiment_id)})",
             ]
         )
+
+
+def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool:
+    """Tell whether an entry is one that `Attempt.journal` wrote of this attempt of the run.
+
+    What lies on the disk may be damaged, or of somebody who could write there once: it names no
+    other run than those the server names for the attempt.
+    """
+    counts = (entry.get("number"), entry.get("first_epoch"), entry.get("last_epoch"))
+    child_id, stray_id = entry.get("child_id"), entry.get("stray_id")
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and entry["number"] == number
+        and entry.get("run_id") == record.run_id
+        and child_id == record.params.get(f"{ATTEMPT_PARAM}{number}")
+        and (stray_id is None or is_path_part(stray_id))
+        and isinstance(entry.get("link"), str)
+        and entry.get("status") in ("RUNNING", *ENDED_WORDS)
+        and _are_points(entry.get("system", []))
+    )
+
+
+def _are_points(rows: object) -> bool:
+    """Tell whether they are the fields of metric values: key, step, timestamp, value."""
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and [type(field) for field in row[:3]] == [str, int, int]
+        and len(row) == 4
+        and type(row[3]) in (int, float)
+        for row in rows
+    )
 
 
 def _progress_in_words(record: RunRecord) -> str:

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from train.errors import UsageError
+from train.files import require_own
 from train.language import _
 from train.overrides import BOUNDED, FORCED
 from train.redact import redact as redact  # where it was looked for until now
@@ -124,19 +125,40 @@ def home() -> Path:
 
     Default: `resumable-train` in the user's cache folder. It is never the working directory,
     which under `mlflow run` of a git URI is gone after the run.
+
+    Raises:
+        UsageError: Others may write to it, and so to what is trained.
     """
     chosen = os.environ.get("TRAIN_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "resumable-train"
+        folder = Path(chosen).expanduser().absolute()
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = Path(cache).expanduser().absolute() / "resumable-train"
+    for one in (folder, folder / "runs", folder / "data"):
+        require_own(one)
+    return folder
+
+
+def run_prefix(tracking_uri: str) -> str:
+    """Return how the names of the folders begin that are of runs of that server."""
+    server = tracking_uri.rstrip("/").lower().replace("://localhost", "://127.0.0.1")
+    return f"{hashlib.sha256(server.encode()).hexdigest()[:12]}-"
 
 
 def run_folder(tracking_uri: str, run_id: str) -> Path:
-    """Return this disk's folder for the run: what is on its way to the store, or stays here."""
-    server = tracking_uri.rstrip("/").lower().replace("://localhost", "://127.0.0.1")
-    key = hashlib.sha256(server.encode()).hexdigest()[:12]
-    return home() / "runs" / f"{key}-{run_id}"
+    """Return this disk's folder for the run: what is on its way to the store, or stays here.
+
+    Args:
+        tracking_uri: The server.
+        run_id: The run, as a `RunRecord` has it: checked.
+
+    Raises:
+        UsageError: Others may write to it.
+    """
+    folder = home() / "runs" / f"{run_prefix(tracking_uri)}{run_id}"
+    require_own(folder)
+    return folder
 
 
 def launched_run_id() -> str | None:

@@ -12,6 +12,7 @@
     ├── NonFinite (ArithmeticError)             5   loss or gradients are NaN or infinite
     ├── RunNotUsable (LookupError)              6   the run is unknown, deleted, finished, taken
     ├── UnsafeValue (ValueError)                6   the store or the server says what cannot be used
+    ├── UnsafeFile (PermissionError)            6   a link, a pipe, a device in place of a file
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
     ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
@@ -219,6 +220,29 @@ class UnsafeValue(TrainError, ValueError):
                 "at who may write to the server, or ask its administrator"
             ).format(what=what, value=value)
         )
+
+
+class UnsafeFile(TrainError, PermissionError):
+    """Something that this program never makes is in place of a file or folder: it is not touched.
+
+    Args:
+        path: Where it is.
+        what: What it is: "a symbolic link".
+    """
+
+    exit_code = 6
+
+    def __init__(self, path: str, what: str):
+        self.path, self.what = path, what
+        super().__init__(
+            _(
+                "'{path}' is {what}, which this program never makes there, and is not touched: "
+                "look at who may write to that folder, then take it away"
+            ).format(path=path, what=what)
+        )
+
+    def __str__(self) -> str:  # OSError would print its arguments its own way
+        return str(self.args[0])
 
 
 class StoreUnavailable(TrainError, ConnectionError):

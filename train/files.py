@@ -1,23 +1,44 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there; files of our own, and files of others.
+
+What lies under TRAIN_HOME is this user's alone: folders are made 0700, files 0600, whatever the
+umask. What lies in a store's folder others may write to as well: see `train.tracking.tree`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from train.errors import UnsafeFile, UsageError
+from train.language import _
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+PRIVATE = 0o600
+PUBLIC = 0o666  # less the umask
+_COPY_BYTES = 1 << 20
+NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+# Read once, and before there are threads: asking for it sets it.
+UMASK = os.umask(0o077)
+os.umask(UMASK)
+
+
+def atomic_write(
+    path: Path, write: Callable[[BinaryIO], object], permissions: int = PRIVATE
+) -> None:
     """Write a file so that its name never shows anything but the whole of it.
 
     Args:
         path: The final name; its folder is made if need be. A file of that name is replaced.
         write: Writes the bytes to the open binary file that it is given.
+        permissions: PRIVATE, or PUBLIC for what the user asked for.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
@@ -27,24 +48,26 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         killed at any moment, leaves the old file or none under `path`; killed, it may leave a
         file that ends in ``.tmp`` beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if permissions == PRIVATE:
+        make_folder(path.parent)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with create(temporary, permissions) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         # IMPORTANT: the bytes are on disk before the name is; the other way round a power cut
         # could leave an empty file under the final name.
-        os.replace(temporary, path)
-        _sync(path.parent)
+        rename_over(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder so that its name never shows anything but the whole of it.
+    """Fill a private folder so that its name never shows anything but the whole of it.
 
     ::
 
@@ -60,43 +83,154 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         leave a folder that ends in ``.tmp`` beside it.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
+    make_folder(temporary)
     try:
         yield temporary
-        for item in [*temporary.rglob("*"), temporary]:
+        for item in temporary.rglob("*"):
+            item.chmod(0o700 if item.is_dir() else PRIVATE)
             _sync(item)
+        _sync(temporary)
         if path.exists():
             shutil.rmtree(path)
         # IMPORTANT: the bytes are on disk before the name is.
-        os.replace(temporary, path)
-        _sync(path.parent)
+        rename_over(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` the second name `target`, replacing what is there.
+def make_folder(path: Path) -> None:
+    """Make a folder for this user alone, and those above it that are missing; again is harmless."""
+    missing = []
+    for folder in (path, *path.parents):
+        if folder.exists():
+            break
+        missing.append(folder)
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700)
+            if UMASK & 0o700:
+                folder.chmod(0o700)
 
-    On the same filesystem it is a hard link, which writes no bytes; elsewhere it is a copy, whole
-    or not there. Either way `source` must not be changed afterwards. Killed, it may leave a file
-    that ends in ``.tmp`` beside `target`: doing it again clears that away.
+
+def require_own(path: Path) -> None:
+    """Refuse a folder that somebody else may write to; one that is not there yet is fine.
+
+    A link to it counts like the folder: whoever made it chose what is written to.
 
     Raises:
-        OSError: The disk is full or the folder cannot be written.
+        UsageError: The message says what mends it.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-            _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        owners, found = {path.lstat().st_uid}, path.stat()
+    except OSError:
+        return
+    owners.add(found.st_uid)
+    others = owners - {os.geteuid(), 0}
+    # /tmp itself, say: it is meant for all.
+    is_shared = bool(found.st_mode & stat.S_ISVTX) or found.st_uid != os.geteuid()
+    if not others and not found.st_mode & 0o022:
+        return
+    if not others and not is_shared:
+        raise UsageError(
+            _(
+                "others may write to '{path}', so that what lies there cannot be trusted: look "
+                "through it, then `chmod go-w {quoted}`"
+            ).format(path=path, quoted=shlex.quote(str(path)))
+        )
+    raise UsageError(
+        _(
+            "'{path}' is not this user's alone (uid {owner}, mode {mode:o}), so that what lies "
+            "there cannot be trusted: set TRAIN_HOME to a folder of your own"
+        ).format(path=path, owner=max(others, default=found.st_uid), mode=found.st_mode & 0o7777)
+    )
+
+
+def create(path: Path | str, permissions: int, folder: int | None = None) -> BinaryIO:
+    """Make a file that was not there, and open it; `folder` is what its name is relative to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK
+    descriptor = os.open(path, flags, permissions, dir_fd=folder)
+    if permissions == PRIVATE:
+        os.fchmod(descriptor, PRIVATE)
+    return os.fdopen(descriptor, "wb")
+
+
+def open_own(path: Path) -> int:
+    """Open a private file to write at its end, made if need be; return its descriptor.
+
+    Raises:
+        UnsafeFile: Something else is in its place: a link, a pipe, a file with a second name.
+    """
+    make_folder(path.parent)
+    with contextlib.suppress(FileNotFoundError):
+        require_plain(path.lstat(), path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | NO_LINK
+    descriptor = os.open(path, flags, PRIVATE)
+    try:
+        found = os.fstat(descriptor)
+        require_plain(found, path)
+        if found.st_uid != os.geteuid() or found.st_nlink != 1:
+            raise UnsafeFile(str(path), _("a file that is not this program's"))
+        os.fchmod(descriptor, PRIVATE)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_plain(path: Path | str, folder: int | None = None) -> BufferedReader:
+    """Open a file to read it.
+
+    Args:
+        path: The file.
+        folder: What `path` is relative to; default: the working directory.
+
+    Raises:
+        UnsafeFile: It is a link, a pipe, a device: reading might never end.
+    """
+    require_plain(os.stat(path, dir_fd=folder, follow_symlinks=False), path)
+    # Another may have taken its place by now, which must not hold this process up.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | NO_LINK, dir_fd=folder)
+    file = os.fdopen(descriptor, "rb")
+    try:
+        require_plain(os.fstat(descriptor), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def require_plain(found: os.stat_result, path: Path | str) -> None:
+    """Refuse what is no file, by what `os.stat` found of it.
+
+    Raises:
+        UnsafeFile: It is a link, a pipe, a device.
+        IsADirectoryError: It is a folder.
+    """
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(f"'{path}' is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        is_link = stat.S_ISLNK(found.st_mode)
+        raise UnsafeFile(str(path), _("a symbolic link") if is_link else _("no plain file"))
+
+
+def copy_out(source: BinaryIO, target: BinaryIO) -> None:
+    """Write what is left of `source` to `target`, which is on disk then, and closed."""
+    with target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def rename(old: str, new: str, folder: int) -> None:
+    """Give a file in the open `folder` another name, replacing what has it; durable on return."""
+    os.replace(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
+def rename_over(old: Path, new: Path) -> None:
+    """Give a file another name, replacing what has it; durable on return."""
+    os.replace(old, new)
+    _sync(new.parent)
 
 
 class FolderLock:
@@ -106,8 +240,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / "lock", "ab")  # noqa: SIM115 - held open on purpose
+        self._file = os.fdopen(open_own(folder / "lock"), "ab")
 
     def acquire(self) -> bool:
         """Take the lock and return True, or False if another process holds it."""
@@ -123,7 +256,7 @@ class FolderLock:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | NO_LINK)
     try:
         os.fsync(descriptor)
     finally:

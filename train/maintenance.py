@@ -12,7 +12,7 @@ from train.checkpoint.manifest import CHECKPOINT_FILE, Manifest
 from train.checkpoint.policy import Retention, ranked
 from train.checkpoint.store import CheckpointStore
 from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
-from train.files import atomic_write
+from train.files import PUBLIC, atomic_write
 from train.heartbeat import wait_until_free
 from train.language import _
 from train.progress import Moved, show_transfer
@@ -127,7 +127,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
         moved = Moved()
         title = _("Writing '{name}'").format(name=to.name)
         with show_transfer(title, stored.bytes, moved.num_bytes):
-            atomic_write(to, join)
+            atomic_write(to, join, PUBLIC)
     return stored
 
 

@@ -24,6 +24,7 @@ from rich.progress import (
 
 from train import progress
 from train.config import Config
+from train.files import open_own
 from train.language import _
 from train.metrics import MONITOR
 from train.untrusted import told
@@ -108,6 +109,13 @@ class _FileFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
+class _OwnFileHandler(logging.FileHandler):
+    """Writes to a file that is this user's alone, and to none that was put in its place."""
+
+    def _open(self) -> Any:
+        return os.fdopen(open_own(Path(self.baseFilename)), "a", encoding=self.encoding)
+
+
 class Reporter:
     """Log lines and the progress bar of one process.
 
@@ -131,8 +139,7 @@ class Reporter:
 
     def log_to(self, path: Path) -> None:
         """Write the log, from its first line, to the file `path`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _OwnFileHandler(path, encoding="utf-8")
         file.setFormatter(_FileFormatter())
         if self._early is not None:
             self._early.setTarget(file)

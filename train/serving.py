@@ -14,7 +14,7 @@ from train.checkpoint.policy import find_best
 from train.checkpoint.store import CheckpointStore
 from train.data.table import read_table
 from train.errors import DataError
-from train.files import atomic_write
+from train.files import PUBLIC, atomic_write
 from train.language import _
 from train.results import load_predictor, log_checkpoint, register_checkpoint
 from train.source import find_store, pick, preprocessing_of_run
@@ -61,7 +61,7 @@ def write_csv(table: pa.Table, to: Path | BinaryIO) -> None:
     """
     try:
         if isinstance(to, Path):
-            atomic_write(to, lambda file: pyarrow.csv.write_csv(table, file))
+            atomic_write(to, lambda file: pyarrow.csv.write_csv(table, file), PUBLIC)
         else:
             pyarrow.csv.write_csv(table, pa.PythonFile(to, mode="w"))
     except pa.ArrowException as error:

@@ -39,7 +39,7 @@ from train.tracking import (
     Tracking,
 )
 from train.tracking.artifacts import Artifacts
-from train.tracking.translate import local_path
+from train.tracking.translate import local_path, local_uri
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Source:
         """What the run's data must be."""
         if self.checkpoint is not None:
             return str(self.checkpoint["data"]["fingerprint"])
-        return self.record.tags[DATA_TAG]
+        return self.record.tags.get(DATA_TAG, "")
 
     @property
     def is_newest(self) -> bool:
@@ -146,7 +146,7 @@ def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> Chec
               "disk of '{host}', and this is '{hostname}'. Go on there")
             .format(run_id=record.run_id, host=host, hostname=environment.hostname())
         )  # fmt: skip
-    return CheckpointStore(Artifacts(str(folder.artifacts())), record.run_id)
+    return CheckpointStore(Artifacts(local_uri(folder.artifacts())), record.run_id)
 
 
 def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
@@ -292,7 +292,7 @@ def data_of_run(
     return recover(
         config,
         environment.home(),
-        fingerprint or record.tags[DATA_TAG],
+        fingerprint or record.tags.get(DATA_TAG, ""),
         _download_data(tracking, record),
     )
 
@@ -304,7 +304,7 @@ def preprocessing_of_run(tracking: Tracking, record: RunRecord) -> tuple[Preproc
         DataError: It is neither cached here nor among the run's artifacts.
     """
     return recover_preprocessing(
-        environment.home(), record.tags[DATA_TAG], _download_data(tracking, record)
+        environment.home(), record.tags.get(DATA_TAG, ""), _download_data(tracking, record)
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.attempt import VANISHED, Attempt
+from train.attempt import VANISHED, Attempt, is_journal
 from train.checkpoint.format import load_checkpoint, verify
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention
@@ -24,17 +24,17 @@ from train.results import publish_results
 from train.source import data_of_run, options_of_run
 from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
 from train.tracking.ui import run_link
+from train.untrusted import is_path_part
 
 log = logging.getLogger(__name__)
 
 
 def waiting_runs(home: Path, tracking_uri: str) -> list[str]:
     """Return the IDs of the runs of that server of which something waits on this disk."""
-    prefix = environment.run_folder(tracking_uri, "").name
-    folders = sorted(
-        path.parents[1] for path in home.glob(f"runs/{prefix}*/attempt_*/journal.json")
-    )
-    return list(dict.fromkeys(folder.name.removeprefix(prefix) for folder in folders))
+    prefix = environment.run_prefix(tracking_uri)
+    found = home.glob(f"runs/{prefix}*/attempt_*/journal.json")
+    names = {path.parents[1].name.removeprefix(prefix) for path in found}
+    return sorted(name for name in names if is_path_part(name))
 
 
 def publish_waiting(
@@ -60,7 +60,9 @@ def publish_waiting(
             else:
                 spool.discard()  # it left nothing that could be a run
             continue
-        journal = spool.read_journal() or _lost_journal(tracking, record)
+        journal = spool.read_journal()
+        if not is_journal(journal, record, spool.attempt):
+            journal = _lost_journal(tracking, record)
         attempt = Attempt.from_journal(tracking, journal)
         manifests = _publish(tracking, record, store, spool, attempt)
         if spool.log_file.exists():

@@ -42,9 +42,14 @@ def path_part(value: object, what: str) -> str:
     Traceback (most recent call last):
     train.errors.UnsafeValue: run ID '../4f1c' is not used: ...
     """
-    if not isinstance(value, str) or not _PATH_PART.fullmatch(value):
+    if not is_path_part(value):
         raise UnsafeValue(what, shown(str(value)))
-    return value
+    return str(value)
+
+
+def is_path_part(value: object) -> bool:
+    """Tell whether it is an ID as `path_part` takes them."""
+    return isinstance(value, str) and _PATH_PART.fullmatch(value) is not None
 
 
 def fingerprint(value: object, what: str) -> str:

@@ -21,6 +21,18 @@ METRICS_FILE = "checkpoint_metrics.json"
 MANIFEST_FILE = "manifest.json"
 NAME = re.compile(r"(?:epoch|global_step)_(?:0|[1-9][0-9]{0,17})")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-[0-9]{5})?")
+_OWN_FILE = re.compile(  # those of a checkpoint; in a local store some may not be whole yet
+    rf"(?:{CHECKPOINT_FILE}(?:/part-[0-9]{{5}})?|{METRICS_FILE}|{MANIFEST_FILE})(?:\.tmp)?"
+)
+
+
+def is_own_file(path: str) -> bool:
+    """Tell whether this program puts a file of that path into the folder of a checkpoint.
+
+    >>> [is_own_file(p) for p in ("checkpoint.pth/part-00001", "manifest.json.tmp", "notes.txt")]
+    [True, True, False]
+    """
+    return _OWN_FILE.fullmatch(path) is not None
 
 
 def checkpoint_name(content: Mapping[str, Any]) -> str:

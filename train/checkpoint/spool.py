@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 
 from train.checkpoint.manifest import MANIFEST_FILE, NAME, Manifest, parse_manifest
 from train.errors import CheckpointError
-from train.files import FolderLock, atomic_write
+from train.files import FolderLock, atomic_write, make_folder, open_plain
 
 JOURNAL_FILE = "journal.json"
 UPLOADED_FILE = "uploaded.txt"
+_ATTEMPT = re.compile(r"attempt_([1-9][0-9]{0,8})")
 
 
 class RunFolder:
@@ -66,10 +68,8 @@ class RunFolder:
 
     def waiting(self) -> list[Spool]:
         """Return the spools of attempts whose publication is not complete, oldest first."""
-        numbers = [
-            int(path.parent.name.removeprefix("attempt_"))
-            for path in self.path.glob(f"attempt_*/{JOURNAL_FILE}")
-        ]
+        folders = [path.parent.name for path in self.path.glob(f"attempt_*/{JOURNAL_FILE}")]
+        numbers = [int(found[1]) for found in map(_ATTEMPT.fullmatch, folders) if found]
         return [self.spool(number) for number in sorted(numbers)]
 
 
@@ -99,8 +99,8 @@ class Spool:
         for path in self.folder.glob("*"):
             if NAME.fullmatch(path.name):
                 try:
-                    text = (path / MANIFEST_FILE).read_bytes()
-                    found.append(parse_manifest(text, path.name))
+                    with open_plain(path / MANIFEST_FILE) as file:
+                        found.append(parse_manifest(file.read(), path.name))
                 except (OSError, CheckpointError):
                     continue  # a broken folder is nothing
         return sorted(found, key=lambda m: m.order)
@@ -114,7 +114,7 @@ class Spool:
 
     def free_bytes(self) -> int:
         """Return how much room the disk has."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         return shutil.disk_usage(self.folder).free
 
     def write_journal(self, entry: Mapping[str, Any]) -> None:
@@ -125,8 +125,9 @@ class Spool:
     def read_journal(self) -> dict[str, Any]:
         """Return what was recorded; {} if nothing was."""
         try:
-            entry = json.loads((self.folder / JOURNAL_FILE).read_bytes())
-        except (OSError, ValueError):
+            with open_plain(self.folder / JOURNAL_FILE) as file:
+                entry = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
             return {}
         return entry if isinstance(entry, dict) else {}
 

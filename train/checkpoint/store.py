@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import random
 import tempfile
 import time
@@ -22,17 +23,19 @@ from typing import Any, TypeVar
 
 from train.checkpoint.format import load_checkpoint, verify_file
 from train.checkpoint.manifest import (
+    CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     NAME,
     FileEntry,
     Manifest,
     checkpoint_name,
+    is_own_file,
     parse_manifest,
 )
 from train.checkpoint.spool import UPLOADED_FILE, Spool
-from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable
-from train.files import atomic_write
+from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, UnsafeFile
+from train.files import atomic_write, open_own, open_plain
 from train.language import _
 from train.progress import Moved, show_transfer
 from train.threads import each
@@ -75,7 +78,8 @@ def _line(entry: FileEntry) -> str:
 def _noted(folder: Path) -> set[str]:
     """Return the lines of the files that uploads of the local `folder` have brought so far."""
     try:
-        return set((folder / UPLOADED_FILE).read_text().splitlines())
+        with open_plain(folder / UPLOADED_FILE) as file:
+            return set(file.read().decode().splitlines())
     except FileNotFoundError:
         return set()
 
@@ -114,6 +118,7 @@ class CheckpointStore:
         self.run_id = run_id
         self._names: set[str] = set()  # folders in the store, committed or not
         self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
+        self._foreign: set[str] = set()  # those that hold what is not ours
 
     @property
     def folder(self) -> Path | None:
@@ -187,7 +192,7 @@ class CheckpointStore:
             path = folder / entry.path
             target = f"{remote}/{entry.path}".rpartition("/")[0]
             retried(lambda: self._artifacts.upload(path, target, give_away=True))
-            with open(folder / UPLOADED_FILE, "a") as file:
+            with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as file:
                 file.write(f"{_line(entry)}\n")
 
         list(each(send, [e for e in manifest.files if _line(e) not in done], NUM_TRANSFERS))
@@ -263,32 +268,56 @@ class CheckpointStore:
         except FileNotFoundError as error:
             found = _("{path} is missing").format(path=error)
             raise CheckpointDamaged(title, found) from error
+        except UnsafeFile as error:
+            raise CheckpointDamaged(title, str(error)) from error
         return stored
 
     def delete(self, name: str) -> None:
-        """Remove a checkpoint, or what is left of one."""
+        """Remove a checkpoint, or what is left of one; what somebody else put there stays."""
         remote = f"{ROOT}/{name}"
         # IMPORTANT: the manifest goes first; what is left without one is no checkpoint.
         self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
-        self._artifacts.delete(remote)
+        foreign = self._artifacts.delete(remote, is_own_file)
         self._names.discard(name)
         self._unfinished.discard(name)
+        self._tell_foreign(name, foreign)
 
     def leftovers(self, manifests: Iterable[Manifest]) -> Sequence[str]:
         """Return the folders that have no manifest at all, or one that was given up.
 
-        A manifest may have arrived though the upload failed, since its answer was lost.
+        A manifest may have arrived though the upload failed, since its answer was lost. A folder
+        that holds what no checkpoint does is none of ours: it is told, once.
 
         Args:
             manifests: Those that are known to have one.
         """
-        unknown = sorted(self._names - {m.name for m in manifests})
-        return [
-            name
-            for name in unknown
-            if name in self._unfinished
-            or MANIFEST_FILE not in self._artifacts.list(f"{ROOT}/{name}")
-        ]
+        unknown = sorted(self._names - {m.name for m in manifests} - self._foreign)
+        return [name for name in unknown if name in self._unfinished or self._is_left(name)]
+
+    def _is_left(self, name: str) -> bool:
+        """Tell whether a folder has no manifest, and no file that is not ours either."""
+        try:
+            files = self._artifacts.list(f"{ROOT}/{name}")
+        except UnsafeFile as error:
+            self._foreign.add(name)
+            log.warning("%s", error)
+            return False
+        if MANIFEST_FILE in files:
+            return False
+        parts = self._artifacts.list(f"{ROOT}/{name}/{CHECKPOINT_FILE}")  # [] of a file
+        if parts:
+            files = [*files, *(f"{CHECKPOINT_FILE}/{part}" for part in parts)]
+        foreign = [file for file in files if not is_own_file(file)]
+        self._tell_foreign(name, foreign)
+        return not foreign
+
+    def _tell_foreign(self, name: str, files: Sequence[str]) -> None:
+        if files and name not in self._foreign:
+            self._foreign.add(name)
+            log.warning(
+                _("'%s' of run '%s' holds '%s', which is not of this program: it is left alone"),
+                f"{ROOT}/{name}", self.run_id, files[0],
+            )  # fmt: skip
 
     def write_index(self, manifests: Iterable[Manifest], folder: Path) -> None:
         """Replace the index, by way of a file in the local `folder`."""
@@ -311,7 +340,10 @@ class CheckpointStore:
     def _read(self, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file"
-            retried(lambda: self._artifacts.download(path, local))
+            try:
+                retried(lambda: self._artifacts.download(path, local))
+            except UnsafeFile as error:
+                raise CheckpointDamaged(path, str(error)) from error
             if local.stat().st_size > MAX_MANIFEST_BYTES:
                 found = _("it has {size:,} bytes").format(size=local.stat().st_size)
                 raise CheckpointDamaged(path, found)

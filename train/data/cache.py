@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from train.data.dataset import Dataset, Rows
 from train.data.prepare import Features, Preprocessing
 from train.errors import DataError
-from train.files import atomic_write
+from train.files import atomic_write, open_plain
 from train.language import _
 
 NPZ_NAME: Final = "processed_data.npz"
@@ -77,7 +77,7 @@ def load(folder: Path) -> Dataset:
     """
     npz, record = folder / NPZ_NAME, folder / JSON_NAME
     try:
-        document: dict[str, Any] = json.loads(record.read_bytes())
+        document: dict[str, Any] = _read(record)
         version, expected = document["format_version"], document["sha256"]
         if version != _FORMAT_VERSION:
             raise DataError(
@@ -125,7 +125,7 @@ def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
         DataError: It is not what `save` writes.
     """
     try:
-        document = json.loads(record.read_bytes())
+        document = _read(record)
         return Preprocessing.from_dict(document["preprocessing"]), _sample_of(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -133,6 +133,11 @@ def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
                 path=record, error=error
             )
         ) from error
+
+
+def _read(record: Path) -> Any:
+    with open_plain(record) as file:
+        return json.loads(file.read())
 
 
 def _sample_to_text(sample: pa.Table) -> str:
@@ -165,5 +170,5 @@ def _rows_of(arrays: Any, part: str) -> Rows:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from train import untrusted
 from train.config import Config
 from train.data import cache
 from train.data.dataset import Dataset, prepare, source_fingerprint
@@ -23,8 +23,12 @@ Download = Callable[[str, Path], None]  # (name of the file, where to put it)
 
 
 def cache_folder(root: Path, fingerprint: str) -> Path:
-    """Return where the prepared data of that fingerprint is cached."""
-    return root / "data" / fingerprint[:32]
+    """Return where the prepared data of that fingerprint is cached.
+
+    Raises:
+        UnsafeValue: It is no fingerprint: the tag or checkpoint that has it is not of this program.
+    """
+    return root / "data" / untrusted.fingerprint(fingerprint, _("data fingerprint"))[:32]
 
 
 def prepare_cached(config: Config, root: Path, preprocessing: Preprocessing | None) -> Dataset:
@@ -122,8 +126,8 @@ def _find_cached(folder: Path) -> Dataset | None:
 def _saved_preprocessing(path: Path) -> Preprocessing | None:
     """Return what was fitted when the data was prepared first, if the run's JSON is here."""
     try:
-        return Preprocessing.from_dict(json.loads(path.read_bytes())["preprocessing"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return cache.load_preprocessing(path)[0]
+    except DataError:
         return None
 
 

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from train import environment
-from train.errors import RunNotUsable, StoreUnavailable
+from train.errors import RunNotUsable, StoreUnavailable, UnsafeValue
 from train.language import _
 from train.metrics import History, Point
 from train.tracking.artifacts import Artifacts
 from train.tracking.connect import open_client
 from train.tracking.translate import translated
-from train.untrusted import parse_json
+from train.untrusted import parse_json, path_part, shown
+
+log = logging.getLogger(__name__)
 
 MAX_BATCH_METRICS = 900  # MLflow takes 1,000 items a request
 MAX_BATCH_PARAMS = 100
@@ -107,11 +109,16 @@ class Tracking:
             self.client.search_experiments(max_results=1)
 
     def _record(self, run: Any) -> RunRecord:
+        """Return the run that the server told of; its IDs are some, and may be parts of paths.
+
+        Raises:
+            UnsafeValue: They are not.
+        """
         info, data = run.info, run.data
         return RunRecord(
-            run_id=info.run_id,
+            run_id=path_part(info.run_id, _("run ID")),
             name=info.run_name or "",
-            experiment_id=info.experiment_id,
+            experiment_id=path_part(info.experiment_id, _("experiment ID")),
             status=info.status,
             artifact_uri=info.artifact_uri,
             start_time_ms=info.start_time or 0,
@@ -120,14 +127,28 @@ class Tracking:
             metrics=data.metrics,
         )
 
+    def _records(self, runs: Iterable[Any]) -> list[RunRecord]:
+        """Return those of the runs that can be used; what is told of another hides none."""
+        records = []
+        for run in runs:
+            try:
+                records.append(self._record(run))
+            except UnsafeValue as error:
+                log.warning("%s", error)
+        return records
+
     def get_run(self, run_id: str) -> RunRecord:
         """Return the run.
 
         Raises:
             RunNotUsable: It is unknown or deleted.
+            UnsafeValue: The server tells of another one.
         """
         with translated(_("reading run '{run_id}'").format(run_id=run_id), run_id):
             run = self.client.get_run(run_id)
+        if run.info.run_id != run_id:
+            asked = _("the answer for run '{run_id}',").format(run_id=shown(run_id))
+            raise UnsafeValue(asked, shown(str(run.info.run_id)))
         if run.info.lifecycle_stage == "deleted":
             raise RunNotUsable(
                 run_id,
@@ -164,8 +185,7 @@ class Tracking:
                 token = page.token
                 if not token:
                     break
-        records = [self._record(run) for run in found]
-        return sorted(records, key=lambda record: record.last_active, reverse=True)
+        return sorted(self._records(found), key=lambda record: record.last_active, reverse=True)
 
     def open_children(self, record: RunRecord) -> list[RunRecord]:
         """Return the RUNNING children of a run."""
@@ -173,7 +193,7 @@ class Tracking:
         doing = _("searching the attempts of run '{run_id}'").format(run_id=record.run_id)
         with translated(doing, record.run_id):
             found = self.client.search_runs([record.experiment_id], query)
-        return [self._record(run) for run in found]
+        return self._records(found)
 
     def experiment_id(self) -> str:
         """Return the experiment that MLflow's variables choose, made if it is only named."""
@@ -182,7 +202,8 @@ class Tracking:
             return chosen_id or "0"
         with translated(_("opening experiment '{name}'").format(name=name)):
             found = self.client.get_experiment_by_name(name)
-            return found.experiment_id if found else self.client.create_experiment(name)
+            found_id = found.experiment_id if found else self.client.create_experiment(name)
+            return path_part(found_id, _("experiment ID"))
 
     def create_run(
         self, experiment_id: str, name: str | None, tags: Mapping[str, str]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from train.errors import StoreUnavailable
-from train.files import link_or_copy
+from train.files import make_folder
 from train.language import _
 from train.redact import redact
 from train.tracking.translate import local_path, one_line, translated
+from train.tracking.tree import Tree
 
 
 class Artifacts:
@@ -27,9 +30,15 @@ class Artifacts:
         self.folder = local_path(uri)
         self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
 
+    @property
+    def _tree(self) -> Tree | None:
+        return None if self.folder is None else Tree(self.folder)
+
     def list(self, path: str = "") -> list[str]:
         """Return the names directly below `path`; [] if there is no such folder."""
         with translated(_("listing '{path}' at {uri}").format(path=path, uri=self.uri)):
+            if self._tree is not None:
+                return [name for name, _is_folder in self._tree.items(path)]
             found = self._repository.list_artifacts(path or None)
         return [posixpath.basename(info.path) for info in found]
 
@@ -44,8 +53,8 @@ class Artifacts:
         """
         path = f"{folder}/{local_file.name}"
         with translated(_("uploading '{path}' to {uri}").format(path=path, uri=self.uri)):
-            if give_away and self.folder is not None:
-                link_or_copy(local_file, self.folder / folder / local_file.name)
+            if self._tree is not None:
+                self._tree.put(local_file, folder, give_away)
                 return
             self._repository.log_artifact(str(local_file), folder)
 
@@ -58,15 +67,15 @@ class Artifacts:
         Raises:
             FileNotFoundError: There is no such file.
             StoreUnavailable: The store does not answer.
+            UnsafeFile: In a local folder: it is a link, a pipe, a device, or lies behind a link.
         """
-        local_file.parent.mkdir(parents=True, exist_ok=True)
-        if self.folder is not None:
-            if {"..", "/"} & {*Path(path).parts} or not (self.folder / path).exists():
-                raise FileNotFoundError(path)
+        if self._tree is not None:
             doing = _("downloading '{path}' from {uri}").format(path=path, uri=self.uri)
-            with translated(doing):
-                link_or_copy(self.folder / path, local_file)
-            return
+            with translated(doing), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._tree.fetch(path, local_file)
+                return
+            raise FileNotFoundError(path)
+        make_folder(local_file.parent)
         try:
             self._repository._download_file(path, str(local_file))
         except Exception as error:  # each store raises its own kind for "no such file"
@@ -77,7 +86,38 @@ class Artifacts:
                 told.format(path=path, uri=redact(self.uri), reason=one_line(error))
             ) from error
 
-    def delete(self, path: str) -> None:
-        """Remove the file or folder at `path`; it may be gone already."""
+    def delete(self, path: str, is_own: Callable[[str], bool] | None = None) -> Sequence[str]:
+        """Remove the file or folder at `path`; it may be gone already.
+
+        Args:
+            path: The file or folder.
+            is_own: Tells of a file in the folder, by its path in it, whether it may be removed.
+                Default: all may.
+
+        Returns:
+            The files that stay, by their paths in the folder.
+        """
         with translated(_("deleting '{path}' at {uri}").format(path=path, uri=self.uri)):
-            self._repository.delete_artifacts(path)
+            files = dict(self._walk(path)) if is_own else {}
+            foreign = [name for name in files.values() if is_own and not is_own(name)]
+            gone = [file for file, name in files.items() if name not in foreign]
+            for file in gone if foreign else [path]:
+                if self._tree is not None:
+                    self._tree.delete(file)
+                else:
+                    self._repository.delete_artifacts(file)
+        return foreign
+
+    def _walk(self, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Yield the path of each file below the folder `path`, whole and in that folder."""
+        found: Iterable[tuple[str, bool]]
+        if self._tree is not None:
+            found = self._tree.items(path)
+        else:
+            listed = self._repository.list_artifacts(path)
+            found = [(posixpath.basename(info.path), info.is_dir) for info in listed]
+        for name, is_folder in found:
+            if is_folder:
+                yield from self._walk(f"{path}/{name}", f"{prefix}{name}/")
+            else:
+                yield f"{path}/{name}", f"{prefix}{name}"

@@ -6,19 +6,32 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from train import environment
-from train.errors import RunNotUsable, StoreUnavailable
+from train.errors import RunNotUsable, StoreUnavailable, TrainError
 from train.language import _
 
 
 def local_path(artifact_uri: str) -> Path | None:
-    """Return the folder that an artifact URI names on this machine, None for a server's."""
-    parsed = urlparse(artifact_uri)
+    """Return the folder that an artifact URI names on this machine, None for a server's.
+
+    IMPORTANT: as MLflow reads it, which takes %20 for a space in a plain path too, so that its own
+    tools find the files. To be read as it is, a path is given as `local_uri`.
+    """
+    try:
+        parsed = urlparse(artifact_uri)
+    except ValueError:  # it is no URI at all
+        return None
     if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    return Path(artifact_uri) if not parsed.scheme else None
+        return Path(url2pathname(parsed.path))
+    return Path(url2pathname(artifact_uri)) if not parsed.scheme else None
+
+
+def local_uri(path: Path) -> str:
+    """Return the artifact URI that names a folder of this machine, whatever is in its name."""
+    return path.absolute().as_uri()
 
 
 @contextlib.contextmanager
@@ -29,6 +42,8 @@ def translated(doing: str, run_id: str = "") -> Iterator[None]:
     doing = environment.redact(doing)  # it may name an address
     try:
         yield
+    except TrainError:  # one of ours already
+        raise
     except MlflowException as error:
         if run_id and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RunNotUsable(run_id, _not_found(error)) from error
