@@ -114,15 +114,14 @@ class CheckpointNotFound(CheckpointError, LookupError):
 
     def __init__(self, run_id: str, wanted: str, existing: Iterable[str]):
         self.run_id, self.wanted, self.existing = run_id, wanted, list(existing)
-        has = _("it has none")
+        told = _("run '{run_id}' has no checkpoint of {wanted}: it has none")
         if self.existing:
-            has = _("it has {existing}").format(existing=", ".join(self.existing))
-        super().__init__(
-            _(
-                "run '{run_id}' has no checkpoint of {wanted}: {has}. "
+            told = _(
+                "run '{run_id}' has no checkpoint of {wanted}: it has {existing}. "
                 "`train list {run_id}` shows them"
-            ).format(run_id=run_id, wanted=wanted, has=has)
-        )
+            )
+        existing = ", ".join(self.existing)
+        super().__init__(told.format(run_id=run_id, wanted=wanted, existing=existing))
 
 
 class CheckpointFileNotFound(CheckpointError, FileNotFoundError):

@@ -21,7 +21,7 @@ from train.files import size_in_words
 from train.heartbeat import vanished_at
 from train.language import _
 from train.metrics import MONITOR
-from train.source import find_store
+from train.source import find_store, require_committed
 from train.tracking import EPOCH_TAG, RunRecord, Tracking
 from train.untrusted import told
 
@@ -58,9 +58,13 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
     """Return one row for each checkpoint of the run, oldest first.
 
     Costs three calls to the server, and one for each checkpoint not yet in the index.
+
+    Raises:
+        CheckpointNotFound: It has committed some, and none is there.
     """
     record, _folder, store = find_store(tracking, run_id)
     manifests = store.list()
+    require_committed(record, store, manifests)
     best = find_best(manifests)
     return [
         {

@@ -16,7 +16,7 @@ from train.files import PUBLIC, atomic_write
 from train.heartbeat import wait_until_free
 from train.language import _
 from train.progress import Moved, show_transfer
-from train.source import find_run, find_store, options_of_run, pick
+from train.source import find_run, find_store, options_of_run, pick, require_committed
 from train.threads import each
 from train.tracking import Tracking
 
@@ -30,6 +30,9 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
 
     `status` is ok, damaged (`found` tells how), or uncommitted: what is left of an upload or a
     deletion that was killed, and no checkpoint.
+
+    Raises:
+        CheckpointNotFound: It has committed some, and none is there; after the rows.
     """
     record, _folder, store = find_store(tracking, run_id)
     moved = Moved()
@@ -51,8 +54,12 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
     examined = store.examine()
     num_bytes = sum(m.bytes for m in examined.values() if m is not None)
     title = _("Verifying run '{run_id}'").format(run_id=record.run_id)
+    committed = []
     with show_transfer(title, num_bytes, moved.num_bytes):
-        yield from each(lambda item: check(*item), examined.items(), NUM_VERIFIED)
+        for row in each(lambda item: check(*item), examined.items(), NUM_VERIFIED):
+            yield row
+            committed += [row] if row["status"] != "uncommitted" else []
+    require_committed(record, store, committed)
 
 
 def retention_of(
@@ -80,6 +87,7 @@ def prune(
     try:
         wait_until_free(tracking, record, take_over)
         manifests = store.list()
+        require_committed(record, store, manifests)
         gone = retention.to_prune(_guarded_by_good(store, manifests))
         if gone and not dry_run:
             # IMPORTANT: the index comes first, so that it never names what is gone.

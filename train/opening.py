@@ -25,7 +25,7 @@ from train.language import _
 from train.report import Reporter
 from train.results import publish_results
 from train.run import Run, Start
-from train.source import Source, data_of_run, local_folder, open_store
+from train.source import Source, data_of_run, local_folder, open_store, warn_of_percent
 from train.tasks.tabular import TabularTask, choose_threads
 from train.threads import bounded
 from train.tracking import HOST_TAG, RunRecord, Tracking
@@ -104,6 +104,7 @@ def begin(
         store, manifests = open_store(tracking, record, folder), []
     if store.folder is not None:
         log.info(_("Checkpoints go to %s: on this machine only"), store.folder)
+        warn_of_percent(record)
     retention = Retention.of(config)
     publisher = Publisher(
         tracking, store, spool, retention, manifests, not is_off, attempt.check_lease

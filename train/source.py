@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from train.tracking import (
 )
 from train.tracking.artifacts import Artifacts
 from train.tracking.translate import local_path, local_uri
+from train.untrusted import shown
 
 log = logging.getLogger(__name__)
 
@@ -215,10 +216,21 @@ def require_local_artifacts(record: RunRecord) -> None:
     )  # fmt: skip
 
 
+def warn_of_percent(record: RunRecord) -> None:
+    """Say so where MLflow reads the folder that it recorded as another one."""
+    root = local_path(record.artifact_uri)
+    if record.artifact_uri.startswith("/") and root != Path(record.artifact_uri):
+        log.warning(
+            _("MLflow reads %%20 and the like in the name of a folder as the character they stand "
+              "for: it keeps this run's files in '%s', not in '%s'. Another name for the folder "
+              "avoids that"),
+            root, record.artifact_uri,
+        )  # fmt: skip
+
+
 def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
     config = options_of_run(record) if record.is_ours else None
-    if EPOCH_TAG in record.tags:
-        raise CheckpointNotFound(record.run_id, _("any epoch, though it had some"), [])
+    require_committed(record, store, [])
     if config is None:
         raise RunNotUsable(
             record.run_id,
@@ -229,6 +241,21 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
         wanted = _("epoch {wanted}").format(wanted=resume_epoch)
         raise CheckpointNotFound(record.run_id, wanted, [])
     return Source(record, store, [], None, None, config)
+
+
+def require_committed(record: RunRecord, store: CheckpointStore, found: Collection[object]) -> None:
+    """Refuse a run that has committed checkpoints of which none is `found`.
+
+    Raises:
+        CheckpointNotFound: It has.
+    """
+    if EPOCH_TAG in record.tags and not found:
+        wanted = _(
+            "any epoch, though it had some (the newest of epoch {epoch}), at {where}"
+        ).format(
+            epoch=shown(record.tags[EPOCH_TAG], 20), where=shown(environment.redact(store.where))
+        )
+        raise CheckpointNotFound(record.run_id, wanted, [])
 
 
 def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:

@@ -125,6 +125,11 @@ class CheckpointStore:
         """Where the files lie, if that is a folder of this machine."""
         return self._artifacts.folder
 
+    @property
+    def where(self) -> str:
+        """Where the files lie, for messages."""
+        return str(self.folder or self._artifacts.uri)
+
     def list(self) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first.
 

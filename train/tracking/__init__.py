@@ -7,6 +7,7 @@ files of a run. MLflow's exceptions end here: what leaves is one of `train.error
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class Tracking:
 
     def __init__(self) -> None:
         self.uri, self.client = open_client()
+        self._has_told = False  # that the server's files are in folders of this machine
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
@@ -326,8 +328,35 @@ class Tracking:
             )
 
     def artifacts(self, record: RunRecord) -> Artifacts:
-        """Return the run's files."""
-        return Artifacts(record.artifact_uri, self.uri)
+        """Return the run's files.
+
+        Raises:
+            StoreUnavailable: A server names a folder of this machine that holds other files.
+        """
+        artifacts = Artifacts(record.artifact_uri, self.uri)
+        if artifacts.folder is not None and self.uri.startswith("http"):
+            self._look_into(artifacts, record.run_id)
+        return artifacts
+
+    def _look_into(self, artifacts: Artifacts, run_id: str) -> None:
+        """Make sure that a folder that a server chose on this machine is the run's own."""
+        server, folder = environment.redact(self.uri), artifacts.folder
+        foreign = artifacts.find_foreign(run_id)
+        if foreign is not None:
+            raise StoreUnavailable(
+                _(
+                    "the server {server} names the folder '{folder}' of this machine for the files "
+                    "of run '{run_id}', and '{file}' in it is none of that run: nothing is read or "
+                    "written there. `mlflow server --serve-artifacts` keeps the files itself"
+                ).format(server=server, folder=folder, run_id=run_id, file=shown(foreign))
+            )
+        if not self._has_told:
+            self._has_told = True
+            log.warning(
+                _("The server %s keeps files of its runs in folders of this machine, such as '%s': "
+                  "another machine has them only if it shares that disk"),
+                server, folder,
+            )  # fmt: skip
 
 
 def now_ms() -> int:

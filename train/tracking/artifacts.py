@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,28 @@ from train.language import _
 from train.redact import redact
 from train.tracking.translate import local_path, one_line, translated
 from train.tracking.tree import Tree
+
+# Every file that this program puts among those of a run; in a folder some may not be whole yet.
+_LAYOUT = re.compile(
+    r"""(?: checkpoints/ (?: index\.(?:json|html)
+                         | (?:epoch|global_step)_[0-9]+/
+                           (?: checkpoint\.pth (?:/part-[0-9]{5})?
+                             | (?:manifest|checkpoint_metrics)\.json ) )
+          | data/processed_data\.(?:json|npz)
+          | logs/attempt_[0-9]+\.log
+          | figures/[a-z_]+\.png
+          | code/diff\.patch ) (?:\.tmp)?""",
+    re.VERBOSE,
+)
+
+
+def is_of_a_run(path: str) -> bool:
+    """Tell whether this program puts a file of that path among those of a run.
+
+    >>> is_of_a_run("checkpoints/epoch_3/checkpoint.pth"), is_of_a_run("thesis.tex")
+    (True, False)
+    """
+    return _LAYOUT.fullmatch(path) is not None
 
 
 class Artifacts:
@@ -108,6 +131,20 @@ class Artifacts:
                     self._repository.delete_artifacts(file)
         return foreign
 
+    def find_foreign(self, run_id: str) -> str | None:
+        """Return a file of a local folder that is none of that run, None if all are.
+
+        None of them is where the folder is not named after the run, as MLflow names them.
+        """
+        if self.folder is None:
+            return None
+        is_named_so = self.folder.parts[-2:] == (run_id, "artifacts")
+        with translated(_("listing '{path}' at {uri}").format(path="", uri=self.uri)):
+            for _file, name in self._walk(""):
+                if not (is_named_so and is_of_a_run(name)):
+                    return name
+        return None
+
     def _walk(self, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Yield the path of each file below the folder `path`, whole and in that folder."""
         found: Iterable[tuple[str, bool]]
@@ -118,6 +155,6 @@ class Artifacts:
             found = [(posixpath.basename(info.path), info.is_dir) for info in listed]
         for name, is_folder in found:
             if is_folder:
-                yield from self._walk(f"{path}/{name}", f"{prefix}{name}/")
+                yield from self._walk(posixpath.join(path, name), f"{prefix}{name}/")
             else:
-                yield f"{path}/{name}", f"{prefix}{name}"
+                yield posixpath.join(path, name), f"{prefix}{name}"

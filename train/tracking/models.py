@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from train import environment
 from train.data.columns import numbers
-from train.errors import TrainError, UsageError
+from train.errors import StoreUnavailable, TrainError, UsageError
 from train.language import _
 from train.metrics import Point
 from train.tracking import RunRecord, Tracking
-from train.tracking.translate import one_line, translated
+from train.tracking.translate import local_path, one_line, translated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,6 +69,7 @@ def log_model(
             params={k: v for k, v in record.params.items() if not k.startswith("train.")},
             model_type="regressor",
         )
+    _require_empty(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         try:  # what goes wrong here is not the server's
@@ -84,6 +85,21 @@ def log_model(
             client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, step)])
             client.log_batch(record.run_id, metrics=_linked(client, record, model, points))
     return str(model.model_id)
+
+
+def _require_empty(model: Any) -> None:
+    """Refuse a local folder for a new model that holds files: they are somebody's.
+
+    Raises:
+        StoreUnavailable: It does.
+    """
+    folder = local_path(str(model.artifact_location))
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise StoreUnavailable(
+            _("the folder '{folder}' that the server names for a new model holds files").format(
+                folder=folder
+            )
+        )
 
 
 def is_ready(tracking: Tracking, model_id: str) -> bool:
