@@ -8,12 +8,16 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import font_manager
 from matplotlib.colors import LogNorm, to_hex
+from matplotlib.font_manager import fontManager
 
 from train.metrics import History, Point
-from train.pages import figures
+from train.pages import figures, fonts
 
 MAX_BYTES = 200_000
 
@@ -289,17 +293,82 @@ def test_pictures_of_many_epochs_stay_small():
     [
         ("price ($), $x^2$ and \\frac", "price ($), $x^2$ and \\frac"),
         ("two\nlines\tof it", "two lines of it"),
-        ("价 \udcff\x00", "\N{WHITE SQUARE} \N{WHITE SQUARE}\N{WHITE SQUARE}"),
+        ("a\udcff\x00", "a\\udcff\\x00"),
         ("a" * 100, "a" * 79 + "…"),
         ("", ""),
     ],
 )
 def test_a_title_is_shown_as_it_is_written(title, shown):
-    """It is no formula, it is one line, and what the font lacks is a box and no warning."""
+    """It is no formula, it is one line, and what cannot be drawn is escaped without a warning."""
     figure = figures._predicted_figure(*rows(3), title)
     assert figure.get_suptitle() == shown
     assert not figure._suptitle.get_parse_math()
     expect_png(figures.predicted_against_true(*rows(3), title))
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """Let there be no fonts but matplotlib's own, and nothing be known of them."""
+    bundled = [f for f in fontManager.ttflist if "mpl-data" in f.fname]
+    monkeypatch.setattr(fontManager, "ttflist", bundled)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    caches = [fonts._installed, fonts._warn, fonts._characters_of]
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.fixture
+def system_font(tmp_path, no_fonts, monkeypatch):
+    """Install a font that has the characters of 价格 and no others, called SimHei."""
+    builder = FontBuilder(1000)
+    pen = TTGlyphPen(None)
+    for point in [(0, 0), (0, 800), (800, 800), (800, 0)]:
+        (pen.lineTo if point != (0, 0) else pen.moveTo)(point)
+    pen.closePath()
+    square = pen.glyph()
+    builder.setupGlyphOrder([".notdef", "one", "two"])
+    builder.setupCharacterMap({ord("价"): "one", ord("格"): "two"})
+    builder.setupGlyf({".notdef": square, "one": square, "two": square})
+    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", "one", "two"), (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "SimHei", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "simhei.ttf")
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(tmp_path / "simhei.ttf")])
+
+
+def test_a_chinese_title_is_drawn_with_a_font_of_the_system(system_font, caplog, recwarn):
+    """Also with one that matplotlib's list does not have yet; as it is written."""
+    title = "价格, 5 validation rows"
+    figure = figures._predicted_figure(*rows(3), title)
+    assert figure.get_suptitle() == title
+    assert figure._suptitle.get_fontfamily()[-1] == "SimHei"
+    expect_png(figures.predicted_against_true(*rows(3), title))
+    assert not caplog.records
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_without_a_font_a_chinese_title_is_escaped(no_fonts, caplog, recwarn):
+    """No boxes; one warning for all figures says what to install."""
+    for draw in (figures.residuals, figures.predicted_against_true, figures.residuals):
+        expect_png(draw(*rows(3), "价格, 5 validation rows"))
+    figure = figures._predicted_figure(*rows(3), "价格, 5 validation rows")
+    assert figure.get_suptitle() == r"\u4ef7\u683c, 5 validation rows"
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "fonts-noto-cjk" in line
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+@pytest.mark.parametrize("title", ["价" * 100, "格" * 39 + "a" * 50])
+def test_a_wide_title_is_cut_by_its_width(system_font, title):
+    """A Chinese character is as wide as two letters."""
+    shown, _families = fonts.drawable(title, 80)
+    assert 39 <= len(shown) <= 42
+    assert shown.endswith("…")
 
 
 def test_drawing_leaves_matplotlib_as_it_was():

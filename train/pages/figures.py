@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from train.metrics import MONITOR, History
 from train.pages.checkpoints import LOG_RANGE
+from train.pages.fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -331,8 +332,9 @@ def _new_figure(title: str, columns: Sequence[int] = (1,)) -> tuple[Figure, Axes
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=_SIZE, dpi=100, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
+    shown, families = drawable(title, _TITLE_LENGTH)
     place: dict[str, Any] = {"x": 0.01, "ha": "left", "color": _INK, "fontsize": 16}
-    figure.suptitle(_drawable(title), parse_math=False, **place)
+    figure.suptitle(shown, parse_math=False, fontfamily=families, **place)
     grid = figure.subplots(1, len(columns), squeeze=False, width_ratios=columns)
     for axes in grid[0]:
         axes.set_facecolor("white")
@@ -344,16 +346,6 @@ def _new_figure(title: str, columns: Sequence[int] = (1,)) -> tuple[Figure, Axes
         axes.xaxis.label.set(color=_INK, fontsize=13)
         axes.yaxis.label.set(color=_INK, fontsize=13)
     return figure, grid[0][0]
-
-
-def _drawable(title: str) -> str:
-    """Return the title in one line, with a box for each character that the font lacks."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    known = get_font(findfont(FontProperties())).get_charmap()
-    line = " ".join(title.split())
-    line = line if len(line) <= _TITLE_LENGTH else f"{line[: _TITLE_LENGTH - 1]}…"
-    return "".join(c if ord(c) in known else "\N{WHITE SQUARE}" for c in line)
 
 
 def _png(figure: Figure) -> bytes:
