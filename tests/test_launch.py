@@ -341,7 +341,7 @@ def test_a_clock_that_runs_backwards_makes_a_curve_that_does_not(
             patch.setattr(heartbeat, "now_ms", lambda times=times: next(times))
             result = cli("run", "--resume_run", run_id, "--epochs", epochs)
         assert result.exit_code == 0, result.output
-    for key in ("val_loss", "train_loss", "val_pearson", "epoch_seconds"):
+    for key in ("val_loss", "train_loss", "val_pearson", "system/epoch_seconds"):
         found = tracking.client.get_metric_history(run_id, key)
         assert sorted(m.step for m in found) == list(range(1, 9))
         times = [m.timestamp for m in sorted(found, key=lambda m: m.step)]

@@ -98,6 +98,7 @@ def test_state_is_one_tensor_a_key_and_does_not_change_later():
         ("epoch_seconds", True),
         ("samples_per_second", True),
         ("checkpoint_seconds", True),
+        ("system/epoch_seconds", True),
         ("system/cpu", True),
         ("val_loss", False),
         ("best_epoch", False),

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from train import environment, rng, signals
+from train import environment, metrics, rng, signals
 from train import run as run_module
 from train.attempt import Attempt
 from train.checkpoint import staging
@@ -170,7 +170,7 @@ class Bench:
         """Return what is published of the training: (key, step) to its [(value, timestamp)]."""
         found = {}
         keys = self.tracking.get_run(run_id).metrics
-        for key in (key for key in keys if not key.startswith("system/")):
+        for key in (key for key in keys if not is_sampled(key)):
             for metric in self.tracking.client.get_metric_history(run_id, key):
                 found.setdefault((key, metric.step), []).append((metric.value, metric.timestamp))
         return found
@@ -216,13 +216,19 @@ def away(tracking):
     connection.is_dead = True
 
 
+def is_sampled(key):
+    """Tell whether a metric is of the machine at some time, not of an epoch."""
+    of_epochs = ("epoch_seconds", "samples_per_second", "checkpoint_")
+    return key.startswith("system/") and not key[len("system/") :].startswith(of_epochs)
+
+
 def once_each(rows, last_epoch):
     """Tell whether every metric has every epoch exactly once.
 
     What a commit costs is told by later epochs, of those commits that there were.
     """
     assert all(len(values) == 1 for values in rows.values())
-    rows = {where: v for where, v in rows.items() if not where[0].startswith("checkpoint_")}
+    rows = {where: v for where, v in rows.items() if "checkpoint_" not in where[0]}
     keys = {key for key, _ in rows}
     complete = {(key, epoch) for key in keys for epoch in range(1, last_epoch + 1)}
     return set(rows) == complete and all(len(values) == 1 for values in rows.values())
@@ -246,8 +252,37 @@ def test_a_run_records_publishes_and_finishes(bench, run_id):
     seen = bench.tracking.get_run(run_id)
     assert seen.status == "FINISHED"
     assert (seen.metrics["best_val_pearson"], seen.metrics["best_epoch"]) == (0.6, 4)
-    assert {"epoch_seconds", "samples_per_second", "train_loss", "val_loss"} < set(seen.metrics)
+    measured = {
+        "system/epoch_seconds",
+        "system/samples_per_second",
+        "train_loss",
+        "val_loss",
+    }
+    assert measured < set(seen.metrics)
     assert run.step == 4 * STEPS
+
+
+def test_what_the_machine_did_is_not_among_what_was_learned(bench, run_id):
+    """In MLflow's pages it is in the section of the machine, which comes below the losses."""
+    with bench.begin(run_id) as run:
+        train(run)
+    keys = bench.tracking.get_run(run_id).metrics
+    learned = {"train_loss", "val_loss", "val_pearson", "best_val_pearson", "best_epoch"}
+    assert {key for key in keys if not key.startswith("system/")} == learned
+
+
+def test_a_run_of_an_older_version_keeps_its_curves(bench, run_id, monkeypatch):
+    """What was measured without a section goes on without: each metric is one curve."""
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "SYSTEM", "")
+        with bench.begin(run_id, epochs=2) as run:
+            train(run)
+    with bench.begin(run_id, epochs=4) as run:
+        train(run)
+    rows = bench.rows(run_id)
+    assert once_each(rows, 4)
+    assert ("epoch_seconds", 4) in rows
+    assert ("system/epoch_seconds", 4) not in rows
 
 
 def test_times_rise_from_epoch_to_epoch(bench, run_id):
@@ -607,13 +642,13 @@ def test_a_stop_before_the_first_step_saves_nothing(bench, run_id, saved):
 
 
 def test_the_time_of_an_epoch_is_that_of_all_its_attempts(bench, run_id, clock):
-    """`epoch_seconds` goes on where the stop was; what lay between is not counted."""
+    """It goes on where the stop was; what lay between is not counted."""
     with pytest.raises(Interrupted), bench.begin(run_id, epochs=1) as run:
         train(run, stop_at=(1, 3), act=lambda: signal.raise_signal(signal.SIGTERM), **LONG)
     clock.now += 100_000
     with bench.begin(run_id, epochs=1) as run:
         train(run, **LONG)
-    [[(seconds, _)]] = [v for (key, _), v in bench.rows(run_id).items() if key == "epoch_seconds"]
+    [(seconds, _)] = bench.rows(run_id)["system/epoch_seconds", 1]
     assert seconds == 4 * 60
 
 

@@ -238,7 +238,9 @@ def test_an_experiment_opens_as_training_with_a_view_of_its_runs(tracking, clien
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     view = json.loads(tags["mlflow.sharedViewState.resumable-train"])
     assert view["name"] == "Training"
-    assert "metrics.`best_val_pearson`" in json.loads(view["state"])["selectedColumns"]
+    state = json.loads(view["state"])
+    assert state["selectedColumns"] == state["columnOrder"]
+    assert state["columnOrder"][0] == "metrics.`best_val_pearson`"
     client.set_experiment_tag("0", "mlflow.sharedViewState.resumable-train", "mine")
     client.delete_experiment_tag("0", "mlflow.experimentKind")
     mark_experiment(tracking, "0")

@@ -11,13 +11,31 @@ if TYPE_CHECKING:
     import torch
 
 MONITOR = "val_pearson"  # the metric that decides which epoch is best; higher is better
-WALL_CLOCK_KEYS = frozenset({"epoch_seconds", "samples_per_second"})
-WALL_CLOCK_PREFIXES = ("checkpoint_", "system/")
+# What MLflow's pages show as "System metrics". A section of another name would come first, above
+# the losses.
+SYSTEM = "system/"
+# Of runs that began when these were among the losses.
+_OLD_KEYS = frozenset({"epoch_seconds", "samples_per_second"})
+_OLD_PREFIX = "checkpoint_"
 
 
 def is_wall_clock(key: str) -> bool:
     """Tell whether two equal runs may differ in the metric `key`."""
-    return key in WALL_CLOCK_KEYS or key.startswith(WALL_CLOCK_PREFIXES)
+    return key in _OLD_KEYS or key.startswith((SYSTEM, _OLD_PREFIX))
+
+
+def timing_prefix(known: Iterable[str]) -> str:
+    """Return what the keys of what an epoch and its checkpoint took begin with.
+
+    A run that began with other keys goes on with them: each metric stays one curve.
+
+    Args:
+        known: The keys that the run has so far.
+
+    >>> timing_prefix([]), timing_prefix(["val_loss", "epoch_seconds"])
+    ('system/', '')
+    """
+    return SYSTEM if _OLD_KEYS.isdisjoint(known) else ""
 
 
 def same_value(a: float, b: float) -> bool:

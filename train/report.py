@@ -26,7 +26,7 @@ from train import progress
 from train.config import Config
 from train.files import open_own
 from train.language import _
-from train.metrics import MONITOR
+from train.metrics import MONITOR, timing_prefix
 from train.untrusted import told
 
 log = logging.getLogger(__name__)
@@ -192,14 +192,13 @@ class Reporter:
         best = best.format(best_epoch=best_epoch) if best_epoch else ""
         line = f"epoch {epoch}  {'  '.join(shown)}{best}"
         line += f"  [{note}]" if note else ""
-        epoch_log.info("%s  %.1f s", line, metrics["epoch_seconds"])
+        seconds = metrics[f"{timing_prefix(metrics)}epoch_seconds"]
+        epoch_log.info("%s  %.1f s", line, seconds)
         if self._bar is not None:
             done = f"{self._number(epoch)} {_('loss')} {metrics.get('val_loss', math.nan):.4g}"
             done += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}{best}"
             done += f" [{note}]" if note else ""
-            self._console.print(
-                told(f"{done} {metrics['epoch_seconds']:.1f} s"), markup=False, highlight=False
-            )
+            self._console.print(told(f"{done} {seconds:.1f} s"), markup=False, highlight=False)
             ahead = self._number(min(epoch + 1, self._epochs))
             ahead += f" {_('best')} {best_epoch}" if best_epoch else ""
             ahead += f" [{note}]" if note and note != _("kept") else ""

@@ -36,7 +36,7 @@ from train.config import Config
 from train.errors import CheckpointError, Interrupted, Superseded
 from train.heartbeat import Heartbeat
 from train.language import _
-from train.metrics import MONITOR, History, Point, is_wall_clock, same_value
+from train.metrics import MONITOR, History, Point, is_wall_clock, same_value, timing_prefix
 from train.pages.page import refresh
 from train.report import Reporter
 from train.signals import StopNow, StopRequest
@@ -220,17 +220,18 @@ class Run:
 
         Args:
             metrics: Name to value.
-            num_samples: Training samples of the epoch, for `samples_per_second`.
+            num_samples: Training samples of the epoch, for its speed.
 
         A value that is published already stays: where the new one differs (other hardware, after
         a fallback to an older checkpoint), that is reported once.
         """
         state, epoch = self.state, self.state.epoch + 1
         seconds = self._epoch_seconds()
+        cost = self._pipeline.timings.as_metrics() if self._pipeline.timings else {}
         speed = num_samples / max(seconds, 1e-9)
-        measured = {**metrics, "epoch_seconds": seconds, "samples_per_second": speed}
-        if self._pipeline.timings is not None:  # of the commit before
-            measured |= self._pipeline.timings.as_metrics()
+        timed = {"epoch_seconds": seconds, "samples_per_second": speed, **cost}
+        prefix = timing_prefix([*state.history.keys(), *self._start.published.keys()])
+        measured = {**metrics, **{f"{prefix}{name}": value for name, value in timed.items()}}
         now = max(now_ms(), state.history.last_timestamp_ms() + 1)
         for key, value in measured.items():
             self._record(Point(key, epoch, now, float(value)))

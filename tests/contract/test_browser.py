@@ -101,6 +101,11 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     runs = opened.value
     expect(runs.get_by_role("button", name="Training", exact=True)).to_be_visible()
     expect(runs.get_by_role("columnheader", name="best_epoch").first).to_be_attached()
+    places = [
+        runs.get_by_role("columnheader", name=name).first.bounding_box()["x"]
+        for name in ("Created", "best_val_pearson", "best_epoch", "Dataset")
+    ]
+    assert places == sorted(places), "the best value is the first of the view's columns"
     runs.close()
 
     # Each metric is one curve, through both attempts.

@@ -22,7 +22,7 @@ class Timings:
     bytes: int
 
     def as_metrics(self) -> dict[str, float]:
-        """Return them under the names they are published by."""
+        """Return them under the names they are published by, without their `timing_prefix`."""
         return {f"checkpoint_{name}": float(v) for name, v in dataclasses.asdict(self).items()}
 
 

@@ -15,10 +15,10 @@ AS_TRAINING = "workflowType=machine_learning"  # of an address: a fresh browser 
 VIEW_KEY = "resumable-train"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # how MLflow's pages save a view (decision 0015)
 VIEW_NAME = "Training"  # in the menu "Views"
-_COLUMNS = {
-    "attributes": ("Dataset", "Models", "Version"),
+_COLUMNS = {  # in the order in which they are shown
     "metrics": (f"best_{MONITOR}", "best_epoch"),
     "params": ("epochs", "lr", "batch_size"),
+    "attributes": ("Dataset", "Models", "Version"),
 }
 
 
@@ -64,5 +64,6 @@ def mark_experiment(tracking: Tracking, experiment_id: str) -> None:
 def _view() -> str:
     columns = [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]
     now = now_ms()
-    state = json.dumps({"selectedColumns": columns})
+    widths = {columns[0]: 160}  # so that its name can be read
+    state = json.dumps({"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths})
     return json.dumps({"name": VIEW_NAME, "createdAt": now, "updatedAt": now, "state": state})
