@@ -68,11 +68,27 @@ class Attempt:
     stray_id: str | None = None
 
     @classmethod
-    def first(cls, tracking: Tracking, record: RunRecord, first_epoch: int = 1) -> Attempt:
-        """Claim attempt 1 of a run that is new."""
-        run_id = record.run_id
+    def first(
+        cls,
+        tracking: Tracking,
+        record: RunRecord,
+        first_epoch: int = 1,
+        launched: RunRecord | None = None,
+    ) -> Attempt:
+        """Claim attempt 1 of a run that is new.
+
+        Args:
+            tracking: The server.
+            record: The run.
+            first_epoch: The epoch the attempt starts with.
+            launched: The run that `mlflow run` made for this process, if any: `record`, or a stray.
+        """
+        run_id, link, stray_id = record.run_id, run_link(tracking, record), None
         tracking.claim_attempt(run_id, 1, run_id)
-        return cls(tracking, run_id, 1, first_epoch, run_id, run_link(tracking, record))
+        if launched is not None and launched.run_id != run_id:
+            stray_id = launched.run_id
+            _tell_stray(tracking, stray_id, record, "is")
+        return cls(tracking, run_id, 1, first_epoch, run_id, link, stray_id)
 
     @classmethod
     def another(
@@ -116,9 +132,7 @@ class Attempt:
         tracking.rename(child.run_id, name)
         tracking.log_params(child.run_id, params, known=child.params)
         if stray_id is not None:
-            note = f"This launch continued run [{record.name}]({link})."
-            tags = {"train.launched": record.run_id, "mlflow.note.content": note}
-            tracking.set_tags(stray_id, tags)
+            _tell_stray(tracking, stray_id, record, "continued")
         return cls(tracking, record.run_id, number, first_epoch, child.run_id, link, stray_id)
 
     def begin(self, tags: Mapping[str, str], own_tags: Mapping[str, str] | None = None) -> None:
@@ -276,6 +290,13 @@ def _are_points(rows: object) -> bool:
         and type(row[3]) in (int, float)
         for row in rows
     )
+
+
+def _tell_stray(tracking: Tracking, stray_id: str, record: RunRecord, verb: str) -> None:
+    """Say on a launch's run, which is in another experiment, what the launch worked on."""
+    note = f"This launch {verb} run [{record.name}]({run_link(tracking, record)})."
+    tags = {"train.launched": record.run_id, "mlflow.note.content": note}
+    tracking.set_tags(stray_id, tags)
 
 
 def _progress_in_words(record: RunRecord) -> str:

@@ -14,6 +14,7 @@
     ├── UnsafeValue (ValueError)                6   the store or the server says what cannot be used
     ├── UnsafeFile (PermissionError)            6   a link, a pipe, a device in place of a file
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
+    │   └── StoreRefused                        7   what will not go away by itself
     ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
 
@@ -248,6 +249,10 @@ class StoreUnavailable(TrainError, ConnectionError):
     """The tracking server, or the place of the artifacts, cannot be used."""
 
     exit_code = 7
+
+
+class StoreRefused(StoreUnavailable):
+    """The answer was no, and will be as long as nobody changes something: waiting does not help."""
 
 
 class Superseded(TrainError):

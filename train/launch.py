@@ -116,7 +116,7 @@ def _fresh(launcher: Launcher, task: TabularTask | None = None) -> Opened:
     task = task or _fresh_task(launcher)
     record = launcher.new_run(launcher.tracking.experiment_id())
     require_local_artifacts(record)
-    attempt = Attempt.first(launcher.tracking, record)
+    attempt = launcher.first_attempt(record)
     pipeline = begin(launcher, task, record, attempt, identity(task))
     describe(launcher.tracking, task, record, launcher.home)
     return make_run(launcher, task, attempt, pipeline, Start(None, History()))
@@ -233,7 +233,7 @@ def _from_checkpoint(
     require_local_artifacts(record)
     checkpoint = checkpoints[-1]
     epoch = checkpoint["epoch"]
-    attempt = Attempt.first(launcher.tracking, record, first_epoch=epoch + 1)
+    attempt = launcher.first_attempt(record, epoch + 1)
     pipeline = begin(launcher, task, record, attempt, tags)
     describe(launcher.tracking, task, record, launcher.home)
     history = History()

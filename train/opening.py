@@ -48,11 +48,22 @@ class Launcher:
     folders: dict[str, RunFolder] = dataclasses.field(default_factory=dict)
 
     def new_run(self, experiment_id: str) -> RunRecord:
-        """Return the run for a fresh start or a fork: the launch's own, or a new one."""
+        """Return the run for a fresh start or a fork: the launch's own, or a new one.
+
+        The launch's own is not used where its files cannot be reached from here.
+        """
         if self.launched is not None:
-            return self.launched
-        tags = environment.source_tags()
-        return self.tracking.create_run(experiment_id, None, tags)
+            own_id = self.launched.experiment_id
+            experiment_id = self.tracking.usable_experiment(own_id)
+            if experiment_id == own_id:
+                self.tracking.artifacts(self.launched)  # that they can be stored is known early
+                return self.launched
+        self.tracking.require_artifacts(experiment_id)
+        return self.tracking.create_run(experiment_id, None, environment.source_tags())
+
+    def first_attempt(self, record: RunRecord, first_epoch: int = 1) -> Attempt:
+        """Claim attempt 1 of a run that `new_run` has returned."""
+        return Attempt.first(self.tracking, record, first_epoch, self.launched)
 
     def folder(self, record: RunRecord) -> RunFolder:
         """Return this disk's folder for the run, one object for each run."""

@@ -100,6 +100,7 @@ class Tracking:
     def __init__(self) -> None:
         self.uri, self.client = open_client()
         self._has_told = False  # that the server's files are in folders of this machine
+        self._told: set[str] = set()
 
     def probe(self) -> None:
         """Ask the server for anything, before work is done that would be lost without it.
@@ -201,11 +202,56 @@ class Tracking:
         """Return the experiment that MLflow's variables choose, made if it is only named."""
         chosen_id, name = environment.experiment()
         if chosen_id is not None or name is None:
-            return chosen_id or "0"
+            return self.usable_experiment(chosen_id or "0")
+        return self.usable_experiment(self._experiment_named(name))
+
+    def usable_experiment(self, experiment_id: str) -> str:
+        """Return an experiment whose files can be reached from here: that one, or a twin of it.
+
+        `mlflow ui` in an empty folder makes an experiment whose files go through it, in a database
+        that we use directly. Its runs then go to an experiment beside it, with files in a folder.
+        """
+        if not self.uri.startswith("sqlite"):
+            return experiment_id
+        try:
+            with translated(_("opening experiment '{name}'").format(name=experiment_id)):
+                found = self.client.get_experiment(experiment_id)
+        except StoreUnavailable:  # that there is none is told when a run is made in it
+            return experiment_id
+        if not found.artifact_location.startswith("mlflow-artifacts:"):
+            return experiment_id
+        twin = f"{found.name}-files"
+        if twin not in self._told:
+            self._told.add(twin)
+            log.warning(
+                _("Experiment '%s' was made by an MLflow server, through which its files go, and "
+                  "none is used here: its runs go to experiment '%s'. MLFLOW_TRACKING_URI chooses "
+                  "a server"),
+                shown(found.name), shown(twin),
+            )  # fmt: skip
+        return self._experiment_named(twin)
+
+    def _experiment_named(self, name: str) -> str:
         with translated(_("opening experiment '{name}'").format(name=name)):
             found = self.client.get_experiment_by_name(name)
-            found_id = found.experiment_id if found else self.client.create_experiment(name)
-            return path_part(found_id, _("experiment ID"))
+            if found is None:
+                try:
+                    return path_part(self.client.create_experiment(name), _("experiment ID"))
+                except Exception:  # another process may have made it in between
+                    found = self.client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
+            return path_part(found.experiment_id, _("experiment ID"))
+
+    def require_artifacts(self, experiment_id: str) -> None:
+        """Make sure, before anything is made, that files of the experiment's runs can be stored.
+
+        Raises:
+            StoreUnavailable: A package is missing, or MLflow knows no store of that kind.
+        """
+        with translated(_("opening experiment '{name}'").format(name=experiment_id)):
+            found = self.client.get_experiment(experiment_id)
+        Artifacts(found.artifact_location, self.uri)
 
     def create_run(
         self, experiment_id: str, name: str | None, tags: Mapping[str, str]

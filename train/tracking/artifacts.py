@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from train.errors import StoreUnavailable
 from train.files import make_folder
 from train.language import _
 from train.redact import redact
-from train.tracking.translate import local_path, one_line, translated
+from train.tracking.translate import local_path, translated
 from train.tracking.tree import Tree
 
 # Every file that this program puts among those of a run; in a folder some may not be whole yet.
@@ -51,7 +51,14 @@ class Artifacts:
 
         self.uri = uri
         self.folder = local_path(uri)
-        self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
+        with self._translated(_("opening the files at {uri}"), ""):
+            if uri.startswith("s3:"):
+                importlib.import_module("boto3")  # MLflow misses it only as a file is moved
+            self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
+
+    def _translated(self, doing: str, path: str) -> contextlib.AbstractContextManager[None]:
+        doing = doing.format(path=path, uri=redact(self.uri))
+        return translated(doing, store=self.uri)
 
     @property
     def _tree(self) -> Tree | None:
@@ -59,7 +66,7 @@ class Artifacts:
 
     def list(self, path: str = "") -> list[str]:
         """Return the names directly below `path`; [] if there is no such folder."""
-        with translated(_("listing '{path}' at {uri}").format(path=path, uri=self.uri)):
+        with self._translated(_("listing '{path}' at {uri}"), path):
             if self._tree is not None:
                 return [name for name, _is_folder in self._tree.items(path)]
             found = self._repository.list_artifacts(path or None)
@@ -75,7 +82,7 @@ class Artifacts:
                 it a second name in place of writing its bytes a second time.
         """
         path = f"{folder}/{local_file.name}"
-        with translated(_("uploading '{path}' to {uri}").format(path=path, uri=self.uri)):
+        with self._translated(_("uploading '{path}' to {uri}"), path):
             if self._tree is not None:
                 self._tree.put(local_file, folder, give_away)
                 return
@@ -92,9 +99,12 @@ class Artifacts:
             StoreUnavailable: The store does not answer.
             UnsafeFile: In a local folder: it is a link, a pipe, a device, or lies behind a link.
         """
+        doing = _("downloading '{path}' from {uri}")
         if self._tree is not None:
-            doing = _("downloading '{path}' from {uri}").format(path=path, uri=self.uri)
-            with translated(doing), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with (
+                self._translated(doing, path),
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            ):
                 self._tree.fetch(path, local_file)
                 return
             raise FileNotFoundError(path)
@@ -104,10 +114,8 @@ class Artifacts:
         except Exception as error:  # each store raises its own kind for "no such file"
             if posixpath.basename(path) not in self.list(posixpath.dirname(path)):
                 raise FileNotFoundError(path) from error
-            told = _("downloading '{path}' from {uri} failed: {reason}")
-            raise StoreUnavailable(
-                told.format(path=path, uri=redact(self.uri), reason=one_line(error))
-            ) from error
+            with self._translated(doing, path):
+                raise
 
     def delete(self, path: str, is_own: Callable[[str], bool] | None = None) -> Sequence[str]:
         """Remove the file or folder at `path`; it may be gone already.
@@ -120,7 +128,7 @@ class Artifacts:
         Returns:
             The files that stay, by their paths in the folder.
         """
-        with translated(_("deleting '{path}' at {uri}").format(path=path, uri=self.uri)):
+        with self._translated(_("deleting '{path}' at {uri}"), path):
             files = dict(self._walk(path)) if is_own else {}
             foreign = [name for name in files.values() if is_own and not is_own(name)]
             gone = [file for file, name in files.items() if name not in foreign]
@@ -139,7 +147,7 @@ class Artifacts:
         if self.folder is None:
             return None
         is_named_so = self.folder.parts[-2:] == (run_id, "artifacts")
-        with translated(_("listing '{path}' at {uri}").format(path="", uri=self.uri)):
+        with self._translated(_("listing '{path}' at {uri}"), ""):
             for _file, name in self._walk(""):
                 if not (is_named_so and is_of_a_run(name)):
                     return name

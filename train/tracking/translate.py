@@ -10,8 +10,9 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from train import environment
-from train.errors import RunNotUsable, StoreUnavailable, TrainError
+from train.errors import RunNotUsable, StoreRefused, StoreUnavailable, TrainError
 from train.language import _
+from train.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
 
 
 def local_path(artifact_uri: str) -> Path | None:
@@ -35,74 +36,149 @@ def local_uri(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def translated(doing: str, run_id: str = "") -> Iterator[None]:
-    """Turn what MLflow raises while `doing` something into one of our errors."""
-    from mlflow.exceptions import MlflowException
+def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
+    """Turn what MLflow raises while `doing` something into one of our errors.
 
+    Args:
+        doing: What is done, in words.
+        run_id: The run that is asked for, if it is one.
+        store: The address of the files that are reached; default: the tracking server is.
+    """
     doing = environment.redact(doing)  # it may name an address
     try:
         yield
     except TrainError:  # one of ours already
         raise
-    except MlflowException as error:
-        if run_id and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise RunNotUsable(run_id, _not_found(error)) from error
-        raise _unavailable(doing, error) from error
     except Exception as error:  # each kind of store and database driver raises its own
-        raise _unavailable(doing, error) from error
+        unknown = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+        if run_id and getattr(error, "error_code", None) in unknown:
+            raise RunNotUsable(run_id, _not_found(error)) from error
+        raise _unavailable(doing, error, store) from error
 
 
-def _unavailable(doing: str, error: Exception) -> StoreUnavailable:
+def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
     import mlflow
 
-    uri = environment.redact(mlflow.get_tracking_uri())
+    tracking_uri = mlflow.get_tracking_uri()
+    uri = environment.redact(tracking_uri)
     if uri.startswith(("file:", "/", ".")):
         folder = local_path(uri)
-        return StoreUnavailable(
+        return StoreRefused(
             _(
                 "'{uri}' is an MLflow file store, which MLflow no longer opens: `mlflow "
                 "migrate-filestore --source {folder} --target sqlite:///mlflow.db` migrates it; in "
                 "any case name a store from now on: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
             ).format(uri=uri, folder=folder)
         )
-    if "Max retries exceeded" in str(error):
-        return StoreUnavailable(
-            _(
-                "the tracking server at {uri} does not answer ({doing}): start it, or check "
-                "MLFLOW_TRACKING_URI"
-            ).format(uri=uri, doing=doing)
-        )
-    told = _refused(doing, uri, error) or _no_experiment(doing, uri, error)
+    # Files that go through the tracking server are its own affair.
+    is_own_store = store != "" and not store.startswith("mlflow-artifacts:")
+    asked = store if is_own_store else tracking_uri
+    told = (
+        _not_installed(doing, error)
+        or _unreachable_files(error, store, uri)
+        or _refused(doing, environment.redact(asked), is_own_store, error)
+        or _no_experiment(doing, uri, error)
+        or _wrong_name(uri, error)
+    )
     if told:
-        return StoreUnavailable(told)
-    if "Invalid Host header" in str(error):
-        return StoreUnavailable(
-            _(
-                "the tracking server at {uri} refuses to be called by that name: start it with "
-                "--allowed-hosts {host}"
-            ).format(uri=uri, host=urlparse(uri).netloc)
-        )
+        return StoreRefused(told)
     return StoreUnavailable(
-        _("{doing} failed: {reason}").format(doing=doing, reason=one_line(error))
+        _proxy_fails(asked, error)
+        or _silent(doing, environment.redact(asked), is_own_store, error)
+        or _("{doing} failed: {reason}").format(doing=doing, reason=one_line(error))
     )
 
 
-def _refused(doing: str, uri: str, error: Exception) -> str | None:
-    """Return what to do where a server says who may do what, None if it is something else."""
-    found = re.search(r"\b(401|403) Client Error", str(error))  # of a file
-    by_name = {"UNAUTHENTICATED": "401", "PERMISSION_DENIED": "403"}
-    code = found[1] if found else by_name.get(str(getattr(error, "error_code", None)))
-    if code is None:
+def _not_installed(doing: str, error: Exception) -> str | None:
+    """Return what to install where the client of a store or a database is missing."""
+    package = missing_package(error)
+    if package is None:
         return None
+    return _("{doing} needs a package that is not installed: pip install {package}").format(
+        doing=doing, package=package
+    )
+
+
+def _unreachable_files(error: Exception, store: str, uri: str) -> str | None:
+    """Return what to do where no client of ours can reach the files of a run."""
+    told = str(error)
+    if "mlflow-artifacts URI was supplied" in told:
+        return _(
+            "the files at '{store}' are reached through the MLflow server that made their "
+            "experiment, and {uri} is a database: start that server and set "
+            "MLFLOW_TRACKING_URI to its address, or choose another experiment by "
+            "MLFLOW_EXPERIMENT_NAME=<new name>"
+        ).format(store=store, uri=uri)
+    if "Could not find a registered artifact repository" in told:
+        return _(
+            "MLflow knows no artifact store of the kind '{scheme}:' ('{store}'): install its "
+            "plugin, or choose an experiment with another artifact location by "
+            "MLFLOW_EXPERIMENT_NAME"
+        ).format(scheme=urlparse(store).scheme, store=environment.redact(store))
+    return None
+
+
+def _wrong_name(uri: str, error: Exception) -> str | None:
+    if "Invalid Host header" not in str(error):
+        return None
+    return _(
+        "the tracking server at {uri} refuses to be called by that name: start it with "
+        "--allowed-hosts {host}"
+    ).format(uri=uri, host=urlparse(uri).netloc)
+
+
+def _proxy_fails(asked: str, error: Exception) -> str | None:
+    """Return what to do where the way to the server goes through a proxy that fails."""
+    found = proxy_in_between(error, asked)
+    if found is None:
+        return None
+    variable, proxy = found
+    return _(
+        "the proxy {proxy} of {variable} lets nobody through to {uri}: correct or unset "
+        "{variable}, or name the server in NO_PROXY"
+    ).format(proxy=environment.redact(proxy), variable=variable, uri=environment.redact(asked))
+
+
+def _silent(doing: str, asked: str, is_store: bool, error: Exception) -> str | None:
+    """Return what to do where nobody answers, or not in time."""
+    told = " ".join(str(cause) for cause in chain(error))
+    if not re.search("Max retries exceeded|timed out|timeout exception", told):
+        return None
+    if is_store:
+        return _("the artifact store at {uri} does not answer ({doing})").format(
+            uri=asked, doing=doing
+        )
+    return _(
+        "the tracking server at {uri} does not answer ({doing}): start it, or check "
+        "MLFLOW_TRACKING_URI"
+    ).format(uri=asked, doing=doing)
+
+
+def _refused(doing: str, asked: str, is_store: bool, error: Exception) -> str | None:
+    """Return what to do where the answer is no, and stays so; None if it is something else."""
+    code = status_of(error)
     why = {
-        "401": _(
+        401: _(
             "it does not know who asks. Set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         ),
-        "403": _("this user may not do that. Ask whoever runs it, or use a run of your own"),
-    }[code]
+        403: _("this user may not do that. Ask whoever runs it, or use a run of your own"),
+        407: _("a proxy on the way wants to know who asks: name and password belong into its URL"),
+        413: _(
+            "that is more than it takes at once. Ask whoever runs it for a higher limit (of nginx "
+            "it is client_max_body_size)"
+        ),
+    }
+    if is_store:
+        keys = _(
+            "the artifact store does not accept this machine's keys. Check its credentials, such "
+            "as AWS_ACCESS_KEY_ID, and what they allow"
+        )
+        why |= {401: keys, 403: keys}
+    if code not in why:
+        return None
     return _("{doing} was refused by {uri} with {code}: {why}").format(
-        doing=doing, uri=uri, code=code, why=why
+        doing=doing, uri=asked, code=code, why=why[code]
     )
 
 
@@ -124,7 +200,7 @@ def _no_experiment(doing: str, uri: str, error: Exception) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """Return the beginning of an error's message, without secrets."""
-    return environment.redact(" ".join(str(error).split()))[:400]
+    return environment.redact(" ".join(without_html(str(error)).split()))[:400]
 
 
 def _not_found(error: Exception) -> str:
