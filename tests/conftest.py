@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from train.checkpoint import pipeline as pipeline_module
 from train.checkpoint import store as store_module
+from train.checkpoint import transfers as transfers_module
 from train.checkpoint.format import write_checkpoint
 from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.policy import Retention
@@ -67,7 +68,7 @@ def isolated(tmp_path, monkeypatch):
 def pauses(monkeypatch):
     """Let no test wait before a transfer is tried again; return how long each pause would be."""
     asked = []
-    monkeypatch.setattr(store_module, "time", SimpleNamespace(sleep=asked.append))
+    monkeypatch.setattr(transfers_module, "time", SimpleNamespace(sleep=asked.append))
     monkeypatch.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.01)
     return asked
 

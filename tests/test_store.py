@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from train.checkpoint import store as store_module
+from train.checkpoint import transfers as transfers_module
 from train.checkpoint.format import write_checkpoint
 from train.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
 from train.checkpoint.spool import Spool
-from train.checkpoint.store import CheckpointStore, show_upload
+from train.checkpoint.store import CheckpointStore
+from train.checkpoint.transfers import show_upload
 from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, Superseded
 from train.progress import Moved
 
@@ -586,7 +588,7 @@ def test_an_upload_is_as_far_as_files_have_arrived(
         shown.append((title, total_bytes, measure))
         yield
 
-    monkeypatch.setattr(store_module, "show_transfer", show)
+    monkeypatch.setattr(transfers_module, "show_transfer", show)
     folder, manifest = write_parts(1)
     spool, sizes = Spool(folder.parent, 1), [entry.bytes for entry in manifest.files]
     calls.arm(2)

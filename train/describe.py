@@ -12,6 +12,7 @@ from train.config import Config
 from train.data.dataset import Dataset
 from train.data.provide import cache_folder, upload
 from train.declare import options_of, to_text
+from train.errors import StoreUnavailable
 from train.files import atomic_write, size_in_words
 from train.language import _
 from train.redact import redact
@@ -70,8 +71,13 @@ def upload_diff(tracking: Tracking, run_id: str, folder: Path, wanted: str) -> N
         return
     file = folder / "diff.patch"
     atomic_write(file, lambda out: out.write(diff))
-    tracking.artifacts(tracking.get_run(run_id)).upload(file, "code")
-    file.unlink()
+    try:
+        tracking.artifacts(tracking.get_run(run_id)).upload(file, "code")
+    except StoreUnavailable as error:  # where the store is away, what follows is told of it
+        log.warning(_("What was changed in the code is not stored with the run: %s"), error)
+        return
+    finally:
+        file.unlink()
     log.info(
         _("The code is not as it was committed: what was changed is stored as code/diff.patch "
           "(files: %d, %s; upload_diff=no stores nothing)"),

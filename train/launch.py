@@ -18,7 +18,7 @@ from train.attempt import Attempt
 from train.checkpoint.format import load_checkpoint, write_checkpoint
 from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.spool import Spool
-from train.checkpoint.store import show_upload
+from train.checkpoint.transfers import show_upload
 from train.commands import train_command
 from train.config import Config, Launch
 from train.data.provide import prepare_cached

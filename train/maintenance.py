@@ -11,7 +11,7 @@ from train.checkpoint.format import load_checkpoint
 from train.checkpoint.manifest import CHECKPOINT_FILE, Manifest
 from train.checkpoint.policy import Retention, ranked
 from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
+from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable, StoreUnavailable
 from train.files import PUBLIC, atomic_write
 from train.heartbeat import wait_until_free
 from train.language import _
@@ -94,11 +94,23 @@ def prune(
             with tempfile.TemporaryDirectory(prefix="train-") as temporary:
                 stay = [m for m in manifests if m not in gone]
                 store.write_index(stay, Path(temporary))
-            for manifest in gone:
-                store.delete(manifest.name)
+            _delete(store, gone)
         return gone
     finally:
         folder.release()
+
+
+def _delete(store: CheckpointStore, gone: list[Manifest]) -> None:
+    for number, manifest in enumerate(gone):
+        try:
+            store.delete(manifest.name)
+        except StoreUnavailable as error:
+            with tempfile.TemporaryDirectory(prefix="train-") as temporary:
+                store.write_index(store.list(), Path(temporary))  # raises if the store is away
+            told = _("the store refuses to delete {name}, so {number} checkpoints stay: {reason}")
+            raise StoreUnavailable(
+                told.format(name=manifest.name, number=len(gone) - number, reason=error)
+            ) from error
 
 
 def _guarded_by_good(store: CheckpointStore, manifests: list[Manifest]) -> list[Manifest]:

@@ -14,7 +14,8 @@ from train import environment
 from train.attempt import first_epochs
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
-from train.checkpoint.store import CheckpointStore, retried
+from train.checkpoint.store import CheckpointStore
+from train.checkpoint.transfers import retried
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.prepare import Preprocessing

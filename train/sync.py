@@ -14,7 +14,8 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder, Spool
-from train.checkpoint.store import CheckpointStore, show_upload
+from train.checkpoint.store import CheckpointStore
+from train.checkpoint.transfers import show_upload
 from train.config import Config
 from train.errors import CheckpointDamaged, RunNotUsable
 from train.language import _
@@ -66,7 +67,7 @@ def publish_waiting(
         attempt = Attempt.from_journal(tracking, journal)
         manifests = _publish(tracking, record, store, spool, attempt)
         if spool.log_file.exists():
-            store.upload(spool.log_file, "logs")
+            store.try_to("log", functools.partial(store.upload, spool.log_file, "logs"))
         vanished = journal["status"] == "RUNNING"
         status = "KILLED" if vanished else str(journal["status"])
         epochs = [m.epoch for m in manifests if m.attempt == spool.attempt]

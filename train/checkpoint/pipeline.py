@@ -27,7 +27,7 @@ from train.checkpoint.policy import find_best
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.staging import MayWait, Staged, Stager
-from train.checkpoint.store import show_upload
+from train.checkpoint.transfers import show_upload
 from train.language import _
 from train.metrics import MONITOR
 
@@ -325,6 +325,7 @@ class Pipeline:
                 if shared.error:
                     return
             if spooled is None:
+                self._until_it_works(self.publisher.tidy, None)
                 self._until_it_works(self._ending, None)
                 return
             self._until_it_works(functools.partial(self._upload, spooled), spooled)

@@ -6,6 +6,7 @@ shows is true: metrics only of epochs that can be resumed, a pointer only to wha
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -21,6 +22,7 @@ from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, Tracking
 
 PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
+PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
 
 
 class Publisher:
@@ -56,6 +58,8 @@ class Publisher:
         self.published = History()  # what MLflow has of the run, as far as is known
         self.page: Callable[[], None] = lambda: None  # brings what people look at up to date
         self._page_at = -math.inf
+        self._prune_at = -math.inf  # when the store is asked again to delete
+        self._is_tidy = True  # whether nothing is left to prune
 
     def add(self, points: Iterable[Point]) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed."""
@@ -118,15 +122,37 @@ class Publisher:
     def _prune(self) -> None:
         """Delete what need not stay, and what is left of a killed upload or deletion.
 
-        The index is written first and without it, so that it never names what is gone.
+        The index is written first and without it, so that it never names what is gone. A store that
+        refuses to delete is asked again now and then: nothing waits for it.
         """
         gone = self.retention.to_prune(self.manifests)
         stay = [m for m in self.manifests if m not in gone]
-        self.store.write_index(stay, self._spool.folder)
+        write_index = functools.partial(self.store.write_index, stay, self._spool.folder)
+        self._is_tidy = self.store.try_to("index", write_index)
+        if not self._is_tidy:
+            return
+        if time.monotonic() < self._prune_at:
+            self._is_tidy = False
+            return
         for name in [*(m.name for m in gone), *self.store.leftovers(self.manifests)]:
             self._check_lease()
-            self.store.delete(name)
-        self.manifests = stay
+            if not self.store.try_to("prune", functools.partial(self.store.delete, name)):
+                self._prune_at = time.monotonic() + PRUNE_SECONDS
+                self._is_tidy = False
+                return
+            self.manifests = [m for m in self.manifests if m.name != name]
+
+    def tidy(self) -> None:
+        """Prune a last time, where the store has refused something before.
+
+        Raises:
+            StoreUnavailable: Call again later.
+            Superseded: A later attempt was claimed.
+        """
+        if not self._is_tidy:
+            self._prune_at = -math.inf
+            self._check_lease()
+            self._prune()
 
     def refresh_page(self) -> None:
         """Bring the page up to date, at most once a minute."""
@@ -139,8 +165,8 @@ class Publisher:
         if self._points_here:
             file = self._spool.folder / PAGE_FILE
             atomic_write(file, lambda out: out.write(page.encode()))
-            self.store.upload(file, ROOT)
+            self.store.try_to("page", lambda: self.store.upload(file, ROOT))
 
     def upload_log(self) -> None:
         """Store the attempt's log, as far as it is written."""
-        self.store.upload(self._spool.log_file, "logs")
+        self.store.try_to("log", lambda: self.store.upload(self._spool.log_file, "logs"))

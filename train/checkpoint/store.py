@@ -10,16 +10,14 @@ derived: what it lacks is looked up, what it names wrongly is found out before i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import random
+import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from train.checkpoint.format import load_checkpoint, verify_file
 from train.checkpoint.manifest import (
@@ -33,9 +31,10 @@ from train.checkpoint.manifest import (
     is_own_file,
     parse_manifest,
 )
-from train.checkpoint.spool import UPLOADED_FILE, Spool
+from train.checkpoint.spool import UPLOADED_FILE
+from train.checkpoint.transfers import line, noted, retried
 from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, UnsafeFile
-from train.files import atomic_write, open_own, open_plain
+from train.files import atomic_write, open_own
 from train.language import _
 from train.progress import Moved, show_transfer
 from train.threads import each
@@ -46,63 +45,8 @@ log = logging.getLogger(__name__)
 ROOT = "checkpoints"
 INDEX_FILE = "index.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
+VOID = b'{"deleted": true}'  # in place of a manifest that the store refuses to delete
 NUM_TRANSFERS = 4  # at a time
-NUM_TRIES = 3  # of each transfer
-
-T = TypeVar("T")
-
-# IMPORTANT: a generator of its own; the global one belongs to the training.
-_jitter = random.Random()
-
-
-def retried(transfer: Callable[[], T]) -> T:
-    """Run one transfer; when it fails try again, a little later each time and never in step.
-
-    Raises:
-        StoreUnavailable: The last try failed too.
-    """
-    for number in range(1, NUM_TRIES):
-        try:
-            return transfer()
-        except StoreUnavailable as error:
-            log.debug("try %d: %s", number, error)
-            time.sleep(_jitter.uniform(0.5, 1.0) * 0.1 * 4**number)  # under 2 s in all
-    return transfer()
-
-
-def _line(entry: FileEntry) -> str:
-    """Return how an uploaded file is noted; by its path too, since parts can be equal."""
-    return f"{entry.sha256} {entry.path}"
-
-
-def _noted(folder: Path) -> set[str]:
-    """Return the lines of the files that uploads of the local `folder` have brought so far."""
-    try:
-        with open_plain(folder / UPLOADED_FILE) as file:
-            return set(file.read().decode().splitlines())
-    except FileNotFoundError:
-        return set()
-
-
-@contextlib.contextmanager
-def show_upload(spool: Spool, manifests: Sequence[Manifest]) -> Iterator[None]:
-    """Show how much of checkpoints in `spool` has gone up, while the block brings them there."""
-
-    def unsent_bytes() -> int:
-        left = 0
-        for manifest in manifests:
-            folder = spool.path(manifest.name)
-            done = _noted(folder)
-            if folder.exists():  # else all of it has
-                left += sum(e.bytes for e in manifest.files if _line(e) not in done)
-        return left
-
-    total = unsent_bytes()
-    number = len(manifests)
-    title = manifests[0].name if number == 1 else _("{number} checkpoints").format(number=number)
-    title = _("Uploading {title}").format(title=title)
-    with show_transfer(title, total, lambda: total - unsent_bytes()):
-        yield
 
 
 class CheckpointStore:
@@ -119,6 +63,7 @@ class CheckpointStore:
         self._names: set[str] = set()  # folders in the store, committed or not
         self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
         self._foreign: set[str] = set()  # those that hold what is not ours
+        self._told: set[str] = set()  # what the store refuses, and that was told
 
     @property
     def folder(self) -> Path | None:
@@ -188,7 +133,7 @@ class CheckpointStore:
         # IMPORTANT: a name is written again only after its manifest is gone. So is the rest: an
         # earlier upload may have been cut into other parts.
         if manifest.name in self._names and not done:
-            self.delete(manifest.name)
+            self._clear(manifest.name)
         self._unfinished.add(manifest.name)
         self._names.add(manifest.name)
 
@@ -198,9 +143,9 @@ class CheckpointStore:
             target = f"{remote}/{entry.path}".rpartition("/")[0]
             retried(lambda: self._artifacts.upload(path, target, give_away=True))
             with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as file:
-                file.write(f"{_line(entry)}\n")
+                file.write(f"{line(entry)}\n")
 
-        list(each(send, [e for e in manifest.files if _line(e) not in done], NUM_TRANSFERS))
+        list(each(send, [e for e in manifest.files if line(e) not in done], NUM_TRANSFERS))
         check_lease()
         # IMPORTANT: the manifest comes last; it is the commit.
         retried(lambda: self._artifacts.upload(folder / MANIFEST_FILE, remote, give_away=True))
@@ -208,7 +153,7 @@ class CheckpointStore:
 
     def _uploaded(self, folder: Path, remote: str) -> set[str]:
         """Return the lines of the files that an earlier upload of `folder` has brought."""
-        done = _noted(folder)
+        done = noted(folder)
         return done if done and self._artifacts.list(remote) else set()
 
     def get(self, manifest: Manifest, folder: Path) -> dict[str, Any]:
@@ -287,6 +232,56 @@ class CheckpointStore:
         self._unfinished.discard(name)
         self._tell_foreign(name, foreign)
 
+    def _clear(self, name: str) -> None:
+        """Make a name free for another upload, also where the store refuses to delete.
+
+        There its manifest is replaced by one that lists nothing: from then on it is no checkpoint,
+        whatever else lies there, as if the manifest had been deleted.
+        """
+        try:
+            self.delete(name)
+        except StoreUnavailable as error:
+            log.debug("%s", error)
+            with tempfile.TemporaryDirectory() as folder:
+                voided = Path(folder) / MANIFEST_FILE
+                voided.write_bytes(VOID)
+                retried(lambda: self._artifacts.upload(voided, f"{ROOT}/{name}"))
+
+    def try_to(self, what: str, act: Callable[[], object]) -> bool:
+        """Do what nothing has to wait for: where the store refuses it, that is told once.
+
+        Args:
+            what: What it is, by which it is known that it was told.
+            act: Does it.
+
+        Returns:
+            Whether it is done.
+
+        Raises:
+            StoreUnavailable: The store does not answer at all. Call again later.
+        """
+        try:
+            if what in self._told:
+                act()
+            else:
+                retried(act)
+        except OSError as error:
+            if not self._answers():
+                raise  # all is to wait until it is back
+            if what not in self._told:
+                self._told.add(what)
+                log.warning(_("%s. Training and publishing go on without it"), error)
+            return False
+        self._told.discard(what)
+        return True
+
+    def _answers(self) -> bool:
+        try:
+            self._artifacts.list(ROOT)
+        except StoreUnavailable:
+            return False
+        return True
+
     def leftovers(self, manifests: Iterable[Manifest]) -> Sequence[str]:
         """Return the folders that have no manifest at all, or one that was given up.
 
@@ -335,8 +330,15 @@ class CheckpointStore:
         self._artifacts.upload(folder / INDEX_FILE, ROOT)
 
     def upload(self, local_file: Path, folder: str) -> None:
-        """Store a file of the run that is no part of a checkpoint."""
-        self._artifacts.upload(local_file, folder)
+        """Store a file of the run that is no part of a checkpoint, as it is now.
+
+        A copy goes up: another thread may write the file, whose length is told to the store before
+        its bytes are read.
+        """
+        with tempfile.TemporaryDirectory(dir=local_file.parent, prefix="sent-") as private:
+            copy = Path(private) / local_file.name
+            shutil.copyfile(local_file, copy)
+            self._artifacts.upload(copy, folder)
 
     def _title(self, manifest: Manifest) -> str:
         told = _("{name} of run '{run_id}'")
@@ -355,7 +357,11 @@ class CheckpointStore:
             return local.read_bytes()
 
     def _read_manifest(self, name: str) -> Manifest:
-        return parse_manifest(self._read(f"{ROOT}/{name}/{MANIFEST_FILE}"), name)
+        path = f"{ROOT}/{name}/{MANIFEST_FILE}"
+        text = self._read(path)
+        if text == VOID:
+            raise FileNotFoundError(path)
+        return parse_manifest(text, name)
 
     def _find_manifest(self, name: str) -> Manifest | None:
         try:

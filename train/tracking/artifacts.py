@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from train.errors import StoreUnavailable
 from train.files import make_folder
 from train.language import _
 from train.redact import redact
@@ -133,11 +134,21 @@ class Artifacts:
             foreign = [name for name in files.values() if is_own and not is_own(name)]
             gone = [file for file, name in files.items() if name not in foreign]
             for file in gone if foreign else [path]:
-                if self._tree is not None:
-                    self._tree.delete(file)
-                else:
-                    self._repository.delete_artifacts(file)
+                self._delete(file)
         return foreign
+
+    def _delete(self, path: str) -> None:
+        if self._tree is not None:
+            self._tree.delete(path)
+            return
+        try:
+            self._repository.delete_artifacts(path)
+        except Exception:  # some kinds of store raise where there is nothing
+            folder, name = posixpath.split(path)
+            with contextlib.suppress(StoreUnavailable):
+                if name not in self.list(folder):
+                    return
+            raise
 
     def find_foreign(self, run_id: str) -> str | None:
         """Return a file of a local folder that is none of that run, None if all are.

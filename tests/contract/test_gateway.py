@@ -1,0 +1,74 @@
+"""A gateway before the server refuses something: nothing waits for what can be done without."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from gateway import Gateway
+from support import SMALL, client, environment, launch, mlflow_server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """One real server for all tests."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def open_gateway(server):
+    """Return a function that opens a gateway before the server, with a rule."""
+    opened = []
+
+    def begin(rule, **options):
+        opened.append(Gateway(server.port, rule, **options))
+        return opened[-1]
+
+    yield begin
+    for gateway in opened:
+        gateway.close()
+
+
+@pytest.fixture
+def train(table, tmp_path):
+    """Return a function that trains by way of a gateway: what was printed, and the run."""
+
+    def run(gateway, *options):
+        env = environment(tmp_path / "home", gateway.address)
+        words = ("--data", str(table), "--target", "price", *SMALL, *options)
+        done = launch(*words, cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        run_id = re.search(r"^Run ([0-9a-f]{32})", done.stdout, re.MULTILINE)[1]
+        return done.stdout, client(gateway.address).get_run(run_id)
+
+    return run
+
+
+def checkpoints(gateway, run):
+    """Return the folders of the checkpoints of a run."""
+    found = client(gateway.address).list_artifacts(run.info.run_id, "checkpoints")
+    return sorted(f.path.split("_")[-1] for f in found if f.is_dir)
+
+
+@pytest.mark.parametrize("status", [403, 405, 500])
+def test_a_gateway_that_refuses_to_delete(open_gateway, train, status, tmp_path):
+    """All epochs arrive, the run is FINISHED, it is told once, and `train prune` says why."""
+    gateway = open_gateway(lambda method, *_: status if method == "DELETE" else None)
+    printed, run = train(gateway, "--epochs", "12", "--upload", "sync")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["train.epoch"] == "12"
+    assert len(checkpoints(gateway, run)) == 12
+    assert printed.count("go on without it") == 1
+    assert "wait on this disk" not in printed
+    assert gateway.refused
+    pruned = subprocess.run(
+        [sys.executable, "-m", "train", "prune", run.info.run_id],
+        cwd=tmp_path, env=environment(tmp_path / "home", gateway.address),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert pruned.returncode == 7
+    assert "the store refuses to delete epoch_" in pruned.stderr
+    assert len(checkpoints(gateway, run)) == 12
