@@ -69,7 +69,7 @@ def test_a_launch_in_another_experiment_is_left_there_with_a_link(tracking, reco
     assert runs(tracking) == {record.run_id, attempt.child_id}
     tags = tracking.get_run(launched.run_id).tags
     assert tags["train.launched"] == record.run_id
-    assert run_link(tracking, record) in tags["mlflow.note.content"]
+    assert f"]({run_link(tracking, record).split()[0]})" in tags["mlflow.note.content"]
     attempt.end("KILLED", 4)
     closed = [launched.run_id, attempt.child_id, record.run_id]
     assert [tracking.get_run(run_id).status for run_id in closed] == ["KILLED"] * 3
@@ -387,3 +387,23 @@ def test_what_a_launch_left_that_died_before_its_claim_is_closed(tracking, recor
     attempt = another(tracking, record)
     found = [tracking.get_run(r).status for r in (orphan.run_id, others.run_id, attempt.child_id)]
     assert found == ["KILLED", "RUNNING", "RUNNING"]
+
+
+EVIL = "[x](http://x) ![p](//x/p.png) <img src=//x> | a\n| b `c`\n```\n# d"
+
+
+def test_what_others_wrote_is_no_markup_of_a_description(tracking, record, elsewhere):
+    """A name, a host or a word of an attempt makes no link, picture, row or heading."""
+    tracking.rename(record.run_id, EVIL)
+    attempt = another(tracking, record, tracking.create_run(elsewhere, "stray", {}))
+    stray = tracking.get_run(attempt.stray_id).tags["mlflow.note.content"]
+    attempt.begin({f"train.attempt.{attempt.number - 1}": EVIL, "train.epoch": EVIL})
+    attempt.describe(tracking.get_run(record.run_id))
+    note = tracking.get_run(record.run_id).tags["mlflow.note.content"]
+    for text in (stray, note):
+        assert "\\[x\\]" in text or text is note
+        assert not re.search(r"(?<!\\)!\[|<img|\]\(http://x|\]\(//x|^# d", text, re.MULTILINE)
+    assert stray.count("\n") == 0
+    rows = [line for line in note.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+    assert note.count("```") % 2 == 0

@@ -124,7 +124,7 @@ def test_tables_in_a_pipe_are_plain_and_whole(tracking, trained, capsys):
 def test_a_finished_run_is_resumed_with_more_epochs(tracking, trained, capsys):
     """What is told to resume it is not refused."""
     tracking.set_status(trained.run_id, "FINISHED")
-    more = f"resume: train run --resume_run {trained.run_id} --epochs 6"
+    more = f"resume: train run --resume_run {trained.run_id} --epochs 20"
     listing.show(listing.checkpoint_rows(tracking, trained.run_id), trained.run_id, False)
     assert capsys.readouterr().out.splitlines()[-1] == more
     listing.show(listing.run_rows(tracking), None, False)

@@ -191,7 +191,7 @@ def test_a_fork_from_inside_an_epoch_keeps_the_order_of_its_batches(name, tmp_pa
     assert f"lies inside epoch 5, and with another {name} the rest" in message
     assert message.endswith("resume_epoch=2|3|4")
     assert not isinstance(caught.value, ForkNeeded)
-    with pytest.raises(UsageError, match="resume_epoch=<N>"):
+    with pytest.raises(UsageError, match=f"no checkpoint at the end of an epoch yet, so {name} "):
         forked_config(source(epoch=0, epoch_step=3), given)
     at_the_end = source(before=[1, 2, 3])
     assert forked_config(at_the_end, given) == CONFIG.replace(**given)
@@ -207,7 +207,41 @@ def test_a_fork_from_inside_an_epoch_may_change_the_rest(name):
 def test_all_that_would_change_the_order_is_named():
     """Whoever gives several such options is told all of them."""
     with pytest.raises(UsageError, match="with another batch_size, seed the rest"):
-        forked_config(source(epoch_step=3), {"seed": 9, "batch_size": 7, "lr": 0.5})
+        forked_config(source(epoch_step=3, before=[4]), {"seed": 9, "batch_size": 7, "lr": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "options"),
+    [
+        ({}, {"lr": 0.5}, "--fork true --lr 0.5"),
+        ({"epoch": 9}, {"lr": 0.5}, "--fork true --epochs 18 --schedule_epochs 18 --lr 0.5"),
+        ({"epoch": 9}, {"lr": 0.5, "epochs": 11}, "--fork true --lr 0.5 --epochs 11"),
+        ({"epoch_step": 3, "before": [3, 4]}, {"seed": 5}, "--fork true --resume_epoch 4 --seed 5"),
+        ({"epoch_step": 3}, {"lr": 0.5}, "--fork true --lr 0.5"),
+        ({"config": CONFIG.replace(early_stopping=2)}, {"lr": 0.5},
+         "--fork true --early_stopping 0 --lr 0.5"),
+    ],
+)  # fmt: skip
+def test_the_fork_that_is_offered_is_not_refused(run, given, options):
+    """It has an epoch to train, and begins where it may: what is shown can be typed."""
+    settings = {"config": CONFIG, **run}
+    settings["config"] = settings["config"].replace(epochs=9)
+    with pytest.raises(ForkNeeded) as caught:
+        resumed_config(source(**settings), given)
+    assert caught.value.command == f"train run --resume_run r1 {options}"
+
+
+def test_a_run_without_a_checkpoint_is_offered_a_fresh_start():
+    """There is nothing to fork: the command trains with the run's options and those given."""
+    record = RunRecord("r1", "", "0", "FAILED", "/nowhere", 0, {}, {}, {})
+    config = CONFIG.replace(hidden_size=7, threads=3, schedule_epochs=CONFIG.epochs)
+    died = Source(record, None, [], None, None, config)
+    with pytest.raises(ForkNeeded, match="It has no checkpoint yet") as caught:
+        resumed_config(died, {"lr": 0.5})
+    command = caught.value.command
+    assert command.endswith("--lr 0.5")
+    assert "--hidden_size 7" in command
+    assert not {"--resume_run", "--threads", "--schedule_epochs"} & set(command.split())
 
 
 @pytest.mark.parametrize("epochs", [3, 4])

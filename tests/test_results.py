@@ -137,7 +137,7 @@ def test_a_finished_run_shows_figures_and_words(train, tracking):
     assert f"<b>FINISHED</b> · run <code>{run.run_id}" in page
     assert f"--resume_run {run.run_id}" in page
     assert re.search(rf"\*\*finished\*\*: epoch 3 of 3, best .*\(epoch {best}\)", note)
-    assert f"train run --resume_run {run.run_id} --epochs 6" in note
+    assert f"train run --resume_run {run.run_id} --fork true --epochs 6 --schedule_epochs 6" in note
     assert "| 1 | epochs 1-3 on " in note
 
 

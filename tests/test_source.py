@@ -245,7 +245,7 @@ def test_a_moved_project_is_not_an_empty_run(tracking, moved, tmp_path):
     message = str(caught.value)
     assert f"recorded at '{run.artifact_uri}', which does not exist" in message
     assert f"they lie in '{folder / 'mlruns'}'" in message
-    assert f"ln -s '{folder / 'mlruns'}' '{tmp_path / 'project' / 'mlruns'}'" in message
+    assert f"ln -s {folder / 'mlruns'} {tmp_path / 'project' / 'mlruns'}" in message
     assert not (tmp_path / "project").exists()
 
 

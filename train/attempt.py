@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from train import environment
+from train import environment, markdown
 from train.commands import train_command
 from train.errors import RunNotUsable, Superseded, TrainError
 from train.language import _
@@ -234,15 +234,13 @@ class Attempt:
 
     def _note(self, record: RunRecord, state: str) -> str:
         """Return the description of the run, in Markdown."""
-        options: dict[str, Any] = {"resume_run": self.run_id}
-        tags = record.tags
-        commands = {"Resume": options}
-        if state == ENDED_WORDS["FINISHED"] and tags.get(EPOCH_TAG, "").isdecimal():
-            commands = {"Train longer": {**options, "epochs": 2 * int(tags[EPOCH_TAG])}}
+        tags, is_finished = record.tags, state == ENDED_WORDS["FINISHED"]
+        standing = dataclasses.replace(record.standing, is_finished=is_finished)
+        commands = {"Train longer" if is_finished else "Resume": standing.go_on()}
         if f"best_{MONITOR}" in record.metrics:
-            commands["Fork from the best epoch"] = {**options, "resume_epoch": "best", "fork": True}
+            commands["Fork from the best epoch"] = standing.fork_from("best")
         attempts = [
-            f"| {number} | {tags[f'{ATTEMPT_TAG}{number}']} |"
+            f"| {number} | {markdown.plain(tags[f'{ATTEMPT_TAG}{number}'])} |"
             for number in range(max(1, self.number - MAX_LISTED + 1), self.number + 1)
             if f"{ATTEMPT_TAG}{number}" in tags
         ]
@@ -253,10 +251,10 @@ class Attempt:
                 *(
                     line
                     for title, wanted in commands.items()
-                    for line in (f"{title}:", "```", train_command(wanted, "."), "```")
+                    for line in (f"{title}:", *markdown.block(train_command(wanted, ".")))
                 ),
                 *("", "| attempt | what it did |", "| --- | --- |", *attempts, ""),
-                f"[All runs]({runs_page(record.experiment_id)})",
+                markdown.link("All runs", runs_page(record.experiment_id)),
             ]
         )
 
@@ -294,7 +292,8 @@ def _are_points(rows: object) -> bool:
 
 def _tell_stray(tracking: Tracking, stray_id: str, record: RunRecord, verb: str) -> None:
     """Say on a launch's run, which is in another experiment, what the launch worked on."""
-    note = f"This launch {verb} run [{record.name}]({run_link(tracking, record)})."
+    page = run_link(tracking, record).split()[0]  # without what is said of a server to start
+    note = f"This launch {verb} run {markdown.link(record.name, page)}."
     tags = {"train.launched": record.run_id, "mlflow.note.content": note}
     tracking.set_tags(stray_id, tags)
 
@@ -305,7 +304,7 @@ def _progress_in_words(record: RunRecord) -> str:
     if epoch is None:
         return ""
     epochs = "" if record.epochs is None else f" of {record.epochs}"
-    words = f": epoch {epoch}{epochs}"
+    words = f": epoch {markdown.plain(epoch)}{epochs}"
     if best is None:
         return words
     at = record.metrics.get("best_epoch", math.nan)

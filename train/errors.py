@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from train.language import _
+from train.shell import command
 
 
 class TrainError(Exception):
@@ -52,9 +53,16 @@ class ForkNeeded(UsageError):
         run_id: The run that was to be resumed.
         changes: Option name to (value of the run, value given).
         command: The full command that forks with the given values.
+        has_checkpoint: Else there is nothing to fork, and the command starts afresh.
     """
 
-    def __init__(self, run_id: str, changes: Mapping[str, tuple[object, object]], command: str):
+    def __init__(
+        self,
+        run_id: str,
+        changes: Mapping[str, tuple[object, object]],
+        command: str,
+        has_checkpoint: bool = True,
+    ):
         self.run_id, self.changes, self.command = run_id, dict(changes), command
         listed = ", ".join(
             _("{name} is {old} in the run and {new} was given").format(
@@ -62,12 +70,16 @@ class ForkNeeded(UsageError):
             )
             for name, (old, new) in changes.items()
         )
-        super().__init__(
-            _(
-                "run '{run_id}' cannot be resumed with other values: {changes}. "
-                "Leave them out to go on, or fork: {command}"
-            ).format(run_id=run_id, changes=listed, command=command)
+        told = _(
+            "run '{run_id}' cannot be resumed with other values: {changes}. "
+            "Leave them out to go on, or fork: {command}"
         )
+        if not has_checkpoint:
+            told = _(
+                "run '{run_id}' cannot be resumed with other values: {changes}. It has no "
+                "checkpoint yet. Leave them out to go on, or start afresh: {command}"
+            )
+        super().__init__(told.format(run_id=run_id, changes=listed, command=command))
 
 
 class DataError(TrainError, ValueError):
@@ -119,10 +131,16 @@ class CheckpointNotFound(CheckpointError, LookupError):
         if self.existing:
             told = _(
                 "run '{run_id}' has no checkpoint of {wanted}: it has {existing}. "
-                "`train list {run_id}` shows them"
+                "`{command}` shows them"
             )
-        existing = ", ".join(self.existing)
-        super().__init__(told.format(run_id=run_id, wanted=wanted, existing=existing))
+        super().__init__(
+            told.format(
+                run_id=run_id,
+                wanted=wanted,
+                existing=", ".join(self.existing),
+                command=command("list", run_id),
+            )
+        )
 
 
 class CheckpointFileNotFound(CheckpointError, FileNotFoundError):

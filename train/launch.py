@@ -19,7 +19,7 @@ from train.checkpoint.format import load_checkpoint, write_checkpoint
 from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.spool import Spool
 from train.checkpoint.transfers import show_upload
-from train.commands import train_command
+from train.commands import command, train_command
 from train.config import Config, Launch
 from train.data.provide import prepare_cached
 from train.describe import data_info, describe, hide_secrets, identity, params, upload_data
@@ -28,7 +28,13 @@ from train.heartbeat import Beat, wait_until_free
 from train.language import _
 from train.metrics import History
 from train.opening import Launcher, Opened, begin, make_run, make_task, recover_data
-from train.options import changes_data, forked_config, require_epochs_left, resumed_config
+from train.options import (
+    changes_data,
+    fork_command,
+    forked_config,
+    require_epochs_left,
+    resumed_config,
+)
 from train.report import Reporter
 from train.run import Start
 from train.script import check_fits, check_order, read_checkpoint_file
@@ -155,7 +161,7 @@ def _in_place(launcher: Launcher, source: Source) -> Opened:
     record, tracking = source.record, launcher.tracking
     config = resumed_config(source, launcher.given)
     task = make_task(config, recover_data(launcher, source, config))
-    _report_drift(source, task)
+    _report_drift(launcher, source, task)
     # IMPORTANT: all that is read comes before the claim; the claim is the first change.
     published = tracking.published(record.run_id, record.metrics)
     attempt = Attempt.another(
@@ -171,14 +177,13 @@ def _in_place(launcher: Launcher, source: Source) -> Opened:
     return make_run(launcher, task, attempt, pipeline, Start(source.checkpoint, published))
 
 
-def _report_drift(source: Source, task: TabularTask) -> None:
+def _report_drift(launcher: Launcher, source: Source, task: TabularTask) -> None:
     if source.checkpoint is None:
         return
     now = environment.describe(str(task.device), task.config.threads)
     found = drift.differences(source.checkpoint.get("environment", {}), now)
-    run_id = source.record.run_id
-    fork = train_command({"resume_run": run_id, "fork": True})
-    drift.report(run_id, found, task.config.strict, fork)
+    fork = fork_command(source, launcher.given)
+    drift.report(source.record.run_id, found, task.config.strict, fork)
 
 
 def _fork(launcher: Launcher, source: Source) -> Opened:
@@ -281,7 +286,10 @@ def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter)
         for spool in publish_waiting(tracking, record, store, folder):
             if as_fork:
                 new_id = fork_spool(tracking, record, spool, reporter)
-                log.info(_("Attempt %d is now run %s: resume it by that"), spool.attempt, new_id)
+                log.info(
+                    _("Attempt %d is now run %s: go on with `%s`"),
+                    spool.attempt, new_id, train_command({"resume_run": new_id}),
+                )  # fmt: skip
             else:
                 _tell_overtaken(record, spool)
     finally:
@@ -291,8 +299,9 @@ def sync_run(tracking: Tracking, run_id: str, as_fork: bool, reporter: Reporter)
 def _tell_overtaken(record: RunRecord, spool: Spool) -> None:
     log.warning(
         _("Attempt %d of run '%s' was overtaken by attempt %d, so what it left in '%s' is kept and "
-          "not published: `train sync %s --as_fork true` makes a run of it"),
-        spool.attempt, record.run_id, record.attempts, spool.folder, record.run_id,
+          "not published: `%s` makes a run of it"),
+        spool.attempt, record.run_id, record.attempts, spool.folder,
+        command("sync", record.run_id, "--as_fork", "true"),
     )  # fmt: skip
 
 

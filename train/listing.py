@@ -15,7 +15,7 @@ from rich.text import Text
 from train.checkpoint.manifest import CHECKPOINT_FILE
 from train.checkpoint.policy import find_best
 from train.checkpoint.store import ROOT
-from train.commands import train_command
+from train.commands import command, train_command
 from train.declare import to_text
 from train.files import size_in_words
 from train.heartbeat import vanished_at
@@ -51,6 +51,7 @@ def _run_row(record: RunRecord) -> Row:
         "started": record.start_time_ms / 1000,
         "last_active": record.last_active,
         "vanished": vanished_at(record),
+        "go_on": train_command(record.standing.go_on()),
     }
 
 
@@ -81,6 +82,7 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
             "created": datetime.fromisoformat(manifest.created).timestamp(),
             "path": f"{ROOT}/{manifest.name}/{CHECKPOINT_FILE}",
             "status": record.status,
+            "go_on": train_command(record.standing.go_on()),
         }
         for manifest in manifests
     ]
@@ -96,17 +98,14 @@ def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
         what = (
             _("run '{run_id}' has no checkpoint")
             if run_id
-            else _("no run here has a checkpoint: `train run` trains one")
+            else _("no run here has a checkpoint: `{command}` trains one")
         )
-        console.print(_cell(what.format(run_id=run_id)))
+        console.print(_cell(what.format(run_id=run_id, command=command("run"))))
         return
     console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
     newest = rows[-1] if run_id else rows[0]
-    options: dict[str, Any] = {"resume_run": run_id or newest["run_id"]}
-    if newest["status"] == "FINISHED":
-        options["epochs"] = 2 * (newest["epoch"] or 1)
-    hint = _("resume: {command}").format(command=train_command(options))
-    console.print(hint, markup=False, highlight=False, soft_wrap=True)
+    hint = _("resume: {command}").format(command=newest["go_on"])
+    console.print(told(hint), markup=False, highlight=False, soft_wrap=True)
 
 
 def make_console() -> Console:

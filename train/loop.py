@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from train import environment, rng
+from train.commands import train_command
 from train.data.batches import batches, num_batches
 from train.errors import NonFinite
 from train.language import _
@@ -50,13 +51,16 @@ def train(run: Run, task: Task) -> None:
         log.warning(
             _(
                 "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
-                "floor, %.3g. A fork may stretch it: fork=true schedule_epochs=%d"
+                "floor, %.3g"
             ),
             config.epochs,
             schedule.horizon_epochs,
             schedule.lr(config.epochs),
-            config.epochs,
         )
+        if run.state.epoch:  # else there is nothing to fork
+            stretched = {"epochs": config.epochs, "schedule_epochs": config.epochs, "fork": True}
+            fork = train_command({"resume_run": run.run_id, **stretched})
+            log.warning(_("A fork may stretch it: %s"), fork)
 
     for epoch in run.epochs():
         lr = schedule.lr(epoch)

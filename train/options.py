@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from train.commands import train_command
+from train.commands import Standing, train_command
 from train.config import Config
 from train.data.dataset import source_fingerprint
 from train.declare import OnResume, options_of, to_text
@@ -30,11 +30,14 @@ def resumed_config(source: Source, given: Given) -> Config:
     config = source.config.replace(**given)
     changes = _changes(source, given)
     _refuse_another_model(run_id, changes)
+    if changes and source.checkpoint is None:
+        raise ForkNeeded(run_id, changes, _fresh_command(source, given), has_checkpoint=False)
     if changes:
-        fork = {"resume_run": run_id, "fork": True, **given}
-        raise ForkNeeded(run_id, changes, train_command(fork))
+        if _order_of(changes):
+            _whole_epochs(source, changes)  # refuses where there is none to fork from
+        raise ForkNeeded(run_id, changes, fork_command(source, given))
     if source.record.status == "FINISHED" and "epochs" not in given:
-        more = train_command({"resume_run": run_id, "epochs": 2 * source.epoch})
+        more = train_command({**_standing(source).go_on(), **given})
         raise RunNotUsable(
             run_id,
             _("is finished after {epoch} epochs: pass a larger epochs, as in {command}").format(
@@ -66,6 +69,45 @@ def forked_config(source: Source, given: Given) -> Config:
     of = _("run '{run_id}'").format(run_id=run_id)
     require_epochs_left(config, source.epoch, of)
     return config
+
+
+def fork_command(source: Source, given: Given) -> str:
+    """Return the command that goes on with the options given all the same: as a fork.
+
+    It names what else the fork needs: epochs to train, a checkpoint at the end of an epoch where
+    the order of the samples changes.
+    """
+    options: dict[str, Any] = {"resume_run": source.record.run_id, "fork": True}
+    standing = _standing(source)
+    if source.config.replace(**given).epochs <= source.epoch:
+        options = standing.anew()
+    elif standing.has_stopped_early:
+        options["early_stopping"] = 0
+    changes = _changes(source, given)
+    if source.epochs_begun > source.epoch and _order_of(changes):
+        options["resume_epoch"] = _whole_epochs(source, changes)[-1]
+    return train_command({**options, **given})
+
+
+def _fresh_command(source: Source, given: Given) -> str:
+    """Return the command that starts afresh with the run's options and those given."""
+    config, default = source.config, Config()
+    options = {
+        name: getattr(config, name)
+        for name in options_of(Config)
+        if getattr(config, name) != getattr(default, name)
+        and name != "threads"  # it was chosen by the machine
+        and (name, config.schedule_epochs) != ("schedule_epochs", config.epochs)  # likewise
+    }
+    return train_command({**options, **given})
+
+
+def _standing(source: Source) -> Standing:
+    config, checkpoint = source.config, source.checkpoint or {}
+    is_finished = source.record.status == "FINISHED"
+    best_epoch = checkpoint.get("best_epoch")
+    run_id = source.record.run_id
+    return Standing.by_config(run_id, is_finished, source.epoch, config, best_epoch)
 
 
 def changes_data(source: Source, given: Given) -> bool:
@@ -102,10 +144,8 @@ def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -
 
 def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
     """Refuse what would change the batches of an epoch that is under way."""
-    order = {n for n, (_, opt) in options_of(Config).items() if opt.group == "Data"}
-    changed = sorted((order | {"seed", "batch_size"}) & set(changes))
+    changed = _order_of(changes)
     if changed and source.epochs_begun > source.epoch:
-        whole = [m.key for m in source.manifests if not m.epoch_step]
         raise UsageError(
             _(
                 "the checkpoint lies inside epoch {epoch}, and with another {changed} the rest of "
@@ -114,9 +154,36 @@ def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
             ).format(
                 epoch=source.epochs_begun,
                 changed=", ".join(changed),
-                whole="|".join(whole[-3:]) or "<N>",
+                whole="|".join(_whole_epochs(source, changes)[-3:]),
             )
         )
+
+
+def _order_of(changes: Mapping[str, Any]) -> list[str]:
+    """Return those of the changes that change which samples an epoch has, or their order."""
+    data = {n for n, (_, opt) in options_of(Config).items() if opt.group == "Data"}
+    return sorted((data | {"seed", "batch_size"}) & set(changes))
+
+
+def _whole_epochs(source: Source, changes: Mapping[str, Any]) -> list[str]:
+    """Return the checkpoints at the end of an epoch, oldest first.
+
+    Raises:
+        UsageError: There is none yet.
+    """
+    whole = [m.key for m in source.manifests if not m.epoch_step]
+    if whole:
+        return whole
+    raise UsageError(
+        _(
+            "run '{run_id}' has no checkpoint at the end of an epoch yet, so {changed} cannot be "
+            "changed: go on with it until it has one, or start afresh: {command}"
+        ).format(
+            run_id=source.record.run_id,
+            changed=", ".join(_order_of(changes)),
+            command=_fresh_command(source, {n: new for n, (_old, new) in changes.items()}),
+        )
+    )
 
 
 def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from train import environment
+from train import environment, markdown
 from train.attempt import first_epochs
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
 from train.checkpoint.store import CheckpointStore
 from train.checkpoint.transfers import retried
+from train.commands import command
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.prepare import Preprocessing
@@ -23,6 +24,7 @@ from train.errors import StoreUnavailable, Superseded
 from train.language import _
 from train.metrics import MONITOR, History
 from train.pages import figures
+from train.shell import quoted
 from train.tasks.predictor import Predictor
 from train.tracking import RunRecord, Tracking
 from train.tracking.models import MODEL_TAG, is_ready, log_model, register_model
@@ -77,7 +79,7 @@ def publish_results(
         error: Exception = refused
     except Exception as fault:  # of MLflow, or of a library that draws: see above
         error = fault
-    again = f"train publish {run_id}" + (f" --register {register}" if register else "")
+    again = command("publish", run_id, *(("--register", register) if register else ()))
     log.warning(
         _("Of the model and the figures something is missing: %s. `%s` logs the model"),
         one_line(error).rstrip("."), again,
@@ -186,14 +188,17 @@ def log_checkpoint(
 
 def _describe(record: RunRecord, manifest: Manifest, target: str) -> str:
     """Return what MLflow's page of the model says of it, in Markdown."""
-    where = f"run [{record.name}]({run_page(record)})"
+    where = f"run {markdown.link(record.name, run_page(record))}"
+    serve = ("mlflow", "models", "serve", "-m", f"runs:/{record.run_id}/model")
     return "\n".join(
         [
-            f"Checkpoint `{manifest.name}` of {where}: takes raw rows, predicts `{target}`.",
-            *("", "Predict the rows of a file, or serve it:", "```"),
-            f"train predict {record.run_id} table.csv --epoch {manifest.key}",
-            f"mlflow models serve -m runs:/{record.run_id}/model --env-manager local --port 5001",
-            "```",
+            f"Checkpoint {markdown.code(manifest.name)} of {where}: takes raw rows, predicts "
+            f"{markdown.code(target)}.",
+            *("", "Predict the rows of a file, or serve it:"),
+            *markdown.block(
+                command("predict", record.run_id, "table.csv", "--epoch", manifest.key),
+                quoted(*serve, "--env-manager", "local", "--port", 5001),
+            ),
         ]
     )
 

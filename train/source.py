@@ -17,6 +17,7 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
+from train.commands import command
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.prepare import Preprocessing
@@ -29,6 +30,7 @@ from train.errors import (
     TrainError,
 )
 from train.language import _
+from train.shell import quoted
 from train.tracking import (
     DATA_TAG,
     EPOCH_TAG,
@@ -109,8 +111,8 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
     raise RunNotUsable(
         wanted,
         _("was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "
-          "`train list` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
-        .format(experiment_id=experiment_id),
+          "`{command}` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
+        .format(experiment_id=experiment_id, command=command("list")),
     )  # fmt: skip
 
 
@@ -197,11 +199,9 @@ def require_local_artifacts(record: RunRecord) -> None:
     if root.exists() or (project.exists() and EPOCH_TAG not in record.tags):
         return
     moved = Path.cwd() / store.name
+    linking = f"{quoted('mkdir', '-p', project)} && {quoted('ln', '-s', moved, store)}"
     if (moved / root.relative_to(store)).exists():
-        found = _(
-            "they lie in '{moved}'. Move the project back, or leave a link: "
-            "mkdir -p '{project}' && ln -s '{moved}' '{store}'"
-        )
+        found = _("they lie in '{moved}'. Move the project back, or leave a link: {command}")
     else:
         found = _(
             "it was moved or deleted. Bring '{project}' back, or a link to it; for a new run "
@@ -211,7 +211,7 @@ def require_local_artifacts(record: RunRecord) -> None:
         _("the files of run '{run_id}' are recorded at '{root}', which does not exist: {found}")
         .format(
             run_id=record.run_id, root=root,
-            found=found.format(moved=moved, project=project, store=store),
+            found=found.format(moved=moved, project=project, command=linking),
         )
     )  # fmt: skip
 
@@ -234,8 +234,8 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
     if config is None:
         raise RunNotUsable(
             record.run_id,
-            _("has no checkpoint of this program: `train list` shows the runs that can "
-              "be resumed"),
+            _("has no checkpoint of this program: `{command}` shows the runs that can be resumed")
+            .format(command=command("list")),
         )  # fmt: skip
     if resume_epoch not in (None, "latest"):
         wanted = _("epoch {wanted}").format(wanted=resume_epoch)

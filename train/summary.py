@@ -7,11 +7,10 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from train.checkpoint.handover import Totals
 from train.checkpoint.manifest import Manifest
-from train.commands import train_command
+from train.commands import Standing, command, train_command
 from train.config import Config
 from train.errors import RunNotUsable
 from train.files import size_in_words
@@ -38,20 +37,20 @@ def tell_end(run_id: str, config: Config, state: TrainState | None, status: str)
             value=state.best_corr, epoch=state.best_epoch
         )
     log.info(_("%s after epoch %d%s"), status, epoch, best)
-    options: dict[str, Any] = {"resume_run": run_id}
+    best_epoch = state.best_epoch if state else None
+    standing = Standing.by_config(run_id, status == "FINISHED", epoch, config, best_epoch)
+    in_place = train_command(standing.in_place())
     if status != "FINISHED":
-        log.info(_("Go on with: %s"), train_command(options))
-    elif state is not None and epoch < config.epochs:
-        waited = epoch - (state.best_epoch or 0)
+        log.info(_("Go on with: %s"), in_place)
+    elif epoch < config.epochs:
+        waited = epoch - (best_epoch or 0)
         log.info(_("Stopped early: val_pearson has not risen for %d epochs"), waited)
-        go_on = {**options, "early_stopping": 0, "epochs": config.epochs}
-        log.info(_("Go on all the same: %s"), train_command(go_on))
+        log.info(_("Go on all the same: %s"), in_place)
     else:
-        longer = {**options, "epochs": 2 * epoch}
-        log.info(_("Train longer, at the last learning rate: %s"), train_command(longer))
+        log.info(_("Train longer, at the last learning rate: %s"), in_place)
         if config.schedule == "cosine":
-            longer |= {"schedule_epochs": 2 * epoch, "fork": True}
-            log.info(_("Train longer, as a fork with a new schedule: %s"), train_command(longer))
+            longer = train_command(standing.anew())
+            log.info(_("Train longer, as a fork with a new schedule: %s"), longer)
 
 
 def tell_difference(run_id: str, strict: bool, published: Point, point: Point) -> None:
@@ -97,24 +96,22 @@ def tell_costs(totals: Totals, stored: Sequence[Manifest]) -> None:
 def tell_waiting(run_id: str, folder: Path, num_checkpoints: int) -> None:
     """Warn that something could not be published, and say where it is."""
     log.warning(
-        _("%d checkpoints and the end of run %s wait on this disk (%s): `train sync %s` "
-          "publishes them"),
-        num_checkpoints, run_id, folder, run_id,
+        _("%d checkpoints and the end of run %s wait on this disk (%s): `%s` publishes them"),
+        num_checkpoints, run_id, folder, command("sync", run_id),
     )  # fmt: skip
 
 
 def tell_late(run_id: str) -> None:
     """Warn that there was no time for what is made of the result."""
     log.warning(
-        _("The model and the figures were not done in time: `train sync %s` makes them"),
-        run_id,
+        _("The model and the figures were not done in time: `%s` makes them"),
+        command("sync", run_id),
     )
 
 
 def tell_kept(run_id: str, folder: Path) -> None:
     """Warn that a later attempt has the run, and say where this one's work is."""
     log.warning(
-        _("What this attempt had not published is kept in '%s': `train sync %s "
-          "--as_fork true` makes a run of it"),
-        folder, run_id,
+        _("What this attempt had not published is kept in '%s': `%s` makes a run of it"),
+        folder, command("sync", run_id, "--as_fork", "true"),
     )  # fmt: skip

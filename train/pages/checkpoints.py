@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
-from train.commands import train_command
+from train.commands import Standing, train_command
 from train.files import size_in_words
 from train.metrics import MONITOR, History
+from train.untrusted import told
 
 MAX_POINTS = 400  # of one curve, and of its marks
 LOG_RANGE = 20  # losses that range wider are drawn on a log scale
@@ -77,19 +78,19 @@ _BEST_KEY = _KEY.format('<circle class="best" cx="6" cy="6" r="5"/>')
 
 
 def checkpoint_page(
-    run_id: str, name: str, state: str, manifests: Sequence[Manifest], history: History
+    run: Standing, name: str, state: str, manifests: Sequence[Manifest], history: History
 ) -> str:
     """Return the page of a run's checkpoints: one HTML file that needs no other.
 
     Args:
-        run_id: The run.
+        run: How the run stands.
         name: Its name.
         state: How it stands: RUNNING, FINISHED, FAILED, KILLED.
         manifests: Its checkpoints, oldest first.
         history: What was measured, by epoch.
     """
     best = find_best(manifests)
-    commands = {m.name: _command(run_id, m, manifests, state) for m in manifests}
+    commands = {m.name: _command(run, m, manifests) for m in manifests}
     rows = [_row(m, manifests, best, commands[m.name]) for m in reversed(manifests)]
     heads = [f"<th{_number_class(c)}>{c}</th>" for c in _COLUMNS]
     table = [
@@ -102,10 +103,10 @@ def checkpoint_page(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
-        f"<title>{escape(name)}: checkpoints</title>",
+        f"<title>{escape(told(name))}: checkpoints</title>",
         f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(name)}</h1>",
-        f"<p><b>{escape(state)}</b> · run <code>{escape(run_id)}</code></p>",
+        f"<h1>{escape(told(name))}</h1>",
+        f"<p><b>{escape(state)}</b> · run <code>{escape(run.run_id)}</code></p>",
         f"<p>{_newest_and_best(manifests, best)}</p>",
         *(f"<p>Go on: {commands[m.name]}</p>" for m in manifests[-1:]),
         *_charts(manifests, best, history),
@@ -151,13 +152,9 @@ def _number_class(column: str) -> str:
     return ' class="number"' if column in _NUMBERS else ""
 
 
-def _command(run_id: str, manifest: Manifest, manifests: Sequence[Manifest], state: str) -> str:
+def _command(run: Standing, manifest: Manifest, manifests: Sequence[Manifest]) -> str:
     """Return what goes on from a checkpoint; from an older one as a run of its own."""
-    options: dict[str, Any] = {"resume_run": run_id}
-    if manifest == manifests[-1] and state == "FINISHED":
-        options["epochs"] = 2 * manifest.epoch
-    if manifest != manifests[-1]:
-        options |= {"resume_epoch": manifest.key, "fork": True}
+    options = run.go_on() if manifest == manifests[-1] else run.fork_from(manifest.key)
     return f"<code>{escape(train_command(options, '.'))}</code>"
 
 

@@ -22,7 +22,7 @@ def refresh(attempt: Attempt, publisher: Publisher) -> None:
     record = attempt.check_lease()
     try:
         page = checkpoint_page(
-            record.run_id, record.name, record.status, publisher.manifests, publisher.published
+            record.standing, record.name, record.status, publisher.manifests, publisher.published
         )
     except Exception as error:  # a fault in what is only looked at must not end training
         log.warning(_("The page of the checkpoints is not up to date: %r"), error)

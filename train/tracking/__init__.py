@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from train import environment
+from train.commands import Standing
 from train.errors import RunNotUsable, StoreUnavailable, UnsafeValue
 from train.language import _
 from train.metrics import History, Point
+from train.shell import quoted
 from train.tracking.artifacts import Artifacts
 from train.tracking.connect import open_client
 from train.tracking.translate import translated
@@ -84,10 +88,33 @@ class RunRecord:
     @property
     def epochs(self) -> int | None:
         """How many the newest attempt trains to, if the run tells."""
+        epochs = self._options().get("epochs")
+        return epochs if type(epochs) is int else None
+
+    @property
+    def standing(self) -> Standing:
+        """How the run stands, by what is committed."""
+        options = self._options()
+        epoch, best = self.tags.get(EPOCH_TAG, ""), self.metrics.get("best_epoch", math.nan)
+        patience, schedule = options.get("early_stopping"), options.get("schedule")
+        horizon = options.get("schedule_epochs") or self.epochs
+        return Standing(
+            self.run_id,
+            self.status == "FINISHED",
+            int(epoch) if re.fullmatch("[0-9]{1,9}", epoch) else 0,
+            self.epochs,
+            patience if type(patience) is int else 0,
+            int(best) if math.isfinite(best) else None,
+            horizon if type(horizon) is int and schedule == "cosine" else None,
+        )
+
+    def _options(self) -> Mapping[str, Any]:
+        """Return the options of the newest attempt, {} if the run does not tell."""
         try:
-            return int(json.loads(self.tags[OPTIONS_TAG])["epochs"])
-        except (KeyError, ValueError, TypeError):
-            return None
+            options = parse_json(self.tags[OPTIONS_TAG])
+        except (KeyError, ValueError):
+            return {}
+        return options if isinstance(options, dict) else {}
 
 
 class Tracking:
@@ -155,8 +182,8 @@ class Tracking:
         if run.info.lifecycle_stage == "deleted":
             raise RunNotUsable(
                 run_id,
-                _("was deleted; `mlflow runs restore --run-id {run_id}` brings it back").format(
-                    run_id=run_id
+                _("was deleted; `{command}` brings it back").format(
+                    command=quoted("mlflow", "runs", "restore", "--run-id", run_id)
                 ),
             )
         return self._record(run)

@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 from train import environment
 from train.errors import RunNotUsable, StoreRefused, StoreUnavailable, TrainError
 from train.language import _
+from train.shell import command, quoted
 from train.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
 
 
@@ -62,13 +63,14 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
     tracking_uri = mlflow.get_tracking_uri()
     uri = environment.redact(tracking_uri)
     if uri.startswith(("file:", "/", ".")):
-        folder = local_path(uri)
+        to = ("--target", "sqlite:///mlflow.db")
+        migrate = quoted("mlflow", "migrate-filestore", "--source", local_path(uri), *to)
         return StoreRefused(
             _(
-                "'{uri}' is an MLflow file store, which MLflow no longer opens: `mlflow "
-                "migrate-filestore --source {folder} --target sqlite:///mlflow.db` migrates it; in "
-                "any case name a store from now on: export MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
-            ).format(uri=uri, folder=folder)
+                "'{uri}' is an MLflow file store, which MLflow no longer opens: `{command}` "
+                "migrates it; in any case name a store from now on: export "
+                "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
+            ).format(uri=uri, command=migrate)
         )
     # Files that go through the tracking server are its own affair.
     is_own_store = store != "" and not store.startswith("mlflow-artifacts:")
@@ -122,9 +124,8 @@ def _wrong_name(uri: str, error: Exception) -> str | None:
     if "Invalid Host header" not in str(error):
         return None
     return _(
-        "the tracking server at {uri} refuses to be called by that name: start it with "
-        "--allowed-hosts {host}"
-    ).format(uri=uri, host=urlparse(uri).netloc)
+        "the tracking server at {uri} refuses to be called by that name: start it with {option}"
+    ).format(uri=uri, option=quoted("--allowed-hosts", urlparse(uri).netloc))
 
 
 def _proxy_fails(asked: str, error: Exception) -> str | None:
@@ -191,10 +192,11 @@ def _no_experiment(doing: str, uri: str, error: Exception) -> str | None:
         ).format(doing=doing, uri=uri)
     deleted = re.search(r"experiment (\d+) must be in the 'active' state", str(error))
     if deleted:
+        restore = ("mlflow", "experiments", "restore", "--experiment-id")
         return _(
-            "{doing} failed: it was deleted. `mlflow experiments restore --experiment-id "
-            "{deleted}` brings it back; MLFLOW_EXPERIMENT_NAME=<new name> makes another"
-        ).format(doing=doing, deleted=deleted[1])
+            "{doing} failed: it was deleted. `{command}` brings it back; "
+            "MLFLOW_EXPERIMENT_NAME=<new name> makes another"
+        ).format(doing=doing, command=quoted(*restore, deleted[1]))
     return None
 
 
@@ -209,7 +211,7 @@ def _not_found(error: Exception) -> str:
     uri = environment.redact(mlflow.get_tracking_uri())
     if "not found" not in str(error).lower():
         return _("cannot be used: {reason}").format(reason=one_line(error))
-    hint = _("check the ID (`train list`), and MLFLOW_TRACKING_URI")
+    hint = _("check the ID (`{command}`), and MLFLOW_TRACKING_URI").format(command=command("list"))
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         hint = _(
             "a relative sqlite URI starts in the folder of each process, and `mlflow run` works "
