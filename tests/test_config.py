@@ -15,7 +15,8 @@ CONFIG_OPTIONS = [
     "epochs", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",
     "schedule_epochs", "max_grad_norm", "early_stopping", "precision", "seed", "threads", "device",
     "hidden_size", "num_layers", "dropout",
-    "data", "target", "drop", "val_fraction", "split_seed", "target_scale", "upload_data",
+    "data", "target", "drop", "keep_index", "odd_values", "val_fraction", "split_seed",
+    "target_scale", "upload_data",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
     "upload_diff",
@@ -27,20 +28,38 @@ RESUME_MAY_CHANGE = {
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
     "upload_diff",
 }  # fmt: skip
-NOT_EVEN_A_FORK_MAY_CHANGE = {"hidden_size", "num_layers", "target", "drop", "target_scale"}
+NOT_EVEN_A_FORK_MAY_CHANGE = {
+    "hidden_size",
+    "num_layers",
+    "target",
+    "drop",
+    "keep_index",
+    "odd_values",
+    "target_scale",
+}
 # Another value than the default for every option.
 OTHER = {
     "epochs": 7, "batch_size": 64, "accumulation_steps": 2, "lr": 0.5, "weight_decay": 0.0,
     "schedule": "none", "schedule_epochs": 9, "max_grad_norm": 0.0, "early_stopping": 3,
     "precision": "bf16", "seed": 1, "threads": 2, "device": "cpu", "hidden_size": 8,
     "num_layers": 1, "dropout": 0.5, "data": "other.csv", "target": "y", "drop": ("a", "b"),
+    "keep_index": True, "odd_values": "text",
     "val_fraction": 0.5, "split_seed": 1, "target_scale": "log", "upload_data": "no",
     "strict": True, "checkpoint_freq": 2, "checkpoint_minutes": 0.5, "checkpoint_steps": 100,
     "keep_last": 2, "keep_best": 3, "upload": "sync", "max_spool_bytes": 0, "drain_seconds": 1.5,
     "grace_seconds": 5.0, "log_model": False, "register": "prices",
     "upload_diff": "no",
 }  # fmt: skip
-OF_THE_DATA = {"data", "target", "drop", "val_fraction", "split_seed", "target_scale"}
+OF_THE_DATA = {
+    "data",
+    "target",
+    "drop",
+    "keep_index",
+    "odd_values",
+    "val_fraction",
+    "split_seed",
+    "target_scale",
+}
 CHOSEN_BY_THE_MACHINE = {"threads"}
 
 plain_text = st.text(

@@ -12,7 +12,7 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from train.config import Config
 from train.data.columns import MISSING_WORDS
 from train.data.dataset import prepare
-from train.data.prepare import CategoricalFeature
+from train.data.features import CategoricalFeature
 from train.data.table import read_table
 from train.tasks.predictor import Predictor
 from train.tasks.tabular import TabularTask

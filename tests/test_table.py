@@ -3,13 +3,14 @@
 import datetime
 import gzip
 import os
+import zipfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from train.data.table import raw_sha256, read_table
+from train.data.table import raw_sha256, read_raw, read_table
 from train.errors import DataError, DataNotFound
 
 CSV = b"size,shape,when,ok\n1,round,2024-02-03,true\n2.5,,2024-02-04,false\n,flat,,true\n"
@@ -70,16 +71,60 @@ def test_npz_arrays_become_columns(tmp_path):
     assert read_table("a.npz").to_pydict() == {"y": [0, 1, 2], "x_0": [0, 2, 4], "x_1": [1, 3, 5]}
 
 
+def test_a_folder_may_hold_other_files(tmp_path):
+    """Those that Spark writes are passed over, others are named; partitions are columns as ever."""
+    for i in (1, 0):
+        write_rows(tmp_path / "parts" / f"{i}.parquet", [{"a": i}])
+    for name in ("_SUCCESS", "._SUCCESS.crc", ".0.parquet.crc"):
+        (tmp_path / "parts" / name).write_bytes(b"x")
+    raw = read_raw("parts")
+    assert (raw.table.to_pydict(), raw.told) == ({"a": [0, 1]}, ())
+    (tmp_path / "parts" / "notes.txt").write_text("by hand")
+    (tmp_path / "parts" / "more").mkdir()
+    (tmp_path / "parts" / "more" / "0.crc").write_text("1")
+    (tmp_path / "parts" / "part-00000").write_bytes((tmp_path / "parts" / "1.parquet").read_bytes())
+    raw = read_raw("parts")
+    assert sorted(raw.table["a"].to_pylist()) == [0, 1, 1]
+    assert raw.told == ("No Parquet, not read: 'more/0.crc', 'notes.txt'.",)
+    write_rows(tmp_path / "parts" / "kind=b" / "2.parquet", [{"a": 2}])
+    for aside in ("notes.txt", "more/0.crc"):
+        table = read_raw("parts").table
+        assert {"a": 2, "kind": "b"} in table.to_pylist()
+        (tmp_path / "parts" / aside).unlink()
+    assert {"a": 2, "kind": "b"} in read_raw("parts").table.to_pylist()
+
+
+def test_a_damaged_file_of_a_folder_is_no_other_file(tmp_path):
+    """What is called .parquet is to be Parquet."""
+    write_rows(tmp_path / "parts" / "0.parquet", [{"a": 1}])
+    (tmp_path / "parts" / "1.parquet").write_bytes(b"junk, and a notes.txt beside it")
+    (tmp_path / "parts" / "notes.txt").write_text("by hand")
+    with pytest.raises(DataError, match=r"cannot be read as Parquet.*1\.parquet"):
+        read_raw("parts")
+
+
+def test_an_npz_may_hold_text_beside_its_arrays(tmp_path):
+    """Such as a README, or what a Mac puts into an archive; a line names it."""
+    np.savez(tmp_path / "a.npz", x=np.arange(3), y=np.arange(3))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README.txt", "by hand")
+        archive.writestr("__MACOSX/._x.npy", b"Mac OS X")
+    raw = read_raw("a.npz")
+    assert raw.table.to_pydict() == {"x": [0, 1, 2], "y": [0, 1, 2]}
+    assert raw.told == ("No arrays, not read: 'README.txt', '__MACOSX/._x'.",)
+
+
 BAD = {
     "empty.csv": (b"", "Empty CSV"),
     "header.csv": (b"a,b\n", "2 columns and no rows"),
     "ragged.csv": (b"a,b\n1,2\n3\n", "Expected 2 columns, got 1"),
     "twice.csv": (b"a,b,a\n1,2,3\n", "more than one column named 'a'"),
-    "latin.csv": ("a\né\n".encode("latin1"), "column 'a' is not UTF-8"),
+    "latin.csv": ("a\né\n".encode("latin1"), "neither UTF-8, UTF-16 nor GBK"),
     "cut.csv.gz": (gzip.compress(os.urandom(9000))[:4000], "Truncated"),
     "no.parquet": (b"nope", "as Parquet"),
     "no.npz": (b"nope", "not an .npz"),
-    "book.xlsx": (b"nope", "unknown kind, '.xlsx'"),
+    "book.xlsx": (b"nope", "no Excel workbook"),
+    "book.xls": (b"nope", "unknown kind, '.xls'"),
 }
 
 

@@ -187,7 +187,7 @@ def show(run: str, epoch: str, as_json: bool) -> None:
 @click.argument("run")
 @click.argument("data", metavar="FILE")
 @click.option("--epoch", metavar=_WHICH, help="Which checkpoint.  [best]")
-@click.option("--to", type=click.Path(dir_okay=False), help="The CSV to write.  [stdout]")
+@click.option("--to", type=click.Path(dir_okay=False), help="A CSV, or .parquet.  [stdout]")
 def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
     """Predict each row of FILE by RUN's model; write it as CSV with one more column."""
     from train import serving
@@ -195,7 +195,7 @@ def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
 
     with _log_shown(as_json=to is None):
         table = serving.predict_table(Tracking(), run, epoch, data)
-    serving.write_csv(table, sys.stdout.buffer if to is None else Path(to))
+        serving.write(table, sys.stdout.buffer if to is None else Path(to))
     if to:
         told = _("{num_rows:,} rows with {name} are in {to}")
         say(told.format(num_rows=table.num_rows, name=table.column_names[-1], to=to))

@@ -132,8 +132,8 @@ class Config:
 
     data: str = option(
         "diamonds",
-        "The table: a path to CSV, CSV.gz, Parquet (file or folder) or .npz, "
-        "or 'diamonds', which is shipped.",
+        "The table: a path to CSV or TSV (also .gz), Excel (.xlsx), Parquet (file or folder) or "
+        ".npz, or 'diamonds', which is shipped.",
         "Data",
         on_resume=FORK,
     )
@@ -142,6 +142,20 @@ class Config:
     )
     drop: tuple[str, ...] = option(
         (), "Columns to leave out, separated by commas (leaks, keys).", "Data", on_resume=NEVER
+    )
+    keep_index: bool = option(
+        False,
+        "Take a saved pandas index for a feature too; default: it is left out, as a row number.",
+        "Data",
+        on_resume=NEVER,
+    )
+    odd_values: str = option(
+        "refuse",
+        "Where a column of a CSV or Excel file is numbers or dates but for a few values: refuse "
+        "the table, or let such values count as missing, or leave the column text.",
+        "Data",
+        choices=("refuse", "missing", "text"),
+        on_resume=NEVER,
     )
     val_fraction: float = option(
         0.2,

@@ -18,6 +18,7 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder
 from train.config import Config
 from train.data.dataset import Dataset
+from train.data.prepare import listed
 from train.describe import data_info, machine_tags, upload_diff
 from train.errors import Superseded, TrainError
 from train.heartbeat import Beat
@@ -130,6 +131,7 @@ def make_run(
     reporter, folder = launcher.reporter, launcher.folders[attempt.run_id]
     for sentence in task.dataset.report:
         log.info("%s", sentence)
+    log.info(_("It learns from %s"), listed(task.dataset.preprocessing.column_names))
     log.info("%s", task.in_words())
     finish = functools.partial(_finish, launcher.tracking, attempt, pipeline.publisher, task)
     data = data_info(task.dataset)

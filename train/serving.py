@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet
 
 from train import environment
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
 from train.checkpoint.store import CheckpointStore
-from train.data.table import read_table
+from train.data.prepare import listed
+from train.data.table import read_raw
 from train.errors import DataError
 from train.files import PUBLIC, atomic_write
 from train.language import _
 from train.results import load_predictor, log_checkpoint, register_checkpoint
 from train.source import find_store, pick, preprocessing_of_run
 from train.tracking import RunRecord, Tracking
+
+log = logging.getLogger(__name__)
 
 
 def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str) -> pa.Table:
@@ -42,8 +47,10 @@ def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str)
     predictor, _history = load_predictor(store, manifest, preprocessing)
     # What was text in training stays text, though a column of digits looks like a number; what is
     # not used is shown as it is in the file.
-    texts = [*(feature.column for feature in preprocessing.categorical), *preprocessing.left_out]
-    table = read_table(data, texts)
+    raw = read_raw(data, preprocessing.text_columns)
+    table = raw.table
+    for sentence in raw.told:
+        log.info("%s", sentence)
     environment.set_threads(predictor.config.threads)
     name = f"predicted_{preprocessing.target}"
     if name in table.column_names:
@@ -53,20 +60,43 @@ def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str)
     return table.append_column(name, pa.array(predictor.predict(table)))
 
 
-def write_csv(table: pa.Table, to: Path | BinaryIO) -> None:
-    """Write a table as CSV: to an open file, or as a file that is there whole or not at all.
+def write(table: pa.Table, to: Path | BinaryIO) -> None:
+    """Write a table to an open file, or as a file that is there whole or not at all.
+
+    A file whose name ends in .parquet is Parquet, all else CSV. Columns, such as of lists, that CSV
+    cannot hold are left out, with a warning that names them.
 
     Raises:
-        DataError: It has a column, such as of lists, that CSV cannot hold.
+        DataError: It has a column that the file cannot hold.
     """
     try:
+        if isinstance(to, Path) and to.suffix.lower() == ".parquet":
+            atomic_write(to, lambda file: pyarrow.parquet.write_table(table, file))
+            return
+        unfit = [name for name in table.column_names if not _fits_csv(table[name])]
+        if unfit:
+            table = table.drop_columns(unfit)
+            told = _("CSV cannot hold %s: left out. `--to <name>.parquet` keeps them")
+            log.warning(told, listed(unfit))
         if isinstance(to, Path):
             atomic_write(to, lambda file: pyarrow.csv.write_csv(table, file), PUBLIC)
         else:
             pyarrow.csv.write_csv(table, pa.PythonFile(to, mode="w"))
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
-        raise DataError(_("the table cannot be CSV: {reason}").format(reason=reason)) from error
+        raise DataError(_("the table cannot be written: {reason}").format(reason=reason)) from error
+
+
+def _fits_csv(column: pa.ChunkedArray) -> bool:
+    """Tell whether CSV can hold a column: by its type, and of bytes by their values."""
+    is_type = pa.types
+    is_bytes = (is_type.is_binary, is_type.is_large_binary, is_type.is_fixed_size_binary)
+    tried = column if any(test(column.type) for test in is_bytes) else column.slice(0, 1)
+    try:
+        pyarrow.csv.write_csv(pa.table({"a": tried}), pa.MockOutputStream())
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | None) -> Manifest:

@@ -75,8 +75,8 @@ def write_rows(path, num_rows, seed, colors):
 def finished(tmp_path_factory):
     """A finished run on a server, rows it has not seen, and its predictions by `train predict`."""
     folder = tmp_path_factory.mktemp("model")
-    table = write_rows(folder / "table.csv", 400, 0, ["red", "green", "blue"])
-    rows = write_rows(folder / "rows.csv", 30, 1, ["red", "green", "mauve", "12"])
+    table = write_rows(folder / "table.csv", 400, 0, ["red", "green", "blue", "NA"])
+    rows = write_rows(folder / "rows.csv", 30, 1, ["red", "green", "NA", "mauve", "12"])
     with mlflow_server(folder / "server") as server:
         env = environment(folder / "home", server.address)
         done = launch(*OPTIONS, "--data", str(table), cwd=folder, env=env)
@@ -147,7 +147,10 @@ def test_mlflow_serves_it(finished, tmp_path):
 
         rows = pd.read_csv(finished.rows)
         as_dates = pd.read_csv(finished.rows, parse_dates=["built", "seen"])
-        for given, orient in [(rows, "split"), (rows, "records"), (as_dates, "split")]:
+        words = pd.read_csv(finished.rows, dtype=str, keep_default_na=False)  # NA, as it stands
+        asked = [(rows, "split"), (rows, "records"), (as_dates, "split")]
+        asked += [(rows.assign(color=words["color"]), "records")]
+        for given, orient in asked:
             answer = ask(given, orient)
             assert answer.status_code == 200, answer.text
             numbers = answer.json()["predictions"]

@@ -77,7 +77,7 @@ def load(folder: Path) -> Dataset:
     """
     npz, record = folder / NPZ_NAME, folder / JSON_NAME
     try:
-        document: dict[str, Any] = _read(record)
+        document: dict[str, Any] = read_record(record)
         version, expected = document["format_version"], document["sha256"]
         if version != _FORMAT_VERSION:
             raise DataError(
@@ -125,7 +125,7 @@ def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
         DataError: It is not what `save` writes.
     """
     try:
-        document = _read(record)
+        document = read_record(record)
         return Preprocessing.from_dict(document["preprocessing"]), _sample_of(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -135,7 +135,8 @@ def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
         ) from error
 
 
-def _read(record: Path) -> Any:
+def read_record(record: Path) -> Any:
+    """Return what `processed_data.json` says."""
     with open_plain(record) as file:
         return json.loads(file.read())
 

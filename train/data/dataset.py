@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from train.config import Config
 from train.data import prepare as preparation
 from train.data.prepare import Features, Preprocessing, listed, target_values
-from train.data.table import locate, raw_sha256, read_table
+from train.data.recognise import recognised
+from train.data.table import Raw, index_columns, locate, raw_sha256, read_raw
 from train.errors import DataError, UsageError
 from train.language import _
 
@@ -81,16 +82,21 @@ def source_fingerprint(config: Config, preprocessing: Preprocessing | None = Non
         DataNotFound: The table is not there.
         DataError: It cannot be read.
     """
+    # A column that is left out counts as one that was dropped, and an option only where it is no
+    # default: data that older versions prepared keeps its fingerprint, if it would be the same.
+    left_out = {*config.drop, *_index_of(config, preprocessing)}
     parts = {
         "version": preparation.VERSION,
         "raw": raw_sha256(config.data),
         "target": _target_of(config),
-        "drop": sorted(set(config.drop)),
+        "drop": sorted(left_out),
         "val_fraction": config.val_fraction,
         "split_seed": config.split_seed,
         "target_scale": config.target_scale,
         "preprocessing": preprocessing and preprocessing.to_dict(),
     }
+    if config.odd_values != "refuse":
+        parts["odd_values"] = config.odd_values
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,8 +113,10 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
         DataError: It cannot be read, or cannot be trained on.
         UsageError: The options contradict `preprocessing`.
     """
-    table = read_table(config.data)
-    target = _require_target(config, table)
+    raw = read_raw(config.data, _text_columns(preprocessing))
+    target = _require_target(config, raw.table)
+    index = _index_of(config, preprocessing)
+    table, notes = _recognised(config, raw, {*config.drop, *index, *_text_columns(preprocessing)})
     targets = target_values(table, target)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
@@ -126,6 +134,7 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
         table.take(pa.array(train)),
         target=target,
         drop=config.drop,
+        index=index,
         target_scale=config.target_scale,
     )
     _check_agrees(config, target, fitted)
@@ -141,6 +150,8 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
         report=(
             f"{len(targets):,} rows: {len(train):,} to train on, {len(val):,} to validate on.",
             *([f"{num_dropped:,} rows without a value in '{target}' dropped."] * (num_dropped > 0)),
+            *raw.told,
+            *notes,
             *fitted.report(),
         ),
         sample=_sample(table, fitted),
@@ -164,6 +175,24 @@ def split(
     order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
     num_val = min(max(round(num_rows * val_fraction), 1), num_rows - 1)
     return order[num_val:], order[:num_val]
+
+
+def _text_columns(preprocessing: Preprocessing | None) -> list[str]:
+    """Return the columns that are text, or that no-one looks at, where that is decided already."""
+    return preprocessing.text_columns if preprocessing else []
+
+
+def _index_of(config: Config, preprocessing: Preprocessing | None) -> list[str]:
+    """Return the columns to leave out as row numbers; what is fitted already has decided it."""
+    if config.keep_index or preprocessing is not None:
+        return []
+    return [name for name in index_columns(config.data) if name != _target_of(config)]
+
+
+def _recognised(config: Config, raw: Raw, as_text: set[str]) -> tuple[pa.Table, list[str]]:
+    if raw.has_types and config.odd_values != "missing":
+        return raw.table, []
+    return recognised(raw.table, config.data, config.odd_values, as_text)
 
 
 def _sample(table: pa.Table, preprocessing: Preprocessing) -> pa.Table:

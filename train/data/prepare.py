@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,19 +16,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from train.data.columns import CALENDAR_PARTS, kind_of, numbers, read_part, texts
-from train.data.scale import TargetScale, mean_and_std
+from train.data.features import CategoricalFeature, NumericFeature
+from train.data.recognise import first_known, first_odd
+from train.data.scale import TargetScale
 from train.errors import DataError
 from train.language import _
 
 VERSION: Final = 1  # raised whenever the same table would give other arrays
 
-_LIMIT: Final = 3.0  # standardised values approach ±3: an outlier must not rule the prediction
-_MAX_VOCABULARY: Final = 1000  # the most frequent values of a column; the rest share code 0
-_MIN_COUNT: Final = 2  # a value seen once cannot be learned, and trains code 0 in its place
 _IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken for an identifier
+
+_NAMELESS: Final = "Unnamed: 0"  # as a first column without a name is called; once it was ""
 
 # Why a column is left out, as it is stored.
 _DROPPED: Final = "dropped as asked"
+_INDEX: Final = "a saved pandas index, a row number: keep_index=true takes it"
 _CONSTANT: Final = "the same in all training rows"
 _DISTINCT: Final = "nearly every value different, like an identifier"
 
@@ -44,93 +46,6 @@ class Features:
 
     numeric: NDArray[np.float32]
     categorical: NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class NumericFeature:
-    """One column of numbers, standardised, with a smooth limit for outliers.
-
-    A value z standard deviations from the mean becomes z / sqrt(1 + (z / 3)²): nearly z for most,
-    never beyond ±3, and still in order.
-
-    Source:
-        The smooth clipping of Holzmüller et al., "Better by Default" (RealMLP), 2024,
-        https://arxiv.org/abs/2407.04491
-
-    Args:
-        column: The raw column's name.
-        part: What of it is taken; see `train.data.columns.read_part`.
-        fill: Value in place of missing ones: the training rows' median.
-        mean: Mean over the training rows.
-        std: Standard deviation over them, above 0.
-    """
-
-    column: str
-    part: str
-    fill: float
-    mean: float
-    std: float
-
-    @classmethod
-    def fit(cls, name: str, part: str, values: NDArray[np.float64]) -> NumericFeature | None:
-        """Fit to the training rows' values, NaN for missing; None where they do not vary."""
-        known = values[~np.isnan(values)]
-        if not known.size:
-            return None
-        fill = float(np.median(known))
-        mean, std = mean_and_std(np.where(np.isnan(values), fill, values))
-        if not std:
-            return None
-        if part == "missing":  # stays 0 or 1: standardised, a rare one would be far out
-            mean, std = 0.0, 1.0
-        return cls(name, part, fill, mean, std)
-
-    def transform(self, column: pa.ChunkedArray) -> NDArray[np.float32]:
-        """Return the feature's values. Shape [N]."""
-        values = read_part(column, self.part)
-        values = np.where(np.isnan(values), self.fill, values)
-        with np.errstate(over="ignore"):  # ±1e308 becomes infinite, and is limited
-            standard = np.clip((values - self.mean) / self.std, -1e9, 1e9)
-        return (standard / np.hypot(1.0, standard / _LIMIT)).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class CategoricalFeature:
-    """One column of categories, as integer codes.
-
-    Args:
-        column: The raw column's name.
-        vocabulary: The values that have a code of their own, value i the code i + 1; None among
-            them stands for a missing value. Everything else has code 0.
-        num_rare: Number of other values that the training rows have; they share code 0.
-    """
-
-    column: str
-    vocabulary: tuple[str | None, ...]
-    num_rare: int
-
-    @property
-    def num_codes(self) -> int:
-        """Number of codes, code 0 included."""
-        return len(self.vocabulary) + 1
-
-    @classmethod
-    def fit(cls, name: str, column: pa.ChunkedArray) -> CategoricalFeature:
-        """Take the most frequent values of the training rows, ties in the order of the text."""
-        counted = pc.value_counts(texts(column))
-        table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
-        common = table.filter(pc.field("count") >= _MIN_COUNT)
-        common = common.sort_by([("count", "descending"), ("value", "ascending")])
-        vocabulary = common["value"].slice(0, _MAX_VOCABULARY).to_pylist()
-        return cls(name, tuple(vocabulary), num_rare=len(table) - len(vocabulary))
-
-    def transform(self, column: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Return the codes. Shape [N], each in [0, num_codes)."""
-        known = pa.array(self.vocabulary, type=pa.large_string())
-        # Some that older versions fitted have a word such as NA in them: there it stays a word.
-        values = texts(column, kept=self.vocabulary)
-        found = pc.fill_null(pc.index_in(values, value_set=known), -1)
-        return found.to_numpy().astype(np.int64) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +68,13 @@ class Preprocessing:
 
     @classmethod
     def fit(
-        cls, table: pa.Table, *, target: str, drop: Iterable[str] = (), target_scale: str = "auto"
+        cls,
+        table: pa.Table,
+        *,
+        target: str,
+        drop: Iterable[str] = (),
+        index: Collection[str] = (),
+        target_scale: str = "auto",
     ) -> Preprocessing:
         """Fit to the training rows.
 
@@ -161,6 +82,7 @@ class Preprocessing:
             table: The training rows and only them; each has a target.
             target: Column to predict.
             drop: Columns to leave out.
+            index: Columns to leave out since they are row numbers.
             target_scale: "auto", "linear" or "log"; see `TargetScale.fit`.
 
         Raises:
@@ -177,7 +99,11 @@ class Preprocessing:
         for name in table.column_names:
             if name == target:
                 continue
-            fitted = _DROPPED if name in dropped else _fit_column(name, table[name])
+            fitted: list[NumericFeature] | CategoricalFeature | str
+            if name in dropped:
+                fitted = _DROPPED
+            else:
+                fitted = _INDEX if name in index else _fit_column(name, table[name])
             if isinstance(fitted, str):
                 left_out[name] = fitted
             elif isinstance(fitted, CategoricalFeature):
@@ -204,6 +130,9 @@ class Preprocessing:
         Raises:
             DataError: Columns are missing, or hold something else than when they were fitted.
         """
+        if "" in self.columns and _NAMELESS in table.column_names:
+            names = ["" if name == _NAMELESS else name for name in table.column_names]
+            table = table.rename_columns(names)
         missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise DataError(
@@ -223,7 +152,18 @@ class Preprocessing:
     @property
     def columns(self) -> set[str]:
         """Names of the raw columns that are used, without the target."""
-        return {f.column for f in self.numeric} | {f.column for f in self.categorical}
+        return set(self.column_names)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Names of the columns to read as text: categories, and what is only shown."""
+        return [*(feature.column for feature in self.categorical), *self.left_out]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the raw columns that are used: those of numbers, then those of categories."""
+        names = [f.column for f in self.numeric] + [f.column for f in self.categorical]
+        return list(dict.fromkeys(names))
 
     def report(self) -> list[str]:
         """Return, in plain English, as it is stored, what is used of a table and what is not."""
@@ -275,13 +215,19 @@ def target_values(table: pa.Table, target: str) -> NDArray[np.float64]:
     require_column(table.column_names, target, "target")
     column = table[target]
     if kind_of(column) != "numeric":
-        example = next(iter(column.drop_null().slice(0, 1).to_pylist()), None)
+        row, example = first_odd(column) if kind_of(column) == "text" else first_known(column)
         others = [n for n in table.column_names if kind_of(table[n]) == "numeric"]
         raise DataError(
             _(
-                "target '{target}' is not a number: it holds {kind}, such as {example!r}. "
-                "Numeric columns are {columns}"
-            ).format(target=target, kind=column.type, example=example, columns=listed(others))
+                "target '{target}' is not a number: it holds {kind}, such as {example!r} in row "
+                "{row:,}. Numeric columns are {columns}"
+            ).format(
+                target=target,
+                kind=column.type,
+                example=example,
+                row=row,
+                columns=listed(others),
+            )
         )
     return numbers(column)
 
@@ -314,12 +260,19 @@ def listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def _transform(feature: NumericFeature | CategoricalFeature, table: pa.Table) -> NDArray[Any]:
+    column = table[feature.column]
     try:
-        return feature.transform(table[feature.column])
+        return feature.transform(column)
     except DataError as error:
+        reason = str(error)
+        if isinstance(feature, NumericFeature) and kind_of(column) == "text":
+            row, value = first_odd(column)
+            reason = _("{reason}; row {row:,} holds {value!r}").format(
+                reason=reason, row=row, value=value
+            )
         raise DataError(
             _("column '{name}' is not what it was when fitted: {reason}").format(
-                name=feature.column, reason=error
+                name=feature.column, reason=reason
             )
         ) from error
 
@@ -340,6 +293,7 @@ def _told(reason: str) -> str:
     """Return why a column was left out, which is stored in English, in the user's language."""
     return {
         _DROPPED: _("dropped as asked"),
+        _INDEX: _("a saved pandas index, a row number: keep_index=true takes it"),
         _CONSTANT: _("the same in all training rows"),
         _DISTINCT: _("nearly every value different, like an identifier"),
     }.get(reason, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable
@@ -123,23 +124,29 @@ def _find_cached(folder: Path) -> Dataset | None:
         return None
 
 
-def _saved_preprocessing(path: Path) -> Preprocessing | None:
+def _saved_preprocessing(path: Path, fingerprint: str) -> Preprocessing | None:
     """Return what was fitted when the data was prepared first, if the run's JSON is here."""
     try:
-        return cache.load_preprocessing(path)[0]
-    except DataError:
+        document = cache.read_record(path)
+        is_it = document["fingerprint"] == fingerprint
+        return Preprocessing.from_dict(document["preprocessing"]) if is_it else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
     """Prepare the raw table again, and make sure that it is still the same."""
     try:
-        fitted = _saved_preprocessing(folder / cache.JSON_NAME)
-        for preprocessing in (None, fitted):  # a fork may have used another run's
-            if source_fingerprint(config, preprocessing) == fingerprint:
-                dataset = prepare(config, preprocessing)
-                cache.save(dataset, folder)
-                return dataset
+        fitted = _saved_preprocessing(folder / cache.JSON_NAME, fingerprint)
+        # A fork may have used another run's; older versions kept an index.
+        for kept in (config, config.replace(keep_index=True)):
+            for preprocessing in (None, fitted):
+                if source_fingerprint(kept, preprocessing) == fingerprint:
+                    # By what was fitted then: an older version may have read the table otherwise.
+                    dataset = prepare(kept, fitted or preprocessing)
+                    dataset = dataclasses.replace(dataset, fingerprint=fingerprint)
+                    cache.save(dataset, folder)
+                    return dataset
     except DataNotFound as error:
         raise DataError(
             _(

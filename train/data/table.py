@@ -7,24 +7,27 @@ The table shipped with the package, 'diamonds' (53,940 rows, 10 columns), is the
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
 import hashlib
+import itertools
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
-from train.data.columns import MISSING_WORDS
+from train.data.excel import read_sheet
+from train.data.parquet import read_parquet, read_schema
+from train.data.text import column_names, read_text
 from train.errors import DataError, DataNotFound
 from train.language import _
 
 SHIPPED: Final = {"diamonds": Path(__file__).with_name("diamonds.csv.gz")}
-_MAX_CSV_ROW_BYTES: Final = 2**24  # a megabyte, pyarrow's default, is little for wide tables
 
 
 def locate(data: str) -> Path:
@@ -39,17 +42,36 @@ def locate(data: str) -> Path:
     return path
 
 
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """A table as its file has it.
+
+    Args:
+        table: The rows, at least one; the columns have distinct names.
+        told: Sentences on how the file was read, where that is not plain.
+        has_types: Whether the file says of which types its columns are; of text, they were inferred
+            from the values.
+    """
+
+    table: pa.Table
+    told: tuple[str, ...]
+    has_types: bool
+
+
 def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
+    """Read a table whole; see `read_raw`."""
+    return read_raw(data, text_columns).table
+
+
+def read_raw(data: str, text_columns: Sequence[str] = ()) -> Raw:
     """Read a table whole.
 
     Args:
-        data: Path to CSV or CSV.gz (types are inferred from all rows; ISO dates become dates),
-            to a Parquet file or folder, to ``.npz`` (each 1-D array is a column, each 2-D array
-            ``x`` gives the columns ``x_0``, ``x_1``, …), or the name of a shipped table.
-        text_columns: Columns of a CSV that are text, whatever they look like.
-
-    Returns:
-        A table with at least one row and with distinct column names.
+        data: Path to a text (CSV, TSV, also .gz; separator and encoding are found out, types
+            inferred from all rows; ISO dates become dates), to an Excel workbook, to a Parquet
+            file or folder, to ``.npz`` (each 1-D array is a column, each 2-D array ``x`` gives the
+            columns ``x_0``, ``x_1``, …), or the name of a shipped table.
+        text_columns: Columns of a text or workbook that are text, whatever they look like.
 
     Raises:
         DataNotFound: There is nothing at that path.
@@ -57,9 +79,51 @@ def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
             one name.
     """
     path = locate(data)
-    kind, read = _reader_of(path)
+    kind = _kind_of(path)
+    with _told_of(path, kind):
+        if kind == "CSV":
+            table, told = read_text(path, path, text_columns)
+        elif kind == "Excel":
+            sheet, told = read_sheet(path)
+            table = read_text(sheet, path, text_columns)[0]
+        else:
+            table, told = (_read_npz if kind == ".npz" else read_parquet)(path)
+    _check(table, path)
+    return Raw(table, tuple(told), has_types=kind in ("Parquet", ".npz"))
+
+
+def index_columns(data: str) -> list[str]:
+    """Return the columns of a file that are a saved index of pandas: row numbers, no measurements.
+
+    These are columns without a name, or called Unnamed: 0, in front; those called
+    __index_level_0__; and those that pandas' own notes in a Parquet file call its index.
+
+    Raises:
+        DataNotFound: There is nothing at that path.
+        DataError: The file cannot be read.
+    """
+    path = locate(data)
+    kind = _kind_of(path)
+    names, noted = [], []
+    with _told_of(path, kind):
+        if kind == "Parquet":
+            schema = read_schema(path)
+            names = schema.names
+            with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+                noted = [n for n in schema.pandas_metadata["index_columns"] if isinstance(n, str)]
+        elif kind != ".npz":
+            names = column_names(read_sheet(path, max_rows=1)[0] if kind == "Excel" else path)
+    nameless = itertools.takewhile(re.compile(r"|Unnamed: \d+(\.\d+)*").fullmatch, names)
+    levels = [name for name in names if re.fullmatch(r"__index_level_\d+__", name)]
+    known = {*nameless, *levels, *noted}
+    return [name for name in names if name in known]
+
+
+@contextlib.contextmanager
+def _told_of(path: Path, kind: str) -> Iterator[None]:
+    """Tell what goes wrong while a file is read in one line that names it."""
     try:
-        table = _read_csv(path, text_columns) if kind == "CSV" else read(path)
+        yield
     except DataError:
         raise
     except (OSError, EOFError, ValueError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as e:
@@ -70,9 +134,9 @@ def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
                 "Check that the file is complete and of the kind its name says"
             ).format(path=path, kind=kind, reason=reason)
         ) from e
-    views = [i for i, field in enumerate(table.schema) if pa.types.is_string_view(field.type)]
-    for i in views:  # pyarrow cannot take rows of them
-        table = table.set_column(i, table.schema.names[i], table.column(i).cast(pa.large_string()))
+
+
+def _check(table: pa.Table, path: Path) -> None:
     twice = [name for name, n in collections.Counter(table.column_names).items() if n > 1]
     if twice:
         raise DataError(
@@ -86,7 +150,6 @@ def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
                 path=path, num_columns=table.num_columns
             )
         )
-    return table
 
 
 def raw_sha256(data: str) -> str:
@@ -117,17 +180,22 @@ def _file_sha256(path: Path) -> str:
 
 
 def _kinds() -> str:
-    return _("CSV (.csv, .csv.gz), Parquet (.parquet, or a folder of such files), or .npz")
+    return _(
+        "CSV (.csv, .tsv, also .gz), Excel (.xlsx), Parquet (.parquet, or a folder of such files), "
+        "or .npz"
+    )
 
 
-def _reader_of(path: Path) -> tuple[str, Callable[[Path], pa.Table]]:
+def _kind_of(path: Path) -> str:
     name = path.name.lower()
     if path.is_dir() or name.endswith(".parquet"):
-        return "Parquet", _read_parquet
-    if name.endswith((".csv", ".csv.gz")):
-        return "CSV", _read_csv
+        return "Parquet"
+    if name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+        return "CSV"
+    if name.endswith(".xlsx"):
+        return "Excel"
     if name.endswith(".npz"):
-        return ".npz", _read_npz
+        return ".npz"
     raise DataError(
         _("data '{path}' is of an unknown kind, '{suffix}': give {kinds}").format(
             path=path, suffix=path.suffix, kinds=_kinds()
@@ -135,46 +203,18 @@ def _reader_of(path: Path) -> tuple[str, Callable[[Path], pa.Table]]:
     )
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    if path.is_dir() and not any(path.rglob("*.parquet")):
-        raise DataError(
-            _("data '{path}' is a folder without a .parquet file in it: give {kinds}").format(
-                path=path, kinds=_kinds()
-            )
-        )
-    return pyarrow.parquet.read_table(path)
-
-
-def _read_csv(path: Path, text_columns: Sequence[str] = ()) -> pa.Table:
-    table = pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(block_size=_MAX_CSV_ROW_BYTES),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            null_values=list(MISSING_WORDS),
-            strings_can_be_null=True,
-            column_types=dict.fromkeys(text_columns, pa.string()),
-        ),
-    )
-    for field in table.schema:
-        if pa.types.is_binary(field.type):
-            raise DataError(
-                _(
-                    "data '{path}': column '{name}' is not UTF-8 text: "
-                    "convert the file, as with iconv -f latin1 -t utf-8"
-                ).format(path=path, name=field.name)
-            )
-    return table
-
-
-def _read_npz(path: Path) -> pa.Table:
+def _read_npz(path: Path) -> tuple[pa.Table, list[str]]:
     if not zipfile.is_zipfile(path):
         raise DataError(_("data '{path}' is not an .npz: np.savez writes one").format(path=path))
     names: list[str] = []
     columns: list[pa.Array] = []
+    others: list[str] = []  # such as README.txt, or what a Mac adds to an archive
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             array = arrays[name]
+            if not isinstance(array, np.ndarray):
+                others.append(name)
+                continue
             if array.ndim not in (1, 2):
                 raise DataError(
                     _(
@@ -197,4 +237,5 @@ def _read_npz(path: Path) -> pa.Table:
                 path=path, lengths=lengths
             )
         )
-    return pa.Table.from_arrays(columns, names=names)
+    told = [f"No arrays, not read: {', '.join(map(repr, others))}."] if others else []
+    return pa.Table.from_arrays(columns, names=names), told

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from train.config import Config
 from train.data.columns import CALENDAR_PARTS, kind_of, texts, without_missing_words
 from train.data.prepare import Features, Preprocessing
+from train.data.recognise import as_dates, as_numbers
 from train.errors import CheckpointDamaged, DataError
 from train.language import _
 from train.tasks.tabular import TabularMLP, predict
@@ -94,36 +95,37 @@ class Predictor:
         return self.preprocessing.scale.decode(encoded.cpu().numpy())
 
     def _readable(self, table: pa.Table) -> pa.Table:
-        """Return the table with dates as dates where they came as text, as JSON has them."""
+        """Return the table with dates as dates where they came as text, as JSON has them.
+
+        Where odd values counted as missing in training, they do here.
+        """
         dates = {f.column for f in self.preprocessing.numeric if f.part in CALENDAR_PARTS}
+        numeric = self._numeric_columns - dates
+        odd_are_missing = self.config.odd_values == "missing"
         for i, name in enumerate(table.column_names):
-            if name not in dates:
-                continue
             column = table[name]
-            if kind_of(column) == "text":
-                column = without_missing_words(pc.utf8_trim_whitespace(texts(column)))
-            if column.null_count == len(column):  # pandas has a type for it: that of numbers
-                table = table.set_column(i, name, pa.nulls(len(column)))
-            elif kind_of(column) == "numeric":  # since when, and in what, nobody can tell
-                reason = _("not a date: {reason}").format(reason=column.type)
-                raise DataError(
-                    _("column '{name}' is not what it was when fitted: {reason}").format(
-                        name=name, reason=reason
-                    )
-                )
-            elif kind_of(column) == "text":
-                for zone in (None, "UTC"):  # without an offset from UTC, or with one
-                    with contextlib.suppress(pa.ArrowException):  # `transform` says what is wrong
-                        table = table.set_column(i, name, column.cast(pa.timestamp("us", zone)))
+            if name in dates:
+                table = table.set_column(i, name, _dates(name, column, odd_are_missing))
+            elif name in numeric and odd_are_missing and kind_of(column) == "text":
+                table = table.set_column(i, name, as_numbers(column))
         return table
+
+    @property
+    def _numeric_columns(self) -> set[str]:
+        return {feature.column for feature in self.preprocessing.numeric}
 
     def _table(self, rows: pandas.DataFrame) -> pa.Table:
         columns = self.preprocessing.columns
         used = [name for name in rows.columns if name in columns]
         arrays = []
         for name in used:
+            values = rows[name]
+            if str(values.dtype).startswith("period["):
+                values = values.dt.to_timestamp()
+            elif name in self._numeric_columns and values.map(type).isin((int, float, str)).all():
+                values = _as_texts(values)
             try:
-                arrays.append(pa.array(rows[name], from_pandas=True))
+                arrays.append(pa.array(values, from_pandas=True))
             except pa.ArrowException as error:
                 reason = str(error).splitlines()[0]
                 raise DataError(
@@ -166,3 +168,32 @@ class Predictor:
             ) from error
         preprocessing = Preprocessing.from_dict(recipe["preprocessing"])
         return cls(preprocessing, Config.from_dict(recipe["config"]), weights)
+
+
+def _as_texts(values: pandas.Series) -> pandas.Series:
+    """Return numbers and words, as JSON has them for a number and NA, as text; else the same."""
+    kinds = set(values.map(type))
+    return values.map(str) if str in kinds and len(kinds) > 1 else values
+
+
+def _dates(name: str, column: pa.ChunkedArray, odd_are_missing: bool) -> pa.ChunkedArray:
+    """Return a column as dates; as it is where that is not possible: `transform` says why."""
+    kind = kind_of(column)
+    if kind == "text":
+        column = without_missing_words(pc.utf8_trim_whitespace(texts(column)))
+    if column.null_count == len(column):  # pandas has a type for it: that of numbers
+        return pa.chunked_array([pa.nulls(len(column))])
+    if kind == "numeric":  # since when, and in what, nobody can tell
+        reason = _("not a date: {reason}").format(reason=column.type)
+        raise DataError(
+            _("column '{name}' is not what it was when fitted: {reason}").format(
+                name=name, reason=reason
+            )
+        )
+    if kind != "text":
+        return column
+    for zone in (None, "UTC"):  # without an offset from UTC, or with one
+        with contextlib.suppress(pa.ArrowException):
+            return column.cast(pa.timestamp("us", zone))
+    dates = as_dates(column)
+    return dates if odd_are_missing or dates.null_count == column.null_count else column

@@ -6,6 +6,7 @@ next try, and deleted.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -220,7 +221,25 @@ def _example(sample: pa.Table) -> Any:
         if is_time or pa.types.is_decimal(field.type):
             values = pa.array(numbers(sample[field.name]), from_pandas=True)
             sample = sample.set_column(i, field.name, values)
-    return sample.to_pandas()
+    return _without_index(sample)
+
+
+def _without_index(sample: pa.Table) -> Any:
+    """Return a DataFrame of all the columns: pandas' notes would make an index of some.
+
+    Its other notes are kept, such as on whole numbers with gaps, if they are sound.
+    """
+    try:
+        notes = sample.schema.pandas_metadata
+        columns = [
+            {**column, "name": column["name"] or column["field_name"]}  # an index may have no name
+            for column in notes["columns"]
+            if not column["numpy_type"].startswith("period")
+        ]
+        notes = {**notes, "index_columns": [], "columns": columns}
+        return sample.replace_schema_metadata({"pandas": json.dumps(notes)}).to_pandas()
+    except (ValueError, TypeError, KeyError, AttributeError):  # none, or not pandas' own
+        return sample.replace_schema_metadata(None).to_pandas()
 
 
 def _signature(sample: pa.Table) -> Any:
