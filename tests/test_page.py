@@ -1,6 +1,7 @@
 """What people see of a run while it is trained: the page of its checkpoints, its description."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,9 @@ def test_the_description_tells_what_to_do_next(tracking, record, status, command
     fork = [] if status == "FAILED" else ["Fork from the best epoch:"]
     assert titles == [f"{command}:", *fork]
     assert ("--epochs 8" in note(tracking, attempt)) == (status == "FINISHED")
+    # Each on a line of its own that MLflow's pages can break, so that it is read and copied whole.
+    commands = re.findall(r"^\n`(train run [^`]*)`\n$", note(tracking, attempt), re.MULTILINE)
+    assert len(commands) == len(titles)
 
 
 def test_where_each_attempt_began_is_read_from_its_words():

@@ -248,12 +248,13 @@ class Attempt:
             [
                 f"**{state}**{_progress_in_words(record)}",
                 "",
+                # No block: MLflow's pages do not break its lines, and push away what is beside it.
                 *(
                     line
                     for title, wanted in commands.items()
-                    for line in (f"{title}:", *markdown.block(train_command(wanted, ".")))
+                    for line in (f"{title}:", "", markdown.code(train_command(wanted, ".")), "")
                 ),
-                *("", "| attempt | what it did |", "| --- | --- |", *attempts, ""),
+                *("| attempt | what it did |", "| --- | --- |", *attempts, ""),
                 markdown.link("All runs", runs_page(record.experiment_id)),
             ]
         )

@@ -133,6 +133,8 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
         checkpoint = table.get_by_role("row").filter(has_text=f"epoch_{epoch}")
         older = " --epochs 24" if epoch == 12 else f" --resume_epoch {epoch} --fork true"
         expect(checkpoint.get_by_role("code")).to_contain_text(resume + older)
+    newest = table.get_by_role("row").filter(has_text="epoch_12")
+    expect(newest.get_by_role("code")).to_be_in_viewport(ratio=1)  # the command is seen whole
     expect(files.get_by_text("epoch_9", exact=True)).to_be_in_viewport(ratio=1)  # a tree unfolds
     pages.picture("checkpoints", height=740)
 

@@ -46,6 +46,7 @@ p { margin: 4px 0 0; color: var(--soft); overflow-wrap: anywhere; }
 p b { color: var(--ink); font-weight: 600; }
 code { font: 12px/1.5 ui-monospace, monospace; background: var(--fill); border-radius: 4px;
   padding: 2px 6px; -webkit-user-select: all; user-select: all; }
+td code { display: block; min-width: 300px; white-space: normal; }
 .charts { display: grid; gap: 8px 24px; margin: 16px 0;
   grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
 figure { margin: 0; max-width: 620px; }
