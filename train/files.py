@@ -233,6 +233,42 @@ def rename_over(old: Path, new: Path) -> None:
     _sync(new.parent)
 
 
+def name_if_free(temporary: Path, target: Path) -> bool:
+    """Give a whole file its name, unless there is a file of that name; tell whether it has it.
+
+    Guarantees:
+        Of several processes that do it at once one has its file there; none replaces another's.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without second names
+        if target.exists():
+            return False
+        os.replace(temporary, target)
+    _sync(target.parent)
+    return True
+
+
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Let one process of this machine at a time into the block; the others wait.
+
+    Args:
+        path: A file for the lock; where it cannot be made, nobody is kept out.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")  # noqa: SIM115 - closed below; its lock goes with it
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class FolderLock:
     """Tells other processes on this machine that a folder is in use, until this process ends.
 

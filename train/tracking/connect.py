@@ -7,6 +7,7 @@ from typing import Any
 
 from train import environment
 from train.language import _
+from train.tracking.database import open_store
 from train.tracking.translate import translated
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,6 @@ def open_client() -> tuple[str, Any]:
         StoreUnavailable: It is of a kind that MLflow does not open.
     """
     import mlflow
-    from mlflow import MlflowClient
 
     _leave_out_unreadable()
     # What they would say is told by our own errors; theirs come with tracebacks.
@@ -27,7 +27,7 @@ def open_client() -> tuple[str, Any]:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     uri = mlflow.get_tracking_uri()
     with translated(_("connecting")):
-        return uri, MlflowClient(uri)
+        return uri, open_store(uri)
 
 
 def _leave_out_unreadable() -> None:

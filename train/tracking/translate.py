@@ -85,7 +85,8 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
     if told:
         return StoreRefused(told)
     return StoreUnavailable(
-        _proxy_fails(asked, error)
+        _locked(doing, uri, error)
+        or _proxy_fails(asked, error)
         or _silent(doing, environment.redact(asked), is_own_store, error)
         or _("{doing} failed: {reason}").format(doing=doing, reason=one_line(error))
     )
@@ -126,6 +127,15 @@ def _wrong_name(uri: str, error: Exception) -> str | None:
     return _(
         "the tracking server at {uri} refuses to be called by that name: start it with {option}"
     ).format(uri=uri, option=quoted("--allowed-hosts", urlparse(uri).netloc))
+
+
+def _locked(doing: str, uri: str, error: Exception) -> str | None:
+    if "database is locked" not in str(error):
+        return None
+    return _(
+        "{doing} failed: another program has locked the database {uri}. Wait until it is done, or "
+        "end it; `mlflow server` lets many work at once"
+    ).format(doing=doing, uri=uri)
 
 
 def _proxy_fails(asked: str, error: Exception) -> str | None:
