@@ -71,6 +71,9 @@ def test_a_word_for_missing_gives_one_number_in_every_way(tmp_path, name):
     np.testing.assert_array_equal(served.predict(frame.astype("category")), expected)
     np.testing.assert_array_equal(served.predict(infer_and_parse_data(body)), expected)
     np.testing.assert_array_equal(served.predict(pd.read_csv("rows.csv")), expected)
+    mixed = [{**row, "x": 1.0 if row["x"] == "1" else row["x"]} for row in rows]
+    found = served.predict(infer_and_parse_data({"dataframe_records": mixed}))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_words_are_those_that_csv_always_had():

@@ -2,13 +2,14 @@
 
 import datetime
 import gzip
+import zipfile
 
 import openpyxl
 import pytest
 
 from train.config import Config
 from train.data.dataset import prepare, source_fingerprint
-from train.data.table import read_raw, read_table
+from train.data.table import index_columns, read_raw, read_table
 from train.errors import DataError
 
 ROWS = {"面积": [1.5, 2.0, -3.25], "城市": ["北京", "上海", "北京"], "价格": [10, 20, 30]}
@@ -158,6 +159,28 @@ def test_a_sheet_that_is_no_table_is_refused(tmp_path, sheets, reason):
     workbook(tmp_path / "a.xlsx", sheets)
     with pytest.raises(DataError, match=reason):
         read_table("a.xlsx")
+
+
+@pytest.mark.parametrize("part", ["xl/worksheets/sheet1.xml", "xl/workbook.xml"])
+@pytest.mark.parametrize("content", [b"<worksheet><cut", None])
+def test_a_damaged_workbook_is_refused(tmp_path, part, content):
+    """A part that is cut, or that is missing, is one line."""
+    workbook(tmp_path / "whole.xlsx", {"a": [["x", "y"], [1, 2]]})
+    with zipfile.ZipFile("whole.xlsx") as whole, zipfile.ZipFile("a.xlsx", "w") as damaged:
+        for name in whole.namelist():
+            if name != part or content is not None:
+                damaged.writestr(name, content if name == part else whole.read(name))
+    for read in (read_table, index_columns):
+        with pytest.raises(DataError, match=r"no Excel workbook|no sheet") as refused:
+            read("a.xlsx")
+        assert "\n" not in str(refused.value)
+
+
+def test_empty_rows_above_a_sheet_are_passed_over(tmp_path):
+    """Also where only the names are asked for."""
+    workbook(tmp_path / "a.xlsx", {"a": [[], [], [None, "x", "y"], [0, 1, 2], [1, 5, 6]]})
+    assert read_table("a.xlsx").to_pydict() == {"Unnamed: 0": [0, 1], "x": [1, 5], "y": [2, 6]}
+    assert index_columns("a.xlsx") == ["Unnamed: 0"]
 
 
 def test_the_same_rows_train_the_same_however_they_are_written(tmp_path):

@@ -116,7 +116,9 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
     raw = read_raw(config.data, _text_columns(preprocessing))
     target = _require_target(config, raw.table)
     index = _index_of(config, preprocessing)
-    table, notes = _recognised(config, raw, {*config.drop, *index, *_text_columns(preprocessing)})
+    table, notes = _recognised(
+        config, raw, target, {*config.drop, *index, *_text_columns(preprocessing)}
+    )
     targets = target_values(table, target)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
@@ -189,10 +191,12 @@ def _index_of(config: Config, preprocessing: Preprocessing | None) -> list[str]:
     return [name for name in index_columns(config.data) if name != _target_of(config)]
 
 
-def _recognised(config: Config, raw: Raw, as_text: set[str]) -> tuple[pa.Table, list[str]]:
+def _recognised(
+    config: Config, raw: Raw, target: str, as_text: set[str]
+) -> tuple[pa.Table, list[str]]:
     if raw.has_types and config.odd_values != "missing":
         return raw.table, []
-    return recognised(raw.table, config.data, config.odd_values, as_text)
+    return recognised(raw.table, config.data, target, config.odd_values, as_text)
 
 
 def _sample(table: pa.Table, preprocessing: Preprocessing) -> pa.Table:

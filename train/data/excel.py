@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import io
+import itertools
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,17 +24,17 @@ def read_sheet(path: Path, max_rows: int | None = None) -> tuple[bytes, list[str
 
     Args:
         path: The workbook.
-        max_rows: So many rows at most, that of the names included.
+        max_rows: So many rows at most, that of the names included; default: all.
 
     Raises:
         DataError: It is no workbook, or has no sheet.
     """
-    import openpyxl  # late: few tables are workbooks
-
     if not zipfile.is_zipfile(path):
         raise DataError(_("data '{path}' is no Excel workbook (.xlsx)").format(path=path))
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        with warnings.catch_warnings():  # of what openpyxl passes over, such as drop-down lists
+            warnings.simplefilter("ignore")
+            names, rows = _first_sheet(path, max_rows)
     except Exception as error:  # of openpyxl, of its XML parser, or for a part that is missing
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -40,21 +42,30 @@ def read_sheet(path: Path, max_rows: int | None = None) -> tuple[bytes, list[str
                 path=path, reason=reason.strip("'\"")
             )
         ) from error
-    try:
-        if not book.worksheets:
-            raise DataError(_("data '{path}' has no sheet with cells").format(path=path))
-        sheet = book.worksheets[0]
-        sheet.reset_dimensions()  # some programs write wrong ones
-        rows = list(_filled(sheet.iter_rows(values_only=True, max_row=max_rows)))
-        names = [s.title for s in book.worksheets]
-    finally:
-        book.close()
+    if not names:
+        raise DataError(_("data '{path}' has no sheet with cells").format(path=path))
     width = max((len(row) for row in rows), default=0)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([*map(_cell, row), *[""] * (width - len(row))] for row in rows)
     told = f"The table is sheet '{names[0]}', the first of {len(names)}."
     return text.getvalue().encode(), [told] if len(names) > 1 else []
+
+
+def _first_sheet(path: Path, max_rows: int | None) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return the names of all sheets, and the rows of the first."""
+    import openpyxl  # late: few tables are workbooks
+
+    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    try:
+        sheets = book.worksheets
+        if not sheets:
+            return [], []
+        sheets[0].reset_dimensions()  # some programs write wrong ones
+        rows = _filled(sheets[0].iter_rows(values_only=True))
+        return [sheet.title for sheet in sheets], list(itertools.islice(rows, max_rows))
+    finally:
+        book.close()
 
 
 def _filled(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:

@@ -46,7 +46,7 @@ class Odd:
 
 
 def recognised(
-    table: pa.Table, data: str, odd_values: str, as_text: Collection[str]
+    table: pa.Table, data: str, target: str, odd_values: str, as_text: Collection[str]
 ) -> tuple[pa.Table, list[str]]:
     """Return the table with columns of text as what they are, and sentences on what was done.
 
@@ -56,6 +56,7 @@ def recognised(
     Args:
         table: The rows, of a file that does not say which types its columns have.
         data: The table's name, for messages.
+        target: The column to predict.
         odd_values: "refuse", "missing" or "text".
         as_text: Names of columns that stay text.
 
@@ -77,7 +78,7 @@ def recognised(
                 f"({odd.count:,}): {_shown(odd)}."
             )
         elif odd_values == "refuse":
-            raise _refusal(field.name, data, odd)
+            raise _refusal(field.name, data, odd, field.name == target)
     return table, notes
 
 
@@ -165,9 +166,17 @@ def _shown(odd: Odd) -> str:
     return f"{shown}, …" if odd.count > len(odd.values) else shown
 
 
-def _refusal(name: str, data: str, odd: Odd) -> DataError:
+def _refusal(name: str, data: str, odd: Odd, is_target: bool) -> DataError:
     kind = {"numbers": _("numbers"), "dates": _("dates")}[odd.kind]
     row, value = odd.values[0]
+    if is_target:
+        return DataError(
+            _(
+                "data '{data}': target '{name}' is {kind} but for {count:,} of its values, first "
+                "{value!r} in row {row:,}. Mend the table, or pass odd_values=missing (such rows "
+                "are left out)"
+            ).format(data=data, name=name, kind=kind, count=odd.count, value=value, row=row)
+        )
     return DataError(
         _(
             "data '{data}': column '{name}' is {kind} but for {count:,} of its values, first "

@@ -122,8 +122,8 @@ class Predictor:
             values = rows[name]
             if str(values.dtype).startswith("period["):
                 values = values.dt.to_timestamp()
-            elif name in self._numeric_columns and values.map(type).isin((int, float, str)).all():
-                values = _as_texts(values)
+            elif name in self._numeric_columns:
+                values = _of_one_kind(values)
             try:
                 arrays.append(pa.array(values, from_pandas=True))
             except pa.ArrowException as error:
@@ -170,10 +170,15 @@ class Predictor:
         return cls(preprocessing, Config.from_dict(recipe["config"]), weights)
 
 
-def _as_texts(values: pandas.Series) -> pandas.Series:
-    """Return numbers and words, as JSON has them for a number and NA, as text; else the same."""
-    kinds = set(values.map(type))
-    return values.map(str) if str in kinds and len(kinds) > 1 else values
+def _of_one_kind(values: pandas.Series) -> pandas.Series:
+    """Return numbers among words, as JSON has them for 1.5 and NA, as words; else the same."""
+    if values.dtype != object:
+        return values
+    kinds = set(map(type, values)) - {type(None)}
+    is_mixed = str in kinds and all(
+        issubclass(k, str | int | float) and k is not bool for k in kinds
+    )
+    return values.map(str, na_action="ignore") if is_mixed else values
 
 
 def _dates(name: str, column: pa.ChunkedArray, odd_are_missing: bool) -> pa.ChunkedArray:
