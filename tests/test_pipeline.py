@@ -108,6 +108,7 @@ def saver(recorded_tracking, record, artifacts, calls, spool, make_checkpoint):
     for one in opened:
         with one.pipeline._shared.changed:
             one.pipeline._shared.closing = True
+            one.pipeline._shared.ending = one.pipeline._shared.ending or (lambda: None)
             one.pipeline._shared.changed.notify_all()
         one.pipeline._items.put(None)
         for thread in (one.pipeline._writer, one.pipeline._uploader):
@@ -532,11 +533,48 @@ def test_room_is_looked_for_before_writing(
     run.save(1, kept=True)
     run.written()
     run.save(2, kept=True)
-    run.written()
     held.free.set()
+    run.written()
     assert run.close()
     assert [m.epoch for m in run.publisher.manifests] == [1]
     assert "has 100 bytes free" in warnings(caplog)[0]
+
+
+class FullDisk(HeldSpool):
+    """A spool on a disk that has room for one checkpoint and a little."""
+
+    capacity = math.inf
+
+    def free_bytes(self):
+        return self.capacity - sum(m.bytes for m in self.list())
+
+
+@pytest.mark.parametrize("is_closing", [False, True])
+def test_room_that_an_upload_makes_is_waited_for(
+    recorded_tracking, record, artifacts, calls, tmp_path, make_checkpoint, caplog, is_closing
+):
+    """No epoch is lost for want of room that is there a little later; the wait is told once."""
+    (tmp_path / "full").mkdir()
+    spool = FullDisk(tmp_path / "full", 1)
+    spool.log_file.write_text("a line\n")
+    run = Saver(recorded_tracking, record, artifacts, spool, make_checkpoint)
+    held = calls.hold(FIRST)
+    run.save(1, kept=True)
+    run.written()
+    spool.capacity = 1.9 * spool.list()[0].bytes
+    run.save(2, kept=True)
+    closing = in_background(run.close) if is_closing else None
+    wait_for(lambda: "have made room" in caplog.text)
+    held.free.set()
+    if closing is not None:
+        closing.join(60)
+    else:
+        run.save(3, kept=True)
+        assert run.close()
+    assert not run.pipeline.is_paused
+    assert run.ended == [True]
+    assert [m.epoch for m in run.publisher.manifests] == ([1, 2] if is_closing else [1, 2, 3])
+    assert all("have made room" in warning for warning in warnings(caplog))
 
 
 def test_an_outage_is_one_warning_and_its_end_is_told(saver, calls, stored, published, caplog):

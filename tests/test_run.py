@@ -821,11 +821,9 @@ def test_the_status_is_true_even_where_the_log_cannot_be_stored(bench, run_id, s
     error = Stopped() if status == "FAILED" else None
     run.__exit__(type(error) if error else None, error, None)
     assert bench.status(run_id) == status
-    assert bench.spool(run_id).read_journal()["status"] == status, "the log still waits"
-    logs.unlink()
-    run._pipeline._uploader.join()
-    assert (logs / "attempt_1.log").read_text() == "a line\n"
-    assert not bench.spool(run_id).folder.exists()
+    assert not run._pipeline._uploader.is_alive(), "nothing waits for it"
+    assert bench.spool(run_id).read_journal()["status"] == status
+    assert bench.spool(run_id).log_file.read_text() == "a line\n", "it is kept for `train sync`"
 
 
 def test_epochs_that_cannot_be_committed_wait_and_stop_nothing(bench, run_id, caplog, monkeypatch):
@@ -872,3 +870,16 @@ def test_nan_and_infinity_are_not_thesame_value():
     assert same_value(math.inf, 1.7976931348623157e308)
     assert not same_value(math.nan, math.inf)
     assert not same_value(1.7976931348623157e308, math.nan)
+
+
+def test_the_log_does_not_say_finished_of_epochs_that_are_nowhere(bench, run_id, caplog):
+    """How training ended is told when it is known whether its last state could be written."""
+    caplog.set_level("INFO", "train")
+    run = bench.begin(run_id, upload="async").__enter__()
+    run._spool.free_bytes = lambda: -1
+    train(run)
+    with pytest.raises(CheckpointError, match="newest epochs of run"):
+        run.__exit__(None, None, None)
+    assert bench.tracking.get_run(run_id).status == "FAILED"
+    assert "FAILED after epoch 4" in caplog.text
+    assert "FINISHED after" not in caplog.text

@@ -319,7 +319,10 @@ class Run:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt | Superseded)
             status = "KILLED" if stopped else "FAILED"
         last_epoch = self._state.epoch if self._state else self.attempt.first_epoch - 1
-        if not isinstance(error, Superseded):
+        failure = self._pipeline.end_writing(self.config.drain_seconds)
+        if status == "FINISHED" and (failure or self._pipeline.is_paused):
+            status = "FAILED"  # its last epochs are nowhere but in this process
+        if not isinstance(error or failure, Superseded):
             tell_end(self.run_id, self.config, self._state, status)
         try:
             self._close(status, last_epoch)
@@ -373,8 +376,6 @@ class Run:
         self.attempt.try_to_end(status, last_epoch)
 
     def _end(self, status: str, last_epoch: int) -> None:
-        if status == "FINISHED" and self._pipeline.is_paused:
-            status = "FAILED"  # its last epochs are nowhere but in this process
         if status == "FINISHED" and not self._has_finished:
             # Before the run is: killed here, it is unfinished, and the next attempt does it.
             self._is_finishing = True
@@ -385,5 +386,5 @@ class Run:
         self._heartbeat.publish()
         with contextlib.suppress(Superseded):  # by one that has the finished run already
             self._pipeline.publisher.page()
-        self._pipeline.publisher.upload_log()
-        self._spool.discard()
+        if self._pipeline.publisher.upload_log():  # else it stays here, for `train sync`
+            self._spool.discard()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from train.checkpoint.manifest import Manifest
@@ -64,7 +64,8 @@ class Shared:
     uploading: Spooled | None = None
     num_writing: int = 0  # handed over by training, not yet in the spool
     offline: bool = False
-    closing: bool = False
+    closing: bool = False  # training is over
+    ending: Callable[[], None] | None = None  # what comes last, once it is known
     error: BaseException | None = None
 
     def num_bytes(self) -> int:

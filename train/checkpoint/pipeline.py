@@ -22,9 +22,10 @@ from typing import Any
 
 from train.checkpoint.format import write_checkpoint
 from train.checkpoint.handover import Item, Shared, Spooled, Timings, Totals
-from train.checkpoint.manifest import checkpoint_name
+from train.checkpoint.manifest import Manifest, checkpoint_name
 from train.checkpoint.policy import find_best
 from train.checkpoint.publisher import Publisher
+from train.checkpoint.room import LOOK_SECONDS, Room
 from train.checkpoint.spool import Spool
 from train.checkpoint.staging import MayWait, Staged, Stager
 from train.checkpoint.transfers import show_upload
@@ -38,8 +39,6 @@ _jitter = random.Random()
 
 MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
 PATIENCE_SECONDS = 2.0  # after which a wait is announced
-LOOK_SECONDS = 0.5  # between two looks whether a signal came
-SPACE_FACTOR = 1.1  # room wanted on the disk, in sizes of the last checkpoint
 
 
 class Pipeline:
@@ -63,7 +62,6 @@ class Pipeline:
         self.timings: Timings | None = None
         self.totals = Totals()
         self.spool, self._is_sync = spool, is_sync
-        self._max_spool_bytes = max_spool_bytes
         self._stager = Stager()
         self._staged: Staged | None = None  # whose copy may still be under way
         self._hold_seconds = 0.0
@@ -74,8 +72,8 @@ class Pipeline:
         # How long the process may still take to end: less than ∞ once a signal asked it to.
         self.seconds_left: Callable[[], float] = lambda: math.inf
         self.is_paused = False  # whether the newest checkpoint could not be written
-        self._largest_bytes = 0  # of those written
-        self._ending: Callable[[], None] = lambda: None
+        self._ends_at = math.inf  # when the end of training has waited long enough
+        self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
         self._writer = self._thread(self._write_all)
         self._uploader = self._thread(self._upload_all)
 
@@ -153,6 +151,20 @@ class Pipeline:
         with self._shared.changed:
             return len(self._shared.spooled)
 
+    def end_writing(self, drain_seconds: float) -> BaseException | None:
+        """Write what is set aside, and take no more; return what ended saving, if something has.
+
+        Args:
+            drain_seconds: How long the end of training may wait for the store in all.
+        """
+        self._ends_at = time.monotonic() + drain_seconds
+        with self._shared.changed:
+            self._shared.closing = True
+            self._shared.changed.notify_all()
+        self._items.put(None)
+        self._writer.join()
+        return self._shared.error
+
     def close(self, ending: Callable[[], None], drain_seconds: float) -> bool:
         """Wait until everything is in the store.
 
@@ -166,13 +178,12 @@ class Pipeline:
         Raises:
             BaseException: What ended one of the threads.
         """
-        self._ending = ending
-        with self._shared.changed:
-            self._shared.closing = True
-            self._shared.changed.notify_all()
-        self._items.put(None)
-        self._writer.join()
+        if self._writer.is_alive():
+            self.end_writing(drain_seconds)
         ends = time.monotonic() + drain_seconds
+        with self._shared.changed:
+            self._shared.ending = ending
+            self._shared.changed.notify_all()
         with show_upload(self.spool, self.spool.list()):
             self._join_uploader(min(drain_seconds, PATIENCE_SECONDS), lambda: not self.num_waiting)
             limit, num = min(drain_seconds, self.seconds_left()), self.num_waiting
@@ -210,6 +221,10 @@ class Pipeline:
             while not shared.changed.wait_for(is_done, LOOK_SECONDS):
                 pass
         self.check()
+
+    def _wait_seconds(self) -> float:
+        """Return how long room on the disk may still be waited for."""
+        return min(self._ends_at - time.monotonic(), self.seconds_left())
 
     def _is_stopping(self) -> bool:
         return self.seconds_left() < math.inf
@@ -251,49 +266,24 @@ class Pipeline:
 
     def _write(self, item: Item) -> Spooled:
         item.staged.wait()
-        self._wait_for_room()
-        started = time.monotonic()
-        state = item.staged.state
-        manifest = write_checkpoint(
-            self.spool.path(checkpoint_name(state)),
-            state,
-            attempt=self.spool.attempt,
-            kept=item.kept,
-            metrics=item.metrics,
-        )
-        self.is_paused = False
-        self._largest_bytes = max(self._largest_bytes, manifest.bytes)
-        return Spooled(manifest, item.stall_seconds, time.monotonic() - started)
+        state, seconds = item.staged.state, 0.0
 
-    def _wait_for_room(self) -> None:
-        """Wait until the spool has room for one more, as far as that can be known.
-
-        Raises:
-            OSError: The disk has none.
-        """
-        shared, largest = self._shared, self._largest_bytes
-        with shared.changed:
-
-            def has_room() -> bool:
-                fits = shared.num_bytes() + largest <= self._max_spool_bytes
-                # After an error there would never be room, and training must hear of it.
-                ends = shared.closing or self._is_stopping() or shared.error is not None
-                return fits or not shared.spooled or ends
-
-            if not has_room():
-                log.warning(
-                    _("The spool is full (%.1f GB wait for their upload): training will wait"),
-                    shared.num_bytes() / 1e9,
-                )
-                while not shared.changed.wait_for(has_room, LOOK_SECONDS):
-                    pass
-        free_bytes = self.spool.free_bytes()
-        if free_bytes < SPACE_FACTOR * largest:
-            raise OSError(
-                _("the disk of '{folder}' has {free_bytes:,} bytes free").format(
-                    folder=self.spool.folder, free_bytes=free_bytes
-                )
+        def write() -> Manifest:
+            nonlocal seconds
+            started = time.monotonic()
+            manifest = write_checkpoint(
+                self.spool.path(checkpoint_name(state)),
+                state,
+                attempt=self.spool.attempt,
+                kept=item.kept,
+                metrics=item.metrics,
             )
+            seconds = time.monotonic() - started
+            return manifest
+
+        manifest = self._room.write(write)
+        self.is_paused = False
+        return Spooled(manifest, item.stall_seconds, seconds)
 
     def _drop_overtaken(self) -> None:
         """Take out of the spool what a newer one makes needless before its upload has begun."""
@@ -316,9 +306,7 @@ class Pipeline:
             with shared.changed:
                 shared.changed.wait_for(
                     lambda: (
-                        shared.spooled
-                        or shared.error
-                        or (shared.closing and not shared.num_writing)
+                        shared.spooled or shared.error or (shared.ending and not shared.num_writing)
                     )
                 )
                 spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
@@ -326,7 +314,7 @@ class Pipeline:
                     return
             if spooled is None:
                 self._until_it_works(self.publisher.tidy, None)
-                self._until_it_works(self._ending, None)
+                self._until_it_works(shared.ending or (lambda: None), None)
                 return
             self._until_it_works(functools.partial(self._upload, spooled), spooled)
 

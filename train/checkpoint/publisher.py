@@ -167,6 +167,6 @@ class Publisher:
             atomic_write(file, lambda out: out.write(page.encode()))
             self.store.try_to("page", lambda: self.store.upload(file, ROOT))
 
-    def upload_log(self) -> None:
-        """Store the attempt's log, as far as it is written."""
-        self.store.try_to("log", lambda: self.store.upload(self._spool.log_file, "logs"))
+    def upload_log(self) -> bool:
+        """Store the attempt's log, as far as it is written; return whether it is."""
+        return self.store.try_to("log", lambda: self.store.upload(self._spool.log_file, "logs"))
