@@ -266,7 +266,7 @@ def test_a_listing_speaks_chinese(capsys):
     row |= {"status": "KILLED", "go_on": "train run --resume_run a1b2"}
     listing.show([{**row, "created": time.time() - 7200}], "a1b2", as_json=False)
     heading, line, hint = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["epoch", "步", "验证损失", "相关", "大小", "保存于", "路径"]
+    assert heading.split() == ["epoch", "步", "验证损失", "相关系数", "大小", "保存于", "路径"]
     assert "3 + 5 步" in line
     assert "最佳 最新" in line
     assert "2 小时前" in line
@@ -308,7 +308,7 @@ def test_an_unknown_option_is_told_in_chinese():
     done = start(["-m", "train", "list", "--nope"], LANG="zh_CN.UTF-8")
     assert done.returncode == 2
     assert done.stderr.startswith("错误：No such option '--nope'")
-    assert done.stderr.endswith("。用 `train list --help` 查看可用的内容\n")
+    assert done.stderr.endswith("。用 `train list --help` 看有哪些\n")
 
 
 @pytest.mark.parametrize(("lang", "is_needed"), [("en_US.UTF-8", False), ("zh_CN.UTF-8", True)])

@@ -6,6 +6,7 @@ Whether the commands do what they say is tested once, in test_readme.py: here th
 import re
 
 import pytest
+from babel.messages.pofile import read_po
 from support import ROOT
 from test_readme import cells, default_of, slug
 
@@ -16,6 +17,26 @@ ENGLISH = (ROOT / "README.md").read_text()
 PAGE = ROOT / "README.zh.md"
 CHINESE = PAGE.read_text()
 ON_RESUME = {OnResume.CHANGE: "可以改", OnResume.FORK: "只能分叉", OnResume.NEVER: "不能改"}
+
+# One term for one thing, here and in the messages; each with words that would be another for it.
+GLOSSARY = {
+    "最佳": r"最好的(检查点|轮次|模型|相关)",  # best
+    "上传": "发布",  # upload, and publish
+    "目录": "文件夹",  # folder
+    "响应": "应答",  # answer
+    "工件": r"(?<!（)\bartifacts?\b",  # artifact
+    "暂存区": "本地暂存",  # spool
+    "预处理好的": "预处理过",  # prepared
+    "轮次中途": "轮次之中|一轮之中",  # inside an epoch
+    "优化器步": "优化步",  # optimizer step
+    "脚本版": "脚本版本",  # script version
+    "绝对路径": "完整路径",  # full path
+    "名字": "名称",  # name
+    "图": "图表",  # figure
+    "随机数状态": "随机状态",  # random state
+    "早停": "提前停止",  # early stopping
+    "表格": "原始表(?!格)|另一张表|自己的表(?!格)",  # table
+}
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HAN = r"[\u4e00-\u9fff]"
@@ -52,6 +73,26 @@ def messages(text):
     """Return the code in bold that lines of a text begin with."""
     quoted = re.findall(r"^(?:\*\*`[^`]+`(?:\*\*[,、] ?)?)+", text, re.MULTILINE)
     return [re.findall(r"`([^`]+)`", entry) for entry in quoted]
+
+
+def catalog():
+    """Return each message of the program to its translation."""
+    with (ROOT / "train" / "locale" / "zh.po").open("rb") as file:
+        return {m.id: m.string for m in read_po(file, abort_invalid=True) if m.id}
+
+
+def quotes(text):
+    """Return the messages that a text quotes in both languages: (English, Chinese)."""
+    code = r"`[^`\n]+`"
+    bold = rf"\*\*{code}(?:，[^*\n]*)?\*\*"
+    found = []
+    for several, one, chinese in re.findall(
+        rf"(?:({bold}(?:、{bold})*)|({code}))（({code}(?:、{code})*)）", text
+    ):
+        if re.search(HAN, chinese):
+            pair = [re.findall(r"`([^`]+)`", part) for part in (several or one, chinese)]
+            found += zip(*pair, strict=True)
+    return found
 
 
 def prose(text):
@@ -112,6 +153,18 @@ def test_every_troubleshooting_entry_is_there():
         assert len(entries[0]) == len(entries[1]), title
 
 
+def test_messages_are_quoted_as_the_program_says_them():
+    """Each is quoted in Chinese as well, and what is quoted is in a message and its translation."""
+    said, quoted = catalog(), dict(quotes(CHINESE))
+    entries = CHINESE.partition("### 本程序的消息")[2].partition("### MLflow 自己的消息")[0]
+    assert {text for entry in messages(entries) for text in entry} <= set(quoted)
+    for english, chinese in quoted.items():
+        parts = [part.strip() for part in english.split("…")]
+        translated = [z for e, z in said.items() for part in parts if part in e]
+        for part in chinese.split("…"):
+            assert any(part.strip() in text for text in translated), (english, part)
+
+
 def test_commands_in_the_text_name_real_options():
     """Every `-P name=value`, also outside the blocks, is an option."""
     known = {*options_of(Config), *options_of(Launch), "name", "help"}
@@ -141,6 +194,18 @@ def test_every_way_to_resume_is_there():
     """The options of a launch are those of `train/config.py`, in its order."""
     rows = [row for row in options_shown() if len(row) == 2]
     assert [name for name, _ in rows] == [f"`{name}`" for name in options_of(Launch)]
+
+
+def test_options_mean_what_the_help_says():
+    """The tables have the texts of `--help` in Chinese; code may be marked as code."""
+    declared = {**options_of(Launch), **options_of(Config)}
+    said, plain = catalog(), str.maketrans("", "", "`'")
+    for row in options_shown():
+        name = row[0].strip("`")
+        if name in declared:
+            meaning = row[1] if len(row) == 2 else row[2]
+            expected = said[declared[name][1].help]
+            assert meaning.translate(plain) == expected.translate(plain), name
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -191,6 +256,15 @@ def test_bold_is_bold():
         for before, bold, after in re.findall(r"(.?)\*\*(.+?)\*\*(?=(.?))", line):
             assert not (re.match(r"\W", bold[0]) and re.match(r"\w", before)), line
             assert not (re.match(r"\W", bold[-1]) and re.match(r"\w", after)), line
+
+
+@pytest.mark.parametrize("term", GLOSSARY)
+def test_one_thing_has_one_name(term):
+    """On the page and in what the program says."""
+    said = [re.sub(r"`[^`]*`", "", text) for text in catalog().values()]
+    assert any(term in text for text in [*said, CHINESE])
+    other = re.compile(GLOSSARY[term])
+    assert [line for line in [*prose(CHINESE), *said] if other.search(line)] == []
 
 
 def test_chinese_punctuation_follows_chinese():
