@@ -187,6 +187,19 @@ def test_dates_that_could_be_two_days_stay_text():
     assert "2024-01-31" in told
 
 
+@pytest.mark.parametrize("nothing", ["-", "?", "缺失", "None", "n.d.", "—"])
+def test_what_stands_for_nothing_may_be_often(nothing):
+    """Up to every second value: nobody takes it for a word."""
+    numbers = write(size=lambda i: nothing if i % 3 == 0 else i)
+    with pytest.raises(
+        DataError, match=r"is numbers but for 20 of its values, first .* in row 1\."
+    ):
+        prepare(Config(data=numbers, target="y"))
+    assert prepare(Config(data=numbers, target="y", odd_values="missing")).preprocessing.numeric
+    words = write(size=lambda i: nothing if i % 3 else i % 2)
+    assert prepare(Config(data=words, target="y")).preprocessing.categorical
+
+
 def test_a_target_of_words_shows_one_of_them():
     """Not a value that is fine; also of a file that says of which types its columns are."""
     words = [str(i) for i in range(6)] + ["high", "low"] * 3

@@ -78,6 +78,7 @@ def test_another_encoding_is_refused_without_a_guess(tmp_path, content):
     [
         ("a.csv", "x;word;y\n1.5;a,b;2\n-2.0;c;3\n", "';'"),
         ("a.csv", "x\tword\ty\n1.5\ta,b\t2\n-2.0\tc\t3\n", "tabs"),
+        ("a.csv", "x|word|y\n1.5|a,b|2\n-2.0|c|3\n", "'|'"),
         ("a.tsv", "x\tword\ty\n1.5\ta,b\t2\n-2.0\tc\t3\n", "tabs"),
         ("a.TSV", "x\tword\ty\n1.5\ta,b\t2\n-2.0\tc\t3\n", "tabs"),
         ("a.csv", "x;word;y\n1,5;a,b;2\n-2,0;c;3\n", "decimal commas in 1 column"),

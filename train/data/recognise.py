@@ -19,6 +19,10 @@ _NEARLY: Final = 0.95  # share of the values from which a column is of a kind, b
 _MANY: Final = 10  # so many values are of a kind even if one of them is not
 _MAX_SHOWN: Final = 3
 
+_PLACEHOLDER: Final = (
+    r"^\s*([^\p{L}\p{N}\s]+|缺失|缺|无|未知|空|none|missing|unknown|n\.?\s?d\.?)\s*$"
+)
+
 _NUMBER: Final = r"^\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity))\s*$"
 _DATE_LIKE: Final = r"^\s*\d{1,4}\s*[-/.年]\s*\d{1,2}\s*[-/.月]\s*\d{1,4}"
 _TIME: Final = r"(?:[T\s]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:\.(\d{1,6}))?)?)?\s*"
@@ -91,15 +95,14 @@ def recognise(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Odd | None]:
     plain = texts(column)
     num_known = len(plain) - plain.null_count
     is_number = _matches(plain, _NUMBER)
-    num_numbers = pc.sum(is_number).as_py() or 0
-    if is_nearly_all(num_numbers, num_known):
-        if num_numbers == num_known:  # whoever wrote it as text means text
+    if _are_nearly_all(is_number, plain):
+        if pc.sum(is_number).as_py() == num_known:  # whoever wrote it as text means text
             return column, None
         return as_numbers(plain), _odd("numbers", plain, is_number)
-    if not is_nearly_all(pc.sum(_matches(plain, _DATE_LIKE)).as_py() or 0, num_known):
+    if not _are_nearly_all(_matches(plain, _DATE_LIKE), plain):
         return column, None
     dates = as_dates(plain)
-    if not is_nearly_all(len(dates) - dates.null_count, num_known):
+    if not _are_nearly_all(dates.is_valid(), plain):
         return column, None
     if dates.null_count == plain.null_count:
         return dates, None
@@ -143,6 +146,18 @@ def first_known(column: pa.ChunkedArray) -> tuple[int, Any]:
 def is_nearly_all(count: int, total: int) -> bool:
     """Tell whether `count` of `total` values is all, or all but a few."""
     return total > 0 and (count >= _NEARLY * total or (total >= _MANY and count == total - 1))
+
+
+def _are_nearly_all(fits: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
+    """Tell whether all values of a text are of a kind but for a few, or for what stands for none.
+
+    Of values such as '-', which nobody takes for a word, there may be up to as many.
+    """
+    num_known, count = len(column) - column.null_count, pc.sum(fits).as_py() or 0
+    if is_nearly_all(count, num_known) or not count:
+        return bool(count)
+    num_nothing = pc.sum(_matches(column, _PLACEHOLDER)).as_py() or 0
+    return bool(count >= num_nothing and count + num_nothing == num_known)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -194,8 +209,8 @@ def _unclear_dates(name: str, column: pa.ChunkedArray) -> list[str]:
         return []
     example = column.filter(unclear)[0].as_py()
     return [
-        f"Column '{name}' stays text: of dates such as {example!r} nobody can tell the day from "
-        "the month; write 2024-01-31."
+        f"Column '{name}' stays text: in dates such as {example!r} day and month are not told "
+        "apart; write 2024-01-31."
     ]
 
 

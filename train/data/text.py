@@ -36,7 +36,7 @@ _NAMES: Final = {
     "utf-16-be": "UTF-16",
     "gb18030": "GBK (GB18030)",
 }
-_SEPARATORS: Final = {";": "';'", "\t": "tabs", ",": "','"}
+_SEPARATORS: Final = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 # 1,5 and 1.234,56: with a decimal comma, and dots between thousands if any.
 _COMMA_NUMBER: Final = r"^\s*[+-]?(\d{1,3}(\.\d{3})+|\d+)?,\d+([eE][+-]?\d+)?\s*$"
 _WITHOUT_COMMA: Final = r"^\s*[+-]?(\d{1,3}(\.\d{3})+|\d+)([eE][+-]?\d+)?\s*$"
@@ -126,7 +126,7 @@ def find_dialect(source: Source, encoding: str | None = None) -> Dialect:
     text = head.decode(encoding, errors="replace")
     if len(head) == _HEAD_BYTES:  # the last line may be cut
         text = text[: text.rfind("\n") + 1] or text
-    counts = {s: [len(row) for row in _rows(text, s)] for s in (",", ";", "\t")}
+    counts = {s: [len(row) for row in _rows(text, s)] for s in _SEPARATORS}
     possible = [s for s, widths in counts.items() if widths and widths[0] > 1]
     even = [s for s in possible if len(set(counts[s])) == 1]
     return Dialect(encoding, next(iter([*even, *possible]), ","))
