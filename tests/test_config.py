@@ -13,7 +13,8 @@ from train.errors import UsageError
 
 CONFIG_OPTIONS = [
     "epochs", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",
-    "schedule_epochs", "max_grad_norm", "early_stopping", "precision", "seed", "threads", "device",
+    "schedule_epochs", "max_grad_norm", "early_stopping", "max_minutes", "precision", "seed",
+    "threads", "device",
     "hidden_size", "num_layers", "dropout",
     "data", "target", "drop", "keep_index", "odd_values", "val_fraction", "split_seed",
     "target_scale", "upload_data",
@@ -23,7 +24,7 @@ CONFIG_OPTIONS = [
 ]  # fmt: skip
 LAUNCH_OPTIONS = ["resume_run", "resume_epoch", "resume_from", "take_over", "fork"]
 RESUME_MAY_CHANGE = {
-    "epochs", "early_stopping", "device", "upload_data",
+    "epochs", "early_stopping", "max_minutes", "device", "upload_data",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
     "upload_diff",
@@ -41,6 +42,7 @@ NOT_EVEN_A_FORK_MAY_CHANGE = {
 OTHER = {
     "epochs": 7, "batch_size": 64, "accumulation_steps": 2, "lr": 0.5, "weight_decay": 0.0,
     "schedule": "none", "schedule_epochs": 9, "max_grad_norm": 0.0, "early_stopping": 3,
+    "max_minutes": 1.5,
     "precision": "bf16", "seed": 1, "threads": 2, "device": "cpu", "hidden_size": 8,
     "num_layers": 1, "dropout": 0.5, "data": "other.csv", "target": "y", "drop": ("a", "b"),
     "keep_index": True, "odd_values": "text",

@@ -8,6 +8,7 @@ import math
 import shutil
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from support import wait_for
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -602,6 +604,37 @@ def test_what_a_stop_saves_is_never_passed_over(bench, run_id, busy, saved, mome
     newest = bench.source(run_id).manifest
     assert newest.score == (0.1 if moment == END else None)
     assert once_each(bench.rows(run_id), 2 if moment == END else 1)
+
+
+@pytest.mark.parametrize("stop_at", [(1, 2), (2, EVALUATION)])
+def test_after_max_minutes_the_state_is_saved_and_the_run_can_be_resumed(bench, run_id, stop_at):
+    """The alarm stops between two steps or in an evaluation, as a signal does; exit code 75."""
+    stopped = pytest.raises(Interrupted, match="stopped by max_minutes after")
+    alarm = partial(signal.raise_signal, signal.SIGALRM)
+    with stopped as caught, bench.begin(run_id, max_minutes=60) as run:
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 3600
+        train(run, stop_at=stop_at, act=alarm)
+    assert caught.value.exit_code == 75
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, "it would end the process later"
+    assert bench.tracking.get_run(run_id).status == "KILLED"
+    with bench.begin(run_id) as run:
+        train(run)
+    assert bench.tracking.get_run(run_id).status == "FINISHED"
+
+
+def test_minutes_that_were_over_before_training_stop_it_at_its_first_step(
+    bench, run_id, monkeypatch
+):
+    """They count from the process's start: what a table took to read is not trained on top."""
+
+    def alarm_is_over():
+        return signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+    monkeypatch.setattr(environment, "_STARTED", time.monotonic() - 90)
+    assert environment.seconds_left(0) == math.inf
+    assert -31 < environment.seconds_left(1) < -29
+    with pytest.raises(Interrupted), bench.begin(run_id, max_minutes=1) as run:
+        train(run, stop_at=(1, 2), act=lambda: wait_for(alarm_is_over))
 
 
 def stopped_at_once(run):

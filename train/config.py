@@ -82,6 +82,14 @@ class Config:
         "Training",
         minimum=0,
     )
+    max_minutes: float = option(
+        0.0,
+        "Stop so many minutes after the start of this process, as a signal would: saved, and to be "
+        "resumed; 0: never.",
+        "Training",
+        minimum=0,
+        maximum=1_000_000,
+    )
     precision: str = option(
         "fp32",
         "Arithmetic of the forward pass: fp32, or bf16 (autocast; the weights stay fp32).",

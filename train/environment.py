@@ -9,11 +9,13 @@ import getpass
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterable
 from functools import cache
@@ -41,6 +43,7 @@ MAX_DIFF_BYTES = 1 << 20
 _DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
 # What makes the program, beside its package; nothing else of a repository is anybody's business.
 SOURCE_FILES = ("MLproject", "conda.yaml", "pyproject.toml")
+_STARTED = time.monotonic()  # this process, but for some milliseconds
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
 
 
@@ -104,6 +107,13 @@ def require_one_process() -> None:
 def expect_small_downloads() -> None:
     """Save MLflow the call by which it asks the server whether it can download in parts."""
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+
+
+def seconds_left(max_minutes: float) -> float:
+    """Return what is left of the minutes that this process may run; ∞ for 0."""
+    if not max_minutes:
+        return math.inf
+    return 60 * max_minutes - (time.monotonic() - _STARTED)
 
 
 def languages() -> list[str]:

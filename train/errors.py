@@ -298,7 +298,7 @@ class Interrupted(TrainError):
     """A signal asked the run to stop; what was committed is safe.
 
     Args:
-        signal_name: "SIGTERM", "SIGINT", …
+        signal_name: "SIGTERM", "SIGINT", …, or "max_minutes"
         epoch: Epochs completed.
         epoch_step: Steps completed of the next one.
     """

@@ -104,7 +104,7 @@ class Run:
             config.checkpoint_freq, config.checkpoint_steps, 60 * config.checkpoint_minutes
         )
         self._state: TrainState | None = None
-        self._stop = StopRequest()
+        self._stop = StopRequest(environment.seconds_left(config.max_minutes))
         pipeline.seconds_left = lambda: self._stop.seconds_left(config.grace_seconds)
         self._saved = (0, 0)  # epoch and step of the newest state that is set aside
         self._saved_at = time.monotonic()
@@ -209,11 +209,10 @@ class Run:
             self._stop_here()
 
     def _stop_here(self) -> NoReturn:
-        state, received = self.state, self._stop.received
+        state, stopped_by = self.state, self._stop.received_name
         if (state.epoch, state.step) != self._saved:
             self._set_aside(kept=False, required=True)
-        assert received is not None
-        raise Interrupted(received.name, state.epoch, state.epoch_step)
+        raise Interrupted(stopped_by, state.epoch, state.epoch_step)
 
     def log(self, metrics: Mapping[str, float], num_samples: int) -> None:
         """Record the metrics of the epoch under way; they are published when it is committed.

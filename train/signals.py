@@ -54,7 +54,12 @@ def ignore() -> None:
 def _say(number: int, what: str) -> None:
     # Not by the log: a signal may have come in the middle of a line of it.
     with contextlib.suppress(OSError):  # the terminal may be gone
-        os.write(2, f"{signal.Signals(number).name}: {what}\n".encode())
+        os.write(2, f"{_name(number)}: {what}\n".encode())
+
+
+def _name(number: int) -> str:
+    """Return what asked to stop: a signal by its name, the alarm by the option that set it."""
+    return "max_minutes" if number == signal.SIGALRM else signal.Signals(number).name
 
 
 class StopNow(BaseException):
@@ -67,28 +72,43 @@ class StopRequest:
     A second signal of the same kind ends the process at once, as if there were no handler. One of
     another kind changes nothing, since `mlflow run` answers Ctrl-C with a SIGTERM of its own.
     A signal that was ignored at start (`nohup`) stays ignored.
+
+    Args:
+        max_seconds: After so many seconds the process is asked to stop in the same way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_seconds: float = math.inf) -> None:
+        self._ends_at = time.monotonic() + max_seconds
         self.received: signal.Signals | None = None
         self._received_at = 0.0
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals."""
+        """Take over the signals, and set the alarm."""
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
             before = self._previous[number] = signal.signal(number, self._handle)
             if isinstance(before, _AtOnce) and before.received and self.received is None:
                 self.received, self._received_at = before.received, time.monotonic()
+        if self._ends_at < math.inf:
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
+            signal.setitimer(signal.ITIMER_REAL, max(self._ends_at - time.monotonic(), 0.001))
 
     def uninstall(self) -> None:
         """Give the signals back."""
+        if signal.SIGALRM in self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # first: nobody else expects it
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+    @property
+    def received_name(self) -> str:
+        """What asked to stop: "SIGTERM", …, or "max_minutes"."""
+        assert self.received is not None
+        return _name(self.received)
 
     def seconds_left(self, grace_seconds: float) -> float:
         """Return what is left of the time that the process may take to end; ∞ without a signal."""
