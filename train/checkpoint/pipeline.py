@@ -39,6 +39,7 @@ _jitter = random.Random()
 
 MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
 PATIENCE_SECONDS = 2.0  # after which a wait is announced
+SILENT_SECONDS = 5.0  # after which a server that owes an answer counts as away
 
 
 class Pipeline:
@@ -141,7 +142,8 @@ class Pipeline:
     def condition(self) -> str:
         """How the way to the store is, in words: "" where nothing is to be told."""
         with self._shared.changed:
-            if not self._shared.offline:
+            is_silent = self.publisher.silent_seconds() > SILENT_SECONDS
+            if not (self._shared.offline or is_silent):
                 return ""
             return _("offline, {number} waiting").format(number=len(self._shared.spooled))
 

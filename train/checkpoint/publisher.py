@@ -154,6 +154,10 @@ class Publisher:
             self._check_lease()
             self._prune()
 
+    def silent_seconds(self) -> float:
+        """Return for how long the tracking server has owed an answer."""
+        return self._tracking.silent_seconds()
+
     def refresh_page(self) -> None:
         """Bring the page up to date, at most once a minute."""
         if time.monotonic() - self._page_at >= PAGE_SECONDS:

@@ -125,7 +125,7 @@ class Tracking:
     """
 
     def __init__(self) -> None:
-        self.uri, self.client = open_client()
+        self.uri, self.client, self._calls = open_client()
         self._has_told = False  # that the server's files are in folders of this machine
         self._told: set[str] = set()
 
@@ -137,6 +137,10 @@ class Tracking:
         """
         with translated(_("connecting")):
             self.client.search_experiments(max_results=1)
+
+    def silent_seconds(self) -> float:
+        """Return for how long a call under way, in any thread, has been waiting for its answer."""
+        return self._calls.silent_seconds() if self._calls is not None else 0.0
 
     def _record(self, run: Any) -> RunRecord:
         """Return the run that the server told of; its IDs are some, and may be parts of paths.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train import environment
 from train.language import _
 from train.tracking.database import open_store
 from train.tracking.translate import translated
 
+if TYPE_CHECKING:
+    from train.tracking.bounded import BoundedCalls
+
 log = logging.getLogger(__name__)
 
 
-def open_client() -> tuple[str, Any]:
-    """Return the address of the tracking server that MLflow's variables choose, and a client.
+def open_client() -> tuple[str, Any, BoundedCalls | None]:
+    """Return the tracking server that MLflow's variables choose: address, client, how it is called.
 
     Raises:
         StoreUnavailable: It is of a kind that MLflow does not open.
@@ -27,7 +30,26 @@ def open_client() -> tuple[str, Any]:
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     uri = mlflow.get_tracking_uri()
     with translated(_("connecting")):
-        return uri, open_store(uri)
+        calls = _bound_calls(uri) if uri.startswith(("http:", "https:")) else None
+        return uri, open_store(uri), calls
+
+
+def _bound_calls(uri: str) -> BoundedCalls:
+    """Let MLflow's calls to the server end in time; what it does besides, as for TLS, stays."""
+    from mlflow import environment_variables as variables
+    from mlflow.utils.request_utils import _TRANSIENT_FAILURE_RESPONSE_CODES, _get_request_session
+
+    from train.tracking.bounded import BoundedCalls
+
+    session = _get_request_session(  # as `http_request` asks for it
+        variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+        variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
+        variables.MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
+        _TRANSIENT_FAILURE_RESPONSE_CODES,
+        True,
+        variables.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
+    )
+    return BoundedCalls.mount(session, uri)
 
 
 def _leave_out_unreadable() -> None:
