@@ -22,6 +22,7 @@ LAYERS = [
     ["heartbeat", "results"],
     ["pages"],
     ["attempt", "describe", "drift", "report", "script", "source", "summary"],
+    ["restored"],
     ["checkpoint"],
     ["tracking"],
     ["tasks"],

@@ -22,7 +22,9 @@ CONFIG_OPTIONS = [
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
     "upload_diff",
 ]  # fmt: skip
-LAUNCH_OPTIONS = ["resume_run", "resume_epoch", "resume_from", "take_over", "fork"]
+LAUNCH_OPTIONS = [
+    "resume_run", "resume_epoch", "resume_from", "checkpoint_key", "take_over", "fork",
+]  # fmt: skip
 RESUME_MAY_CHANGE = {
     "epochs", "early_stopping", "max_minutes", "device", "upload_data",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",

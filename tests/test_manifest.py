@@ -170,7 +170,7 @@ def test_a_wrong_field_is_damage_and_is_named(changes, message):
 def test_metrics_that_are_not_finite_are_damage(literal):
     """Python's JSON takes NaN and Infinity; a manifest with them was not written by us."""
     text = json.dumps({**VALID, "metrics": {"val_loss": 0}}).replace('"val_loss": 0', "%s")
-    with pytest.raises(CheckpointDamaged, match="bad metrics"):
+    with pytest.raises(CheckpointDamaged, match="is no finite number"):
         parse_manifest((text % f'"val_loss": {literal}').encode(), "epoch_3")
 
 

@@ -46,6 +46,8 @@ def other(name):
         return ("a",)
     if "str" in str(field.type):
         return "cpu" if name == "device" else "other"
+    if isinstance(now, bool):
+        return not now
     if isinstance(now, float):
         return now / 2
     return option.maximum if now in (None, 0) and option.maximum else (now or 0) + 1

@@ -117,9 +117,9 @@ def saver(recorded_tracking, record, artifacts, calls, spool, make_checkpoint):
 
 
 @pytest.fixture
-def stored(artifacts):
+def stored(artifacts, record):
     """Return a function that lists the epochs in the store."""
-    return lambda: [m.epoch for m in CheckpointStore(artifacts, "r").list()]
+    return lambda: [m.epoch for m in CheckpointStore(artifacts, record.run_id).list()]
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_kept_and_best_are_never_passed_over(saver, spool, stored, score, kept):
 
 @pytest.mark.parametrize("required", [True, False])
 def test_only_what_is_required_waits_for_the_buffers_inside_an_epoch(
-    saver, spool, artifacts, required
+    saver, spool, artifacts, record, required
 ):
     """`save` tells whether it took the state; what a stop asks for is never passed over."""
     run, told = saver(), []
@@ -208,10 +208,10 @@ def test_only_what_is_required_waits_for_the_buffers_inside_an_epoch(
     assert told == [required]
     assert run.close()
     names = ["epoch_1", "global_step_13"] if required else ["epoch_1"]
-    assert [m.name for m in CheckpointStore(artifacts, "r").list()] == names
+    assert [m.name for m in CheckpointStore(artifacts, record.run_id).list()] == names
 
 
-def test_inside_an_epoch_only_the_newest_waits(saver, calls, artifacts, published):
+def test_inside_an_epoch_only_the_newest_waits(saver, calls, artifacts, record, published):
     """In the spool, too, one inside an epoch gives way to any that is newer."""
     run = saver()
     held = calls.hold(FIRST)
@@ -228,7 +228,7 @@ def test_inside_an_epoch_only_the_newest_waits(saver, calls, artifacts, publishe
     assert [m.name for m in run.spool.list()] == ["epoch_1", "global_step_21"]
     held.free.set()
     assert run.close()
-    names = [m.name for m in CheckpointStore(artifacts, "r").list()]
+    names = [m.name for m in CheckpointStore(artifacts, record.run_id).list()]
     assert names == ["epoch_1", "global_step_21"]
     assert published() == [1, 2]
     assert not [name for name in calls.names if "global_step_1" in name or "epoch_2" in name]

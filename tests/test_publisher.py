@@ -288,7 +288,7 @@ def test_only_kept_best_and_newest_stay(attempt, record, artifacts, calls):
     assert [m.epoch for m in first.publisher.manifests] == [2, 3, 5]
     assert sorted(artifacts.list("checkpoints")) == ["epoch_2", "epoch_3", "epoch_5", "index.json"]
     calls.arm(None)
-    CheckpointStore(artifacts, record.run_id).list()
+    CheckpointStore(artifacts, record.run_id).indexed()
     assert len(calls.names) == 2, "the index lacks one"
 
 

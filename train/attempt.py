@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from train.language import _
 from train.metrics import MONITOR
 from train.threads import bounded
 from train.tracking import (
-    ATTEMPT_PARAM,
     ATTEMPT_TAG,
     ENDED_TAG,
     EPOCH_TAG,
@@ -32,8 +30,9 @@ from train.tracking import (
     RunRecord,
     Tracking,
 )
+from train.tracking.record import UNKNOWN
 from train.tracking.ui import run_link, runs_page
-from train.untrusted import is_path_part
+from train.untrusted import is_path_part, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,8 @@ class Attempt:
         Raises:
             RunNotUsable: Another process has claimed the same attempt.
         """
-        number = record.attempts + 1
+        numbers = record.attempts_to_claim
+        number = numbers[-1]
         name = f"attempt {number}: {epochs_in_words(first_epoch, None)} on {environment.hostname()}"
         tags = {**(tags or {}), PARENT_TAG: record.run_id}
         link, stray_id = run_link(tracking, record), None
@@ -124,7 +124,8 @@ class Attempt:
             stray_id = launched.run_id if launched else None
             child = tracking.create_run(record.experiment_id, name, tags)
         try:
-            tracking.claim_attempt(record.run_id, number, child.run_id)
+            for each in numbers:
+                tracking.claim_attempt(record.run_id, each, child.run_id)
         except RunNotUsable:
             tracking.set_status(child.run_id, "FAILED")
             raise
@@ -237,7 +238,7 @@ class Attempt:
         tags, is_finished = record.tags, state == ENDED_WORDS["FINISHED"]
         standing = dataclasses.replace(record.standing, is_finished=is_finished)
         commands = {"Train longer" if is_finished else "Resume": standing.go_on()}
-        if f"best_{MONITOR}" in record.metrics:
+        if record.best is not None:
             commands["Fork from the best epoch"] = standing.fork_from("best")
         attempts = [
             f"| {number} | {markdown.plain(tags[f'{ATTEMPT_TAG}{number}'])} |"
@@ -272,7 +273,7 @@ def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool
         all(type(count) is int and count >= 0 for count in counts)
         and entry["number"] == number
         and entry.get("run_id") == record.run_id
-        and child_id == record.params.get(f"{ATTEMPT_PARAM}{number}")
+        and child_id == record.child_of(number)
         and (stray_id is None or is_path_part(stray_id))
         and isinstance(entry.get("link"), str)
         and entry.get("status") in ("RUNNING", *ENDED_WORDS)
@@ -301,15 +302,17 @@ def _tell_stray(tracking: Tracking, stray_id: str, record: RunRecord, verb: str)
 
 def _progress_in_words(record: RunRecord) -> str:
     """Return how far a run is, by what is committed."""
-    epoch, best = record.tags.get(EPOCH_TAG), record.metrics.get(f"best_{MONITOR}")
-    if epoch is None:
+    if EPOCH_TAG not in record.tags:
         return ""
     epochs = "" if record.epochs is None else f" of {record.epochs}"
-    words = f": epoch {markdown.plain(epoch)}{epochs}"
-    if best is None:
+    words = f": epoch {_or_unknown(record.epoch)}{epochs}"
+    if record.best is None:
         return words
-    at = record.metrics.get("best_epoch", math.nan)
-    return f"{words}, best {MONITOR} {best:.5f} (epoch {at:.0f})"
+    return f"{words}, best {MONITOR} {record.best:.5f} (epoch {_or_unknown(record.best_epoch)})"
+
+
+def _or_unknown(value: int | None) -> str:
+    return UNKNOWN if value is None else str(value)
 
 
 def first_epochs(tags: Mapping[str, str]) -> dict[int, int]:
@@ -320,15 +323,19 @@ def first_epochs(tags: Mapping[str, str]) -> dict[int, int]:
     >>> first_epochs({"train.attempt.1": "epochs 1-3 on a, failed", "train.attempt.2": "no epoch"})
     {1: 1}
     """
-    told = {k.removeprefix(ATTEMPT_TAG): _first_epoch(words) for k, words in tags.items()}
-    found = {int(k): first for k, first in told.items() if k.isdecimal() and first is not None}
+    found = {
+        number: first
+        for key, words in tags.items()
+        if key.startswith(ATTEMPT_TAG)
+        and (number := whole_number(key.removeprefix(ATTEMPT_TAG))) is not None
+        and (first := _first_epoch(words)) is not None
+    }
     return dict(sorted(found.items()))
 
 
 def _first_epoch(words: str) -> int | None:
     """Return with which epoch an attempt began, of which `words` tell; None if with none."""
-    first = words.removeprefix("epochs ").partition("-")[0]
-    return int(first) if first.isdecimal() else None
+    return whole_number(words.removeprefix("epochs ").partition("-")[0])
 
 
 def epochs_in_words(first: int, last: int | None) -> str:
@@ -349,6 +356,7 @@ def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_
     attempt that died before it claimed one is closed too; another process may be about to claim:
     it will not get the attempt, and closes its own.
     """
+    still_open: dict[str | None, RunRecord]
     still_open = {child.run_id: child for child in tracking.open_children(record)}
     still_open.pop(own_id, None)
     for number in range(record.attempts, 0, -1):
@@ -362,8 +370,9 @@ def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_
         has_ended = ended not in ("", RUNNING_WORD)
         ended = ended if has_ended else VANISHED
         last_epoch = last_epoch if first is None else first - 1
-        child_id = record.params.get(f"{ATTEMPT_PARAM}{number}", "")
-        if still_open.pop(child_id, None):
+        child_id = record.child_of(number)
+        if child_id is not None and child_id in still_open:
+            del still_open[child_id]
             status = STATUS_OF_WORD.get(ended, "KILLED")
             _close_child(tracking, child_id, status, ended, f"attempt {number}: {words}")
         if not has_ended:  # IMPORTANT: last, so that the next one sees what was not done

@@ -15,6 +15,7 @@ from typing import Any
 from train.declare import OnResume, option, options_of, validate
 from train.errors import UsageError
 from train.language import _
+from train.untrusted import shown
 
 FORK, NEVER = OnResume.FORK, OnResume.NEVER
 
@@ -144,6 +145,7 @@ class Config:
         ".npz, or 'diamonds', which is shipped.",
         "Data",
         on_resume=FORK,
+        by_tag=False,
     )
     target: str | None = option(
         None, "Column to predict; required for a table of your own.", "Data", on_resume=NEVER
@@ -195,6 +197,7 @@ class Config:
         "needs nothing else: yes, no, auto (up to 1 GiB).",
         "Data",
         choices=("auto", "yes", "no"),
+        by_tag=False,
     )
 
     strict: bool = option(
@@ -202,6 +205,7 @@ class Config:
         "Refuse to go on where code, packages or device are not those of the checkpoint, or an "
         "epoch trained again gives other numbers.",
         "Resume",
+        by_tag=False,
     )
 
     checkpoint_freq: int = option(
@@ -236,6 +240,7 @@ class Config:
         "for each), off (not at all: they stay on this machine's disk).",
         "Checkpoints",
         choices=("async", "sync", "off"),
+        by_tag=False,
     )
     max_spool_bytes: int = option(
         20_000_000_000,
@@ -269,6 +274,7 @@ class Config:
         "Register that model too, by this name, with the alias 'newest'.",
         "Results",
         metavar="NAME",
+        by_tag=False,
     )
 
     upload_diff: str = option(
@@ -293,13 +299,14 @@ class Config:
         """Make a config from what `to_dict` returned, also from an older version's.
 
         Raises:
-            UsageError: There are options that this version does not know.
+            UsageError: There are options that this version does not know, or a value is not
+                within the limits that hold for one that is given.
         """
-        unknown = sorted(set(values) - set(options_of(cls)))
+        unknown = sorted(shown(str(name), 60) for name in set(values) - set(options_of(cls)))
         if unknown:
             raise UsageError(
                 _("the run has options that this version does not know: {names}. Resume it with "
-                  "the version that made it, or a newer one").format(names=", ".join(unknown))
+                  "the version that made it, or a newer one").format(names=", ".join(unknown[:10]))
             )  # fmt: skip
         known: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
@@ -351,6 +358,13 @@ class Launch:
     resume_from: str | None = option(
         None,
         "Start a new run from a plain checkpoint file (.pth), such as the script version's.",
+        "Resume",
+        metavar="FILE",
+    )
+    checkpoint_key: str | None = option(
+        None,
+        "Sign checkpoints by the bytes of this file, and take none that it has not signed; also by "
+        "TRAIN_CHECKPOINT_KEY, for every command.",
         "Resume",
         metavar="FILE",
     )

@@ -12,6 +12,9 @@ from typing import Any
 
 from train.errors import UsageError
 from train.language import _
+from train.untrusted import shown
+
+MAX_BITS = 64  # of a whole number
 
 
 class OnResume(Enum):
@@ -33,6 +36,7 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     metavar: str | None = None
+    by_tag: bool = True  # whether a resume takes it from the run's tag, which anybody may write
 
 
 def option(default: Any, help: str, group: str, **limits: Any) -> Any:
@@ -96,14 +100,46 @@ def to_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _require_kind(name: str, value: Any, kind: str) -> None:
+    """Refuse a value of another type than its option has, as a document of somebody may hold."""
+    if value is None and "None" in kind:
+        return
+    kind = kind.partition(" ")[0].partition("[")[0]
+    kinds = {"bool": bool, "int": int, "float": int | float, "tuple": tuple, "str": str}
+    fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if fits and isinstance(value, int):
+        fits = value.bit_length() <= MAX_BITS
+    if fits and kind == "tuple":
+        fits = all(isinstance(part, str) for part in value)
+    if not fits:
+        wanted = {
+            "bool": _("true or false"), "int": _("a whole number"), "float": _("a number"),
+            "tuple": _("a list of words"), "str": _("a word"),
+        }  # fmt: skip
+        raise UsageError(
+            _("{name}={value} is not {wanted}").format(
+                name=name, value=_in_short(value), wanted=wanted[kind]
+            )
+        )
+
+
+def _in_short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return "…"  # Python refuses to write thousands of digits
+    if isinstance(value, list | tuple | dict):  # nested in itself, perhaps
+        return f"<{type(value).__name__}>"
+    return shown(repr(value), 60)
+
+
 def validate(config: Any) -> None:
     """Refuse values outside their limits.
 
     Raises:
         UsageError: Names the option, the value and the limit.
     """
-    for name, (_field, opt) in options_of(type(config)).items():
+    for name, (field, opt) in options_of(type(config)).items():
         value = getattr(config, name)
+        _require_kind(name, value, str(field.type))
         if value is None:
             continue
         if isinstance(value, float) and not math.isfinite(value):

@@ -39,6 +39,7 @@ SECRET_FILES = (
     ".ssh",
 )  # fmt: skip
 MAX_DIFF_BYTES = 1 << 20
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
 # Plain: a program that the user's configuration names may decrypt what it shows.
 _DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
 # What makes the program, beside its package; nothing else of a repository is anybody's business.
@@ -169,6 +170,38 @@ def run_folder(tracking_uri: str, run_id: str) -> Path:
     folder = home() / "runs" / f"{run_prefix(tracking_uri)}{run_id}"
     require_own(folder)
     return folder
+
+
+def set_checkpoint_key(path: str) -> None:
+    """Let the whole process use the key in this file."""
+    os.environ["TRAIN_CHECKPOINT_KEY"] = path
+
+
+def checkpoint_key() -> bytes | None:
+    """Return the key by which checkpoints are signed, None if none is given.
+
+    Raises:
+        UsageError: Its file cannot be read, or holds none.
+    """
+    path = os.environ.get("TRAIN_CHECKPOINT_KEY")
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            key = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            _("checkpoint_key='{path}' cannot be read: {reason}").format(
+                path=path, reason=error.strerror or error
+            )
+        ) from error
+    if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
+        raise UsageError(
+            _("checkpoint_key='{path}' is no key: it has {num_bytes} bytes, and {least} to {most} "
+              "are needed. `head -c 32 /dev/urandom > {path}` makes one")
+            .format(path=path, num_bytes=len(key), least=MIN_KEY_BYTES, most=MAX_KEY_BYTES)
+        )  # fmt: skip
+    return key
 
 
 def launched_run_id() -> str | None:

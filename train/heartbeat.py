@@ -20,7 +20,8 @@ from train.errors import RunNotUsable, StoreUnavailable, Superseded
 from train.language import _
 from train.metrics import Point
 from train.system_metrics import SystemMetrics
-from train.tracking import ATTEMPT_PARAM, HEARTBEAT_TAG, MAX_TAG_CHARS, RunRecord, Tracking, now_ms
+from train.tracking import HEARTBEAT_TAG, MAX_TAG_CHARS, RunRecord, Tracking, now_ms
+from train.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -66,18 +67,19 @@ class Beat:
         each number can be calculated with.
         """
         try:
-            beat = cls(**json.loads(tags[HEARTBEAT_TAG]))
+            beat = cls(**parse_json(tags[HEARTBEAT_TAG]))
             words = (beat.host, beat.machine)
             numbers = (beat.attempt, beat.number, beat.time, beat.pid, beat.started)
             kinds = (int, int, int | float, int, int | float)
             fits = (
                 all(isinstance(word, str) for word in words)
                 and all(isinstance(n, kind) for n, kind in zip(numbers, kinds, strict=True))
+                and not any(isinstance(n, bool) for n in numbers)
                 and all(0 <= n < MAX_NUMBER for n in numbers)
                 and isinstance(beat.progress, Mapping)
             )
             return beat if fits else None
-        except (KeyError, ValueError, TypeError, RecursionError):
+        except (KeyError, ValueError, TypeError):
             return None
 
 
@@ -214,9 +216,9 @@ def _beat_of_newest(tracking: Tracking, record: RunRecord) -> Beat | None:
     """Return the heartbeat of the newest attempt; before its first, what it said as it claimed."""
     beat = Beat.from_tags(record.tags)
     if beat is not None and beat.attempt < record.attempts:
-        child_id = record.params[f"{ATTEMPT_PARAM}{record.attempts}"]
+        child_id = record.child_of(record.attempts)
         try:
-            return Beat.from_tags(tracking.get_run(child_id).tags)
+            return Beat.from_tags(tracking.get_run(child_id).tags) if child_id else None
         except RunNotUsable:  # somebody deleted it
             return None
     return beat
@@ -261,5 +263,7 @@ def vanished_at(record: RunRecord) -> float | None:
     if record.status != "RUNNING":
         return None
     beat = Beat.from_tags(record.tags)
-    last_seen = beat.time if beat else record.start_time_ms / 1000
+    last_seen = beat.time if beat else record.started
+    if last_seen is None:
+        return None
     return last_seen if time.time() - last_seen > LEASE_SECONDS else None

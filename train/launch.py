@@ -42,9 +42,9 @@ from train.source import (
     Source,
     find_run,
     find_source,
+    is_trained,
     local_folder,
     open_store,
-    options_of_run,
     require_local_artifacts,
 )
 from train.sync import good_checkpoints, publish_waiting
@@ -69,6 +69,9 @@ def open_run(given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Op
         TrainError: One of its kinds, when the run cannot be opened. The run that `mlflow run`
             made for the launch is closed as FAILED.
     """
+    if launch.checkpoint_key is not None:
+        environment.set_checkpoint_key(launch.checkpoint_key)
+    environment.checkpoint_key()  # refused before anything is opened
     tracking = Tracking()
     tracking.probe()
     launched_id = environment.launched_run_id()
@@ -103,7 +106,7 @@ def _auto(launcher: Launcher, launch: Launch) -> Opened:
     fingerprint = identity(task)[FINGERPRINT_TAG]
     threads = launcher.given.get("threads")  # not in the fingerprint: a machine may choose them
     for record in launcher.tracking.search_runs(experiment_id, fingerprint):
-        options = options_of_run(record)
+        options = record.options()
         is_other = bool(threads and options and options.threads != threads)
         if record.status != "FINISHED" and not is_other:
             told = _("Going on with run '%s': it has these options and this data")
@@ -160,13 +163,14 @@ def _resume(launcher: Launcher, record: RunRecord, launch: Launch) -> Opened:
 def _in_place(launcher: Launcher, source: Source) -> Opened:
     record, tracking = source.record, launcher.tracking
     config = resumed_config(source, launcher.given)
+    _report_gone(tracking, source, config.strict)
     task = make_task(config, recover_data(launcher, source, config))
     _report_drift(launcher, source, task)
     # IMPORTANT: all that is read comes before the claim; the claim is the first change.
     published = tracking.published(record.run_id, record.metrics)
     attempt = Attempt.another(
         tracking, record, launcher.launched, source.epoch + 1, params(task.config),
-        Beat.of_this_process(record.attempts + 1, 0, {}).to_tag(),
+        Beat.of_this_process(record.attempts_to_claim[-1], 0, {}).to_tag(),
     )  # fmt: skip
     _announce(source, config)
     pipeline = begin(launcher, task, record, attempt, identity(task), source)
@@ -186,11 +190,26 @@ def _report_drift(launcher: Launcher, source: Source, task: TabularTask) -> None
     drift.report(source.record.run_id, found, task.config.strict, fork)
 
 
+def _report_gone(tracking: Tracking, source: Source, strict: bool) -> None:
+    if source.gone is None or is_trained(tracking, source.record):
+        return
+    run_id = source.record.run_id
+    if strict:
+        go_on = train_command({"resume_run": run_id, "strict": False})
+        raise RunNotUsable(
+            run_id,
+            _("is not continued with strict=true: {gone}. To go on with what is left: {command}")
+            .format(gone=source.gone, command=go_on),
+        )  # fmt: skip
+    log.warning(_("Run '%s' is not as it was left: %s. Going on all the same"), run_id, source.gone)
+
+
 def _fork(launcher: Launcher, source: Source) -> Opened:
     if source.checkpoint is None:
         why = _("has no checkpoint yet, so there is no fork of it")
         raise RunNotUsable(source.record.run_id, why)
     config = forked_config(source, launcher.given)
+    _report_gone(launcher.tracking, source, config.strict)
     dataset = recover_data(launcher, source, source.config)
     if changes_data(source, launcher.given):
         # Other rows, but the model's inputs stay what they were.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -22,12 +23,14 @@ from train.heartbeat import vanished_at
 from train.language import _
 from train.metrics import MONITOR
 from train.source import find_store, require_committed
-from train.tracking import EPOCH_TAG, RunRecord, Tracking
+from train.tracking import RunRecord, Tracking
+from train.tracking.record import UNKNOWN
 from train.untrusted import told
 
 Row = dict[str, Any]
 
 MIN_WIDTH = 130
+MAX_PLAIN = 1e9  # what is larger is written with an exponent
 
 
 def run_rows(tracking: Tracking) -> list[Row]:
@@ -39,16 +42,15 @@ def run_rows(tracking: Tracking) -> list[Row]:
 
 
 def _run_row(record: RunRecord) -> Row:
-    epoch = record.tags.get(EPOCH_TAG, "")
     return {
         "run_id": record.run_id,
         "name": record.name,
         "status": record.status,
-        "epoch": int(epoch) if epoch.isdecimal() else None,
+        "epoch": record.epoch,
         "epochs": record.epochs,
-        f"best_{MONITOR}": record.metrics.get(f"best_{MONITOR}"),
+        f"best_{MONITOR}": record.best,
         "attempts": record.attempts,
-        "started": record.start_time_ms / 1000,
+        "started": record.started,
         "last_active": record.last_active,
         "vanished": vanished_at(record),
         "go_on": train_command(record.standing.go_on()),
@@ -64,7 +66,7 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
         CheckpointNotFound: It has committed some, and none is there.
     """
     record, _folder, store = find_store(tracking, run_id)
-    manifests = store.list()
+    manifests = store.indexed()
     require_committed(record, store, manifests)
     best = find_best(manifests)
     return [
@@ -126,9 +128,9 @@ def _run_table(rows: list[Row]) -> Table:
             _("vanished {age}").format(age=_age(row["vanished"]))
             if row["vanished"]
             else _cell(row["status"]),
-            "/".join("?" if n is None else str(n) for n in (row["epoch"], row["epochs"])),
+            "/".join(UNKNOWN if n is None else str(n) for n in (row["epoch"], row["epochs"])),
             _number(row[f"best_{MONITOR}"]),
-            _age(row["last_active"]),
+            _age(row["last_active"]) if row["last_active"] else UNKNOWN,
             _cell(row["name"]),
         )
     return table
@@ -206,7 +208,9 @@ def _cell(value: object, style: str = "") -> Text:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5f}"
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.5f}" if abs(value) < MAX_PLAIN else f"{value:.5g}"
 
 
 def _age(timestamp: float) -> str:

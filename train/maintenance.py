@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ from train.files import PUBLIC, atomic_write
 from train.heartbeat import wait_until_free
 from train.language import _
 from train.progress import Moved, show_transfer
-from train.source import find_run, find_store, options_of_run, pick, require_committed
+from train.source import find_gone, find_run, find_store, pick, require_committed
 from train.threads import each
-from train.tracking import Tracking
+from train.tracking import MANIFEST_TAG, Tracking
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -29,7 +32,7 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
     """Download and check every checkpoint of the run, and yield one row for each as it is done.
 
     `status` is ok, damaged (`found` tells how), or uncommitted: what is left of an upload or a
-    deletion that was killed, and no checkpoint.
+    deletion that was killed, and no checkpoint. A last row tells if the newest one is missing.
 
     Raises:
         CheckpointNotFound: It has committed some, and none is there; after the rows.
@@ -51,7 +54,7 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
             return {"name": name, "status": "uncommitted", "found": found, "bytes": None}
         return {"name": name, "status": "ok", "found": "", "bytes": manifest.bytes}
 
-    examined = store.examine()
+    stored, examined = store.list(logging.DEBUG), store.examine()
     num_bytes = sum(m.bytes for m in examined.values() if m is not None)
     title = _("Verifying run '{run_id}'").format(run_id=record.run_id)
     committed = []
@@ -59,6 +62,9 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
         for row in each(lambda item: check(*item), examined.items(), NUM_VERIFIED):
             yield row
             committed += [row] if row["status"] != "uncommitted" else []
+    gone = find_gone(tracking, record, stored, filter(None, examined.values()))
+    if gone is not None:
+        yield {"name": MANIFEST_TAG, "status": "damaged", "found": gone, "bytes": None}
     require_committed(record, store, committed)
 
 
@@ -66,7 +72,7 @@ def retention_of(
     tracking: Tracking, run_id: str, last: int | None, best: int | None, every: int | None
 ) -> Retention:
     """Return which checkpoints of the run are to stay: as given, else by the run's options."""
-    own = Retention.of(options_of_run(find_run(tracking, run_id)))
+    own = Retention.of(find_run(tracking, run_id).options())
     return Retention(last or own.last, best or own.best, every)
 
 
@@ -85,9 +91,12 @@ def prune(
         why = _("is being trained by another process on this machine")
         raise RunNotUsable(record.run_id, why)
     try:
-        wait_until_free(tracking, record, take_over)
+        record = wait_until_free(tracking, record, take_over)
         manifests = store.list()
         require_committed(record, store, manifests)
+        gone_before = find_gone(tracking, record, manifests)
+        if gone_before is not None:
+            log.warning(_("Run '%s' is not as it was left: %s"), record.run_id, gone_before)
         gone = retention.to_prune(_guarded_by_good(store, manifests))
         if gone and not dry_run:
             # IMPORTANT: the index comes first, so that it never names what is gone.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 MONITOR = "val_pearson"  # the metric that decides which epoch is best; higher is better
+MAX_SCORE = 1.001  # of a correlation, rounding included
 # What MLflow's pages show as "System metrics". A section of another name would come first, above
 # the losses.
 SYSTEM = "system/"
@@ -36,6 +37,15 @@ def timing_prefix(known: Iterable[str]) -> str:
     ('system/', '')
     """
     return SYSTEM if _OLD_KEYS.isdisjoint(known) else ""
+
+
+def is_score(value: float) -> bool:
+    """Tell whether `value` can be one of the monitored metric, which is a correlation.
+
+    >>> is_score(-1.0), is_score(1e308), is_score(math.nan)
+    (True, False, False)
+    """
+    return -MAX_SCORE <= value <= MAX_SCORE
 
 
 def same_value(a: float, b: float) -> bool:

@@ -213,7 +213,12 @@ def register_checkpoint(
 
 
 def _curves(record: RunRecord, history: History, best_epoch: int | None) -> dict[str, bytes]:
-    begun = first_epochs(record.tags)
+    last = max((point.step for point in history), default=0)
+    begun = {
+        number: first
+        for number, first in first_epochs(record.tags).items()
+        if number <= record.attempts and first <= last + 1  # others wrote the rest
+    }
     return {
         "loss": figures.loss_curves(history, begun, best_epoch),
         "correlation": figures.correlation_curve(history, begun, best_epoch),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from train import environment
+from train.checkpoint.chain import find_break
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
 from train.checkpoint.spool import RunFolder
@@ -27,22 +27,23 @@ from train.errors import (
     CheckpointNotFound,
     RunNotUsable,
     StoreUnavailable,
-    TrainError,
 )
 from train.language import _
+from train.restored import options_of_saved, options_of_unsaved
 from train.shell import quoted
 from train.tracking import (
-    DATA_TAG,
     EPOCH_TAG,
     HOST_TAG,
-    OPTIONS_TAG,
+    LATEST_CHECKPOINT_TAG,
+    MANIFEST_TAG,
     PARENT_TAG,
     RunRecord,
     Tracking,
 )
 from train.tracking.artifacts import Artifacts
+from train.tracking.record import UNKNOWN
 from train.tracking.translate import local_path, local_uri
-from train.untrusted import shown
+from train.untrusted import path_part, shown
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Source:
         manifest: The chosen one; None if the run died before its first commit.
         checkpoint: Its content, verified; None likewise.
         config: The run's options.
+        gone: What is missing of the run's newest checkpoints, in half a line; None if nothing is.
     """
 
     record: RunRecord
@@ -66,6 +68,7 @@ class Source:
     manifest: Manifest | None
     checkpoint: Mapping[str, Any] | None
     config: Config
+    gone: str | None = None
 
     @property
     def epoch(self) -> int:
@@ -82,7 +85,7 @@ class Source:
         """What the run's data must be."""
         if self.checkpoint is not None:
             return str(self.checkpoint["data"]["fingerprint"])
-        return self.record.tags.get(DATA_TAG, "")
+        return self.record.data_fingerprint
 
     @property
     def is_newest(self) -> bool:
@@ -101,9 +104,12 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
         parent_id = record.tags.get(PARENT_TAG)
         if parent_id is None or record.is_ours:
             return record
+        parent = tracking.get_run(path_part(parent_id, PARENT_TAG))
+        if record.run_id not in map(parent.child_of, range(1, parent.attempts + 1)):
+            return record  # it says so, and that run knows nothing of it
         told = _("Run '%s' is an attempt of run '%s', which is the one to use")
         log.info(told, wanted, parent_id)
-        return tracking.get_run(parent_id)
+        return parent
     experiment_id = tracking.experiment_id()
     for record in tracking.search_runs(experiment_id):
         if record.status != "FINISHED":
@@ -139,17 +145,17 @@ def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> Chec
     Raises:
         StoreUnavailable: They are on another machine's disk, or their folder was moved away.
     """
-    host = record.tags.get(HOST_TAG)
+    host, key = record.tags.get(HOST_TAG), environment.checkpoint_key()
     if host is None:
         require_local_artifacts(record)
-        return CheckpointStore(tracking.artifacts(record), record.run_id)
+        return CheckpointStore(tracking.artifacts(record), record.run_id, key)
     if host != environment.hostname():
         raise StoreUnavailable(
             _("the checkpoints of run '{run_id}' were not uploaded (upload=off): they are on the "
               "disk of '{host}', and this is '{hostname}'. Go on there")
             .format(run_id=record.run_id, host=host, hostname=environment.hostname())
         )  # fmt: skip
-    return CheckpointStore(Artifacts(local_uri(folder.artifacts())), record.run_id)
+    return CheckpointStore(Artifacts(local_uri(folder.artifacts())), record.run_id, key)
 
 
 def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
@@ -179,8 +185,16 @@ def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | N
             manifest = pick(record.run_id, manifests, str(resume_epoch))
             checkpoint = _get_or_name_others(store, manifest, manifests, Path(folder))
     good = [m for m in manifests if not newest_wanted or m.order <= manifest.order]
-    config = options_of_run(record) or Config.from_dict(checkpoint["config"])
-    return Source(record, store, good, manifest, checkpoint, config)
+    if manifest.hmac is not None and not store.has_key:
+        log.warning(
+            _("The checkpoints of run '%s' are signed, and no checkpoint_key is given: whose they "
+              "are is not checked, and what is saved from here on is not signed"),
+            record.run_id,
+        )  # fmt: skip
+    config = options_of_saved(record, Config.from_dict(checkpoint["config"]))
+    reached = manifest if newest_wanted else manifests[-1]
+    gone = find_break(manifests, reached, record.manifest_sha256)
+    return Source(record, store, good, manifest, checkpoint, config, gone)
 
 
 def require_local_artifacts(record: RunRecord) -> None:
@@ -229,7 +243,7 @@ def warn_of_percent(record: RunRecord) -> None:
 
 
 def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
-    config = options_of_run(record) if record.is_ours else None
+    config = options_of_unsaved(record) if record.is_ours else None
     require_committed(record, store, [])
     if config is None:
         raise RunNotUsable(
@@ -249,11 +263,12 @@ def require_committed(record: RunRecord, store: CheckpointStore, found: Collecti
     Raises:
         CheckpointNotFound: It has.
     """
-    if EPOCH_TAG in record.tags and not found:
+    if {EPOCH_TAG, MANIFEST_TAG, LATEST_CHECKPOINT_TAG} & set(record.tags) and not found:
         wanted = _(
             "any epoch, though it had some (the newest of epoch {epoch}), at {where}"
         ).format(
-            epoch=shown(record.tags[EPOCH_TAG], 20), where=shown(environment.redact(store.where))
+            epoch=UNKNOWN if record.epoch is None else record.epoch,
+            where=shown(environment.redact(store.where)),
         )
         raise CheckpointNotFound(record.run_id, wanted, [])
 
@@ -302,6 +317,36 @@ def _newest_good(
     raise first_error
 
 
+def find_gone(
+    tracking: Tracking,
+    record: RunRecord,
+    manifests: list[Manifest],
+    damaged: Iterable[Manifest] = (),
+) -> str | None:
+    """Return what is missing of a run's newest checkpoints, in half a line; None if nothing is.
+
+    Args:
+        tracking: The server.
+        record: The run, as it was before `manifests` were read.
+        manifests: Its checkpoints, by their stored manifests, oldest first.
+        damaged: Others, which are told of as that.
+    """
+    if not manifests:
+        return None
+    known = [*manifests, *damaged]
+    gone = find_break(known, manifests[-1], record.manifest_sha256)
+    return gone if gone and not is_trained(tracking, record) else None
+
+
+def is_trained(tracking: Tracking, record: RunRecord) -> bool:
+    """Tell whether the run's newest checkpoint has become another since `record` was read.
+
+    Then what was read of its checkpoints is of another moment.
+    """
+    now = tracking.get_run(record.run_id)
+    return now.tags.get(MANIFEST_TAG) != record.tags.get(MANIFEST_TAG)
+
+
 def data_of_run(
     tracking: Tracking, record: RunRecord, config: Config, fingerprint: str | None = None
 ) -> Dataset:
@@ -319,7 +364,7 @@ def data_of_run(
     return recover(
         config,
         environment.home(),
-        fingerprint or record.tags.get(DATA_TAG, ""),
+        fingerprint or record.data_fingerprint,
         _download_data(tracking, record),
     )
 
@@ -331,18 +376,10 @@ def preprocessing_of_run(tracking: Tracking, record: RunRecord) -> tuple[Preproc
         DataError: It is neither cached here nor among the run's artifacts.
     """
     return recover_preprocessing(
-        environment.home(), record.tags.get(DATA_TAG, ""), _download_data(tracking, record)
+        environment.home(), record.data_fingerprint, _download_data(tracking, record)
     )
 
 
 def _download_data(tracking: Tracking, record: RunRecord) -> Download:
     artifacts = tracking.artifacts(record)
     return lambda name, to: artifacts.download(f"data/{name}", to)
-
-
-def options_of_run(record: RunRecord) -> Config | None:
-    """Return the options that the newest attempt ran with, None if the tag does not tell."""
-    try:
-        return Config.from_dict(json.loads(record.tags[OPTIONS_TAG]))
-    except (KeyError, ValueError, TypeError, TrainError):
-        return None

@@ -17,13 +17,13 @@ from train.checkpoint.spool import RunFolder, Spool
 from train.checkpoint.store import CheckpointStore
 from train.checkpoint.transfers import show_upload
 from train.config import Config
-from train.errors import CheckpointDamaged, RunNotUsable
+from train.errors import CheckpointDamaged, CheckpointError, RunNotUsable
 from train.language import _
 from train.metrics import History, Point
 from train.pages.page import refresh
 from train.results import publish_results
-from train.source import data_of_run, options_of_run
-from train.tracking import ATTEMPT_PARAM, HOST_TAG, RunRecord, Tracking
+from train.source import data_of_run, find_source
+from train.tracking import HOST_TAG, RunRecord, Tracking
 from train.tracking.ui import run_link
 from train.untrusted import is_path_part
 
@@ -82,15 +82,23 @@ def publish_waiting(
             _("Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s"),
             spool.attempt, record.run_id, max([0, *epochs]), status,
         )  # fmt: skip
-        config = options_of_run(record)
-        if status == "FINISHED" and config is not None:
-            # What the process did not come to that finished the training.
-            find_dataset = functools.partial(data_of_run, tracking, record, config)
-            publish_results(
-                tracking, record.run_id, store, config, find_dataset, attempt.check_lease
-            )
+        if status == "FINISHED":
+            _finish(tracking, record, store, attempt)
         spool.discard()
     return overtaken
+
+
+def _finish(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, attempt: Attempt
+) -> None:
+    """Do what the process did not come to that finished the training."""
+    try:
+        config = find_source(record, store, None).config
+    except (CheckpointError, RunNotUsable) as error:
+        log.warning("%s", error)
+        return
+    find_dataset = functools.partial(data_of_run, tracking, record, config)
+    publish_results(tracking, record.run_id, store, config, find_dataset, attempt.check_lease)
 
 
 def _publish(
@@ -127,7 +135,7 @@ def _publish(
 def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Attempt) -> None:
     """Bring what people see of the run up to date."""
     record = tracking.get_run(attempt.run_id)
-    retention = Retention.of(options_of_run(record))
+    retention = Retention.of(record.options())
     publisher = Publisher(
         tracking, store, spool, retention, store.list(), points_here=HOST_TAG not in record.tags
     )
@@ -137,7 +145,7 @@ def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Att
 
 def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
     """Return what can be told of the run's newest attempt without what it recorded."""
-    child_id = record.params[f"{ATTEMPT_PARAM}{record.attempts}"]
+    child_id = record.child_of(record.attempts) or record.run_id
     link = run_link(tracking, record)
     return Attempt(tracking, record.run_id, record.attempts, 1, child_id, link).journal(
         "RUNNING", 0

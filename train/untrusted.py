@@ -18,6 +18,7 @@ MAX_JSON_DEPTH = 64  # no document of this program is a quarter as deep
 MAX_LINE_CHARS = 16_000  # of what is told; no line of ours is so long
 
 _PATH_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
+_WHOLE = re.compile(r"[0-9]{1,15}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 # Control characters, C1 included; what turns the direction of a line; what breaks one; halves of
 # a pair that no encoding can write.
@@ -58,9 +59,23 @@ def fingerprint(value: object, what: str) -> str:
     Raises:
         UnsafeValue: It is anything else.
     """
-    if not isinstance(value, str) or not _FINGERPRINT.fullmatch(value):
+    if not is_fingerprint(value):
         raise UnsafeValue(what, shown(str(value)))
-    return value
+    return str(value)
+
+
+def is_fingerprint(value: object) -> bool:
+    """Tell whether `fingerprint` takes it."""
+    return isinstance(value, str) and _FINGERPRINT.fullmatch(value) is not None
+
+
+def whole_number(text: object) -> int | None:
+    """Return the number that `text` writes in up to 15 digits, None if it is anything else.
+
+    >>> whole_number("12"), whole_number("1e3"), whole_number("9" * 5000), whole_number("\u0663")
+    (12, None, None, None)
+    """
+    return int(text) if isinstance(text, str) and _WHOLE.fullmatch(text) else None
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -135,7 +135,7 @@ def write_checkpoint(
             metrics=finite,
             files=(*files, *small.close()),
         )
-        (temporary / MANIFEST_FILE).write_bytes(_dump(manifest.to_dict()))
+        (temporary / MANIFEST_FILE).write_bytes(manifest.to_json())
     return manifest
 
 

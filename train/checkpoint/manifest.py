@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+import hashlib
 import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 from train.errors import CheckpointDamaged, CheckpointError
 from train.language import _
-from train.metrics import MONITOR
+from train.metrics import MONITOR, is_score
+from train.untrusted import is_fingerprint, is_path_part, parse_json, shown
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1: no checkpoints inside an epoch
@@ -66,6 +69,10 @@ class Manifest:
     kept: bool  # whether the save policy keeps it for good
     metrics: Mapping[str, float | None]  # of the epoch just completed; None where not finite
     files: tuple[FileEntry, ...]
+    # Set as it is committed, see `chain`; what was saved is the same before and after.
+    run_id: str | None = field(default=None, compare=False)  # None: of an earlier program
+    previous: str | None = field(default=None, compare=False)  # digest of the one before it
+    hmac: str | None = field(default=None, compare=False)  # None: not signed
 
     @property
     def name(self) -> str:
@@ -85,16 +92,33 @@ class Manifest:
     @property
     def score(self) -> float | None:
         """The value that decides which checkpoint is best, or None."""
-        return self.metrics.get(MONITOR)
+        value = self.metrics.get(MONITOR)
+        return value if value is not None and is_score(value) else None
 
     @property
     def bytes(self) -> int:
         """Size of all files."""
         return sum(entry.bytes for entry in self.files)
 
+    @property
+    def canonical(self) -> builtins.bytes:
+        """The bytes that are hashed and signed: all of it but the signature."""
+        document = {k: v for k, v in self.to_dict().items() if k != "hmac"}
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `canonical`: by it the next manifest and the run's tag name this one."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        return {"format_version": FORMAT_VERSION, **asdict(self), "files": self._files()}
+        document = {"format_version": FORMAT_VERSION, **asdict(self), "files": self._files()}
+        return {k: v for k, v in document.items() if k not in COMMIT_FIELDS or v is not None}
+
+    def to_json(self) -> builtins.bytes:
+        """Return what `manifest.json` holds."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False).encode()
 
     def _files(self) -> list[dict[str, Any]]:
         return [asdict(entry) for entry in self.files]
@@ -118,7 +142,7 @@ class Manifest:
 
         check(isinstance(document, dict), _("no object"))
         version = document.get("format_version")
-        check(_is_count(version), f"format_version {version!r}")
+        check(_is_count(version), f"format_version {_in_short(version)}")
         if version not in READABLE_VERSIONS:
             raise CheckpointError(
                 _(
@@ -129,27 +153,36 @@ class Manifest:
         if version == 1:
             document = {**document, "epoch_step": 0}
         for key in ("epoch", "step", "epoch_step", "attempt"):
-            check(_is_count(document.get(key)), f"{key} {document.get(key)!r}")
-        check(_is_time(document.get("created")), f"created {document.get('created')!r}")
-        check(isinstance(document.get("kept"), bool), f"kept {document.get('kept')!r}")
+            check(_is_count(document.get(key)), f"{key} {_in_short(document.get(key))}")
+        created, kept = document.get("created"), document.get("kept")
+        check(_is_time(created), f"created {_in_short(created)}")
+        check(isinstance(kept, bool), f"kept {_in_short(kept)}")
+        for key, is_right in COMMIT_FIELDS.items():  # an earlier program did not write them
+            value = document.get(key)
+            check(value is None or is_right(value), f"{key} {_in_short(value)}")
         metrics, files = document.get("metrics"), document.get("files")
         check(isinstance(metrics, dict) and all(map(_is_metric, metrics.items())), _("bad metrics"))
         check(isinstance(files, list) and all(map(_is_file_entry, files)), _("bad file entries"))
         paths = [entry["path"] for entry in files]
-        check(_make_one_checkpoint(paths), f"files {paths[:5]}")
+        check(_make_one_checkpoint(paths), f"files {_in_short(paths)}")
         manifest = cls(
             epoch=document["epoch"],
             step=document["step"],
             epoch_step=document["epoch_step"],
             attempt=document["attempt"],
-            created=document["created"],
-            kept=document["kept"],
+            created=created,
+            kept=kept,
             metrics=metrics,
             files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
+            **{key: document.get(key) for key in COMMIT_FIELDS},
         )
         wrong = _("{name}, which is not this folder's name").format(name=manifest.name)
         check(manifest.name == name, wrong)
         return manifest
+
+
+def _in_short(value: object) -> str:
+    return shown(repr(value), 60)
 
 
 def _is_count(value: object) -> bool:
@@ -186,16 +219,18 @@ def _is_file_entry(entry: object) -> bool:
         and _PATH.fullmatch(entry["path"]) is not None
         and entry["path"] != MANIFEST_FILE
         and _is_count(entry.get("bytes"))
-        and isinstance(entry.get("sha256"), str)
-        and re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]) is not None
+        and is_fingerprint(entry.get("sha256"))
     )
+
+
+COMMIT_FIELDS = {"run_id": is_path_part, "previous": is_fingerprint, "hmac": is_fingerprint}
 
 
 def parse_manifest(text: bytes, name: str) -> Manifest:
     """Read `manifest.json`; see `Manifest.from_dict` for what is raised."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         raise CheckpointDamaged(
             name, _("manifest.json is not JSON ({error})").format(error=error)
         ) from error

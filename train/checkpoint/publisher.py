@@ -11,14 +11,15 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from train.checkpoint.manifest import Manifest
+from train.checkpoint.manifest import MANIFEST_FILE, Manifest
 from train.checkpoint.policy import Retention, find_best
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import ROOT, CheckpointStore
 from train.files import atomic_write
 from train.metrics import History, Point
-from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, Tracking
+from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, MANIFEST_TAG, Tracking
 
 PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
@@ -74,10 +75,20 @@ class Publisher:
             Superseded: A later attempt was claimed; nothing more may be published.
         """
         if manifest not in self.manifests:
-            self.store.put(self._spool.path(manifest.name), manifest, self._check_lease)
+            folder = self._spool.path(manifest.name)
+            linked = self._link(manifest, folder / MANIFEST_FILE)
+            self.store.put(folder, linked, self._check_lease)
             self.manifests = [m for m in self.manifests if m.name != manifest.name]
-            self.manifests.append(manifest)
+            self.manifests.append(linked)
         self.settle()
+
+    def _link(self, manifest: Manifest, file: Path) -> Manifest:
+        """Let the spooled manifest say what it follows: only now is it known what was overtaken."""
+        linked = self.store.linked(manifest, self.manifests[-1] if self.manifests else None)
+        text = linked.to_json()
+        if file.read_bytes() != text:  # as it is when this is tried again
+            atomic_write(file, lambda out: out.write(text))
+        return linked
 
     def settle(self) -> None:
         """Do what follows a commit: publish, point, prune.
@@ -110,7 +121,7 @@ class Publisher:
             self._unpublished = [p for p in self._unpublished if p.step > epoch]
 
     def _point_to(self, manifest: Manifest) -> None:
-        tags = {EPOCH_TAG: str(manifest.epoch)}
+        tags = {EPOCH_TAG: str(manifest.epoch), MANIFEST_TAG: manifest.digest}
         if self._points_here:
             name = manifest.files[0].path.split("/")[0]
             tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"

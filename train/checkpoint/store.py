@@ -5,7 +5,8 @@ hash that it lists. So the manifest is uploaded last and deleted first, and a fo
 (a killed upload, a half-done deletion) is nothing.
 
 `index.json` holds the manifests of all checkpoints, so that a listing costs two calls. It is
-derived: what it lacks is looked up, what it names wrongly is found out before it is used.
+derived, and for looking only: what is gone on from, deleted or given away is chosen by the
+manifests themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.checkpoint import chain
 from train.checkpoint.format import load_checkpoint, verify_file
 from train.checkpoint.manifest import (
     CHECKPOINT_FILE,
@@ -39,6 +41,7 @@ from train.language import _
 from train.progress import Moved, show_transfer
 from train.threads import each
 from train.tracking.artifacts import Artifacts
+from train.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +57,13 @@ class CheckpointStore:
 
     Args:
         artifacts: The run's files.
-        run_id: The run, for messages.
+        run_id: The run.
+        key: Signs what is committed; what it has not signed counts as damaged.
     """
 
-    def __init__(self, artifacts: Artifacts, run_id: str) -> None:
+    def __init__(self, artifacts: Artifacts, run_id: str, key: bytes | None = None) -> None:
         self._artifacts = artifacts
-        self.run_id = run_id
+        self.run_id, self._key = run_id, key
         self._names: set[str] = set()  # folders in the store, committed or not
         self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
         self._foreign: set[str] = set()  # those that hold what is not ours
@@ -75,24 +79,52 @@ class CheckpointStore:
         """Where the files lie, for messages."""
         return str(self.folder or self._artifacts.uri)
 
-    def list(self) -> list[Manifest]:
+    def list(self, level: int = logging.WARNING) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first.
 
-        Costs two calls, and one for each checkpoint that the index does not have.
-        A manifest that cannot be read counts as none.
+        Costs a call, and one for each checkpoint. What cannot be read, or is not the run's own,
+        counts as none.
+
+        Args:
+            level: How that is logged.
         """
-        return [m for m in self.examine().values() if m is not None]
+        self._names = self._find_names()
+        return [m for m in self._read_all({}, level).values() if m is not None]
 
-    def examine(self) -> dict[str, Manifest | None]:
-        """Return folder name to manifest, oldest first; before them those that have none."""
-        self._names = {n for n in self._artifacts.list(ROOT) if NAME.fullmatch(n)}
-        indexed = self._read_index() if self._names else {}
+    def indexed(self) -> Sequence[Manifest]:
+        """Return the same as the index tells it, to be looked at only.
 
-        def find(name: str) -> tuple[str, Manifest | None]:
-            return name, indexed.get(name) or self._find_manifest(name)
+        Costs two calls, and one for each checkpoint that the index does not have.
+        """
+        return [m for m in self.examine(logging.WARNING).values() if m is not None]
 
-        found = dict(each(find, sorted(self._names), NUM_TRANSFERS))
+    def examine(self, level: int = logging.DEBUG) -> dict[str, Manifest | None]:
+        """Return folder name to manifest, oldest first; before them those that have none.
+
+        Args:
+            level: How a manifest that cannot be read is logged.
+        """
+        self._names = self._find_names()
+        return self._read_all(self._read_index() if self._names else {}, level)
+
+    def _find_names(self) -> set[str]:
+        return {n for n in self._artifacts.list(ROOT) if NAME.fullmatch(n)}
+
+    def _read_all(self, known: Mapping[str, Manifest], level: int) -> dict[str, Manifest | None]:
+        def read(name: str) -> tuple[str, Manifest | None]:
+            return name, known.get(name) or self._find_manifest(name, level)
+
+        found = dict(each(read, sorted(self._names), NUM_TRANSFERS))
         return dict(sorted(found.items(), key=lambda item: item[1].order if item[1] else (-1, -1)))
+
+    def linked(self, manifest: Manifest, previous: Manifest | None) -> Manifest:
+        """Return the manifest as it is committed here; see `chain.linked`."""
+        return chain.linked(manifest, self.run_id, previous, self._key)
+
+    @property
+    def has_key(self) -> bool:
+        """Whether signatures are made and checked."""
+        return self._key is not None
 
     def check(self, name: str, folder: Path, moved: Moved | None = None) -> Manifest | None:
         """Verify one checkpoint, downloaded into `folder`; None if it was never committed.
@@ -214,6 +246,8 @@ class CheckpointStore:
 
         try:
             stored = self._read_manifest(manifest.name)
+            if stored != manifest:
+                raise CheckpointDamaged(title, _("its manifest is not the one that was chosen"))
             list(each(receive, stored.files, NUM_TRANSFERS))
         except FileNotFoundError as error:
             found = _("{path} is missing").format(path=error)
@@ -361,17 +395,22 @@ class CheckpointStore:
         text = self._read(path)
         if text == VOID:
             raise FileNotFoundError(path)
-        return parse_manifest(text, name)
+        manifest = parse_manifest(text, name)
+        chain.require_own(manifest, self.run_id, self._key, name)
+        return manifest
 
-    def _find_manifest(self, name: str) -> Manifest | None:
+    def _find_manifest(self, name: str, level: int) -> Manifest | None:
         try:
             return self._read_manifest(name)
-        except (FileNotFoundError, CheckpointDamaged):
+        except FileNotFoundError:
+            return None
+        except CheckpointDamaged as error:
+            log.log(level, _("%s: it counts as none"), error)
             return None  # but not one of a newer version: that would be silently less
 
     def _read_index(self) -> Mapping[str, Manifest]:
         try:
-            document = json.loads(self._read(f"{ROOT}/{INDEX_FILE}"))
+            document = parse_json(self._read(f"{ROOT}/{INDEX_FILE}"))
             entries = [(checkpoint_name(entry), entry) for entry in document["checkpoints"]]
             return {name: Manifest.from_dict(entry, name) for name, entry in entries}
         except (
@@ -381,6 +420,5 @@ class CheckpointStore:
             KeyError,
             TypeError,
             AttributeError,
-            RecursionError,
         ):
             return {}  # it is derived: the manifests themselves are read instead

@@ -8,113 +8,62 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from train import environment
-from train.commands import Standing
 from train.errors import RunNotUsable, StoreUnavailable, UnsafeValue
 from train.language import _
 from train.metrics import History, Point
 from train.shell import quoted
 from train.tracking.artifacts import Artifacts
 from train.tracking.connect import open_client
+from train.tracking.record import (
+    ATTEMPT_PARAM,
+    ATTEMPT_TAG,
+    DATA_TAG,
+    ENDED_TAG,
+    EPOCH_TAG,
+    FINGERPRINT_TAG,
+    HEARTBEAT_TAG,
+    HOST_TAG,
+    LATEST_CHECKPOINT_TAG,
+    MANIFEST_TAG,
+    OPTIONS_TAG,
+    PARENT_TAG,
+    RunRecord,
+    records_of,
+)
 from train.tracking.translate import translated
-from train.untrusted import parse_json, path_part, shown
+from train.untrusted import path_part, shown
 
 log = logging.getLogger(__name__)
+
+__all__ = [
+    "ATTEMPT_PARAM",
+    "ATTEMPT_TAG",
+    "DATA_TAG",
+    "ENDED_TAG",
+    "EPOCH_TAG",
+    "FINGERPRINT_TAG",
+    "HEARTBEAT_TAG",
+    "HOST_TAG",
+    "LATEST_CHECKPOINT_TAG",
+    "MANIFEST_TAG",
+    "MAX_TAG_CHARS",
+    "OPTIONS_TAG",
+    "PARENT_TAG",
+    "Artifacts",
+    "RunRecord",
+    "Tracking",
+    "now_ms",
+]  # fmt: skip
 
 MAX_BATCH_METRICS = 900  # MLflow takes 1,000 items a request
 MAX_BATCH_PARAMS = 100
 MAX_TAG_CHARS = 7_500  # MLflow cuts a tag at 8,000 without a word
 MAX_SCHEMA_CHARS = 1 << 20  # MLflow refuses more
-MAX_TIME = 1e15  # in seconds: no clock shows more
-LATEST_CHECKPOINT_TAG = "mlflow.latest_checkpoint_artifact"
-PARENT_TAG = "mlflow.parentRunId"
-FINGERPRINT_TAG = "train.fingerprint"  # marks a run as one of ours
-OPTIONS_TAG = "train.options"  # the options of the newest attempt, as JSON
-EPOCH_TAG = "train.epoch"  # of the newest checkpoint
-HEARTBEAT_TAG = "train.heartbeat"  # changes as long as the newest attempt lives
-HOST_TAG = "train.checkpoints_on"  # the machine whose disk has them, with upload=off
-DATA_TAG = "train.data"  # fingerprint of the data
-ATTEMPT_TAG = "train.attempt."  # + N: what became of attempt N, in words
-ENDED_TAG = "train.ended"  # of an attempt's child: finished, preempted, failed, vanished
-ATTEMPT_PARAM = "train.attempt."  # + N: claims attempt N, since params are write-once
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What the server knows of a run, at one moment."""
-
-    run_id: str
-    name: str
-    experiment_id: str
-    status: str  # RUNNING, FINISHED, FAILED, KILLED
-    artifact_uri: str
-    start_time_ms: int
-    params: Mapping[str, str]
-    tags: Mapping[str, str]
-    metrics: Mapping[str, float]
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this program made the run (and it is not the child of an attempt)."""
-        return FINGERPRINT_TAG in self.tags
-
-    @property
-    def attempts(self) -> int:
-        """Number of the newest attempt that was claimed; 0 if none was."""
-        claimed = (k.removeprefix(ATTEMPT_PARAM) for k in self.params if ATTEMPT_PARAM in k)
-        return max((int(number) for number in claimed if number.isdecimal()), default=0)
-
-    @property
-    def last_active(self) -> float:
-        """When somebody worked on it last, in seconds since 1970: by the clock of that machine.
-
-        Without a heartbeat that can be read, when it began.
-        """
-        started = self.start_time_ms / 1000
-        try:
-            told = parse_json(self.tags[HEARTBEAT_TAG])["time"]
-            is_time = not isinstance(told, bool) and 0 <= told < MAX_TIME
-            return max(started, float(told)) if is_time else started
-        except (KeyError, ValueError, TypeError):
-            return started
-
-    @property
-    def epochs(self) -> int | None:
-        """How many the newest attempt trains to, if the run tells."""
-        epochs = self._options().get("epochs")
-        return epochs if type(epochs) is int else None
-
-    @property
-    def standing(self) -> Standing:
-        """How the run stands, by what is committed."""
-        options = self._options()
-        epoch, best = self.tags.get(EPOCH_TAG, ""), self.metrics.get("best_epoch", math.nan)
-        patience, schedule = options.get("early_stopping"), options.get("schedule")
-        horizon = options.get("schedule_epochs") or self.epochs
-        return Standing(
-            self.run_id,
-            self.status == "FINISHED",
-            int(epoch) if re.fullmatch("[0-9]{1,9}", epoch) else 0,
-            self.epochs,
-            patience if type(patience) is int else 0,
-            int(best) if math.isfinite(best) else None,
-            horizon if type(horizon) is int and schedule == "cosine" else None,
-        )
-
-    def _options(self) -> Mapping[str, Any]:
-        """Return the options of the newest attempt, {} if the run does not tell."""
-        try:
-            options = parse_json(self.tags[OPTIONS_TAG])
-        except (KeyError, ValueError):
-            return {}
-        return options if isinstance(options, dict) else {}
 
 
 class Tracking:
@@ -142,35 +91,6 @@ class Tracking:
         """Return for how long a call under way, in any thread, has been waiting for its answer."""
         return self._calls.silent_seconds() if self._calls is not None else 0.0
 
-    def _record(self, run: Any) -> RunRecord:
-        """Return the run that the server told of; its IDs are some, and may be parts of paths.
-
-        Raises:
-            UnsafeValue: They are not.
-        """
-        info, data = run.info, run.data
-        return RunRecord(
-            run_id=path_part(info.run_id, _("run ID")),
-            name=info.run_name or "",
-            experiment_id=path_part(info.experiment_id, _("experiment ID")),
-            status=info.status,
-            artifact_uri=info.artifact_uri,
-            start_time_ms=info.start_time or 0,
-            params=data.params,
-            tags=data.tags,
-            metrics=data.metrics,
-        )
-
-    def _records(self, runs: Iterable[Any]) -> list[RunRecord]:
-        """Return those of the runs that can be used; what is told of another hides none."""
-        records = []
-        for run in runs:
-            try:
-                records.append(self._record(run))
-            except UnsafeValue as error:
-                log.warning("%s", error)
-        return records
-
     def get_run(self, run_id: str) -> RunRecord:
         """Return the run.
 
@@ -190,7 +110,7 @@ class Tracking:
                     command=quoted("mlflow", "runs", "restore", "--run-id", run_id)
                 ),
             )
-        return self._record(run)
+        return RunRecord.of(run)
 
     def search_runs(self, experiment_id: str, fingerprint: str | None = None) -> list[RunRecord]:
         """Return this program's runs, newest first: the one that was worked on last.
@@ -219,7 +139,7 @@ class Tracking:
                 token = page.token
                 if not token:
                     break
-        return sorted(self._records(found), key=lambda record: record.last_active, reverse=True)
+        return sorted(records_of(found), key=lambda record: record.last_active, reverse=True)
 
     def open_children(self, record: RunRecord) -> list[RunRecord]:
         """Return the RUNNING children of a run."""
@@ -227,7 +147,7 @@ class Tracking:
         doing = _("searching the attempts of run '{run_id}'").format(run_id=record.run_id)
         with translated(doing, record.run_id):
             found = self.client.search_runs([record.experiment_id], query)
-        return self._records(found)
+        return records_of(found)
 
     def experiment_id(self) -> str:
         """Return the experiment that MLflow's variables choose, made if it is only named."""
@@ -292,7 +212,7 @@ class Tracking:
             _("creating a run in experiment '{experiment_id}'").format(experiment_id=experiment_id)
         ):
             run = self.client.create_run(experiment_id, run_name=name, tags=dict(tags))
-        return self._record(run)
+        return RunRecord.of(run)
 
     def set_status(self, run_id: str, status: str) -> None:
         """Set RUNNING, or end the run as FINISHED, FAILED or KILLED."""

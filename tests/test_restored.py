@@ -1,0 +1,108 @@
+"""The options tag may say what a resume may change, and uses nobody's rights."""
+
+import json
+
+import pytest
+
+from train.config import Config
+from train.describe import params
+from train.restored import options_of_saved, options_of_unsaved
+from train.source import find_source, find_store
+from train.tracking import FINGERPRINT_TAG, OPTIONS_TAG
+
+SAVED = Config(data="mine.csv", target="y", lr=0.5, upload_data="no", strict=True)
+# What uses the rights of whoever resumes, or is none of a resume's.
+THEIRS = {
+    "data": "/home/victim/private.csv", "register": "their-model", "upload_data": "yes",
+    "upload": "off", "strict": False, "lr": 1.0, "seed": 9, "hidden_size": 10_000,
+}  # fmt: skip
+
+
+def tagged(tracking, record, options):
+    tracking.client.set_tag(record.run_id, OPTIONS_TAG, json.dumps(options))
+    return tracking.get_run(record.run_id)
+
+
+@pytest.mark.parametrize("name", sorted(THEIRS))
+def test_what_is_not_the_tags_to_say_is_the_checkpoints(tracking, record, caplog, name):
+    """It is told in a line, and the rest of the tag counts."""
+    options = {**SAVED.to_dict(), "epochs": 99, "keep_last": 3, name: THEIRS[name]}
+    config = options_of_saved(tagged(tracking, record, options), SAVED)
+    assert config == SAVED.replace(epochs=99, keep_last=3)
+    [told] = caplog.messages
+    assert told == (
+        f"Of run '{record.run_id}' only the tag train.options says "
+        f"{name}={str(THEIRS[name]).lower() if name == 'strict' else THEIRS[name]}, and anybody "
+        "may have written it: that does not count. Give what you want of it as options"
+    )
+
+
+def test_a_tag_that_agrees_is_not_talked_about(tracking, record, caplog):
+    """As it is on each healthy resume."""
+    options = SAVED.replace(epochs=99).to_dict()
+    config = options_of_saved(tagged(tracking, record, options), SAVED)
+    assert config.epochs == 99
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": "40"}, {"epochs": True}, {"epochs": 0}, {"epochs": 10**30}, {"epochs": None},
+        {"epochs": 2.5}, {"checkpoint_minutes": "5"}, {"drop": "abc"}, {"drop": [1]},
+        {"drop": [["a"]]}, {"log_model": 1}, {"device": 5}, {"upload": "elsewhere"},
+        {"keep_last": [3]}, {"drain_seconds": 10**400}, {"new": 1}, {"new\n": {"a": [1]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_of_a_tag_pass_the_limits_of_options_given(tracking, record, change, caplog):
+    """One wrong value, of a wrong type too, and the tag does not count."""
+    text = json.dumps({**SAVED.to_dict(), "epochs": 99, **change})
+    tracking.client.set_tag(record.run_id, OPTIONS_TAG, text)
+    assert options_of_saved(tracking.get_run(record.run_id), SAVED) == SAVED
+    [told] = caplog.messages
+    assert "train.options counts as unknown" in told
+    assert "\n" not in told
+
+
+def test_a_resume_takes_its_rights_from_the_checkpoint(tracking, record, commit_to):
+    """What `find_source` returns is what training, and publishing the model, go on with."""
+    trained = commit_to(record, {1: 0.5})
+    tagged(tracking, trained, {**Config().to_dict(), "register": "theirs", "epochs": 30})
+    found, _folder, store = find_store(tracking, trained.run_id)
+    config = find_source(found, store, None).config
+    assert (config.register, config.epochs) == (None, 30)
+
+
+def test_before_the_first_checkpoint_the_params_have_the_say(tracking, record, caplog):
+    """They were written once, by the first attempt; the tag can be written again."""
+    tracking.log_params(record.run_id, params(SAVED), known=())
+    theirs = {**SAVED.to_dict(), "epochs": 99, **THEIRS}
+    config = options_of_unsaved(tagged(tracking, record, theirs))
+    own = {name: getattr(SAVED, name) for name in ("data", "register", "upload_data", "upload")}
+    assert {name: getattr(config, name) for name in own} == own
+    assert (config.epochs, config.strict) == (99, True)
+    assert "only the tag train.options says data=/home/victim/private.csv" in caplog.text
+
+
+def test_a_param_as_mlflow_run_logs_it_is_the_same_value(tracking, record, caplog):
+    """Quoted for a shell."""
+    config = SAVED.replace(data="a b.csv")
+    tracking.log_params(record.run_id, {**params(config), "data": "'a b.csv'"}, known=())
+    assert options_of_unsaved(tagged(tracking, record, config.to_dict())) == config
+    assert not caplog.records
+
+
+def test_without_params_what_is_not_the_tags_to_say_is_the_default(tracking, record):
+    """A run that died within its first second."""
+    config = options_of_unsaved(tagged(tracking, record, {**SAVED.to_dict(), **THEIRS}))
+    default = Config()
+    assert (config.data, config.register) == (default.data, None)
+    assert (config.lr, config.hidden_size) == (1.0, 10_000)
+
+
+def test_a_tag_that_is_none_leaves_nothing_to_start_from(tracking, record):
+    """Then the run cannot be resumed, and is said to be none of ours."""
+    tracking.set_tags(record.run_id, {FINGERPRINT_TAG: "f" * 64})
+    record = tagged(tracking, record, {"epochs": "x"})
+    assert options_of_unsaved(record) is None
