@@ -201,16 +201,16 @@ class RecordedArtifacts(Artifacts):
 
         self.calls.make(f"upload {folder}/{local_file.name}", whole, half)
 
-    def download(self, path, local_file):
+    def download(self, path, local_file, max_bytes):
         def half():
             content = (self.root / path).read_bytes()
             local_file.parent.mkdir(parents=True, exist_ok=True)
             local_file.write_bytes(content[: len(content) // 2])
 
         def whole():
-            super(RecordedArtifacts, self).download(path, local_file)
+            return super(RecordedArtifacts, self).download(path, local_file, max_bytes)
 
-        self.calls.make(f"download {path}", whole, half)
+        return self.calls.make(f"download {path}", whole, half)
 
     def delete(self, path, *is_own):
         delete = super().delete

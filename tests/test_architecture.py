@@ -33,6 +33,8 @@ LAYERS = [
     ["rng", "schedule", "signals"],
     ["config"],
     ["declare"],
+    ["tensors"],
+    ["pickled"],
     ["files", "helptext", "metrics", "overrides", "progress", "system_metrics", "threads"],
     ["markdown"],
     ["untrusted"],

@@ -1,5 +1,6 @@
 """The prepared data on disk: what is loaded is what was saved, or it is refused."""
 
+import base64
 import dataclasses
 import errno
 import hashlib
@@ -10,11 +11,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import train.files
 from train.config import Config
-from train.data.cache import JSON_NAME, NPZ_NAME, load, save
+from train.data import npz
+from train.data.cache import JSON_NAME, NPZ_NAME, load, load_preprocessing, save
 from train.data.dataset import prepare
 from train.errors import DataError
 from train.files import atomic_write
@@ -82,6 +85,112 @@ def test_pickled_objects_are_not_loaded(tmp_path, dataset):
     record.write_text(json.dumps(document))
     with pytest.raises(DataError, match="allow_pickle=False"):
         load(tmp_path)
+
+
+def forge(folder, **changes):
+    """Write a record whose hash is right, with `changes`."""
+    document = json.loads((folder / JSON_NAME).read_text())
+    document["sha256"] = hashlib.sha256((folder / NPZ_NAME).read_bytes()).hexdigest()
+    (folder / JSON_NAME).write_text(json.dumps({**document, **changes}))
+
+
+def declare(path, member, shape):
+    """Let an array of an archive say that it is of another shape."""
+    content = path.read_bytes()
+    start = content.index(member.encode() + b".npy")
+    at = content.index(b"'shape': (", start) + len(b"'shape': (")
+    end = content.index(b"}", at)
+    told = f"{shape[0]}, {shape[1]}), ".encode() if shape[1:] else f"{shape[0]},), ".encode()
+    room = content.index(b"\n", end) - at
+    path.write_bytes(content[:at] + (told + b"}").ljust(room) + content[at + room :])
+
+
+@pytest.mark.parametrize("shape", [(1 << 30,), (1 << 62,), (-1,), (0, 1 << 40)])
+def test_arrays_that_declare_more_than_they_hold_are_refused(tmp_path, dataset, shape):
+    """Of an array no more is allocated than the file has bytes for, also with a right hash."""
+    save(dataset, tmp_path)
+    declare(tmp_path / NPZ_NAME, "train_target", shape)
+    forge(tmp_path)
+    with pytest.raises(DataError, match=r"declares|its arrays are not those|negative"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["numeric", "categorical", "target"])
+def test_arrays_of_another_shape_than_their_columns_are_refused(tmp_path, dataset, part):
+    """A model is made for the columns: arrays that differ, or unknown codes, end here."""
+    save(dataset, tmp_path)
+    with np.load(tmp_path / NPZ_NAME) as found:
+        arrays = dict(found)
+    arrays[f"val_{part}"] = {
+        "numeric": arrays["val_numeric"][:, :1],
+        "categorical": arrays["val_categorical"] + 99,
+        "target": arrays["val_target"][1:],
+    }[part]
+    np.savez(tmp_path / NPZ_NAME, **arrays)
+    forge(tmp_path)
+    with pytest.raises(DataError, match="its arrays are not those of its columns"):
+        load(tmp_path)
+
+
+def test_compressed_arrays_are_refused(tmp_path, dataset):
+    """`save` compresses nothing; a small file could unfold to any size."""
+    save(dataset, tmp_path)
+    np.savez_compressed(tmp_path / NPZ_NAME, train_target=np.zeros(1 << 20))
+    forge(tmp_path)
+    with pytest.raises(DataError, match="it is compressed"):
+        load(tmp_path)
+
+
+def test_arrays_are_made_of_what_was_hashed(tmp_path, dataset, monkeypatch):
+    """Each byte is read once: what somebody writes meanwhile is in hash and arrays alike."""
+    save(dataset, tmp_path)
+    opened = []
+
+    def counted(path, *arguments):
+        opened.append(path)
+        return open(path, *arguments)
+
+    monkeypatch.setattr(npz, "open", counted, raising=False)
+    assert bits(load(tmp_path)) == bits(dataset)
+    assert opened == [tmp_path / NPZ_NAME]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 20_000 + "]" * 20_000, "[]", '{"format_version": 1}', "null", '{"sha256": 1e999}'],
+    ids=lambda text: text[:20],
+)
+def test_a_record_that_is_none_is_refused(tmp_path, dataset, content):
+    """It comes from a store that others may write to."""
+    save(dataset, tmp_path)
+    (tmp_path / JSON_NAME).write_text(content)
+    for read in (load, lambda folder: load_preprocessing(folder / JSON_NAME)):
+        with pytest.raises(DataError):
+            read(tmp_path)
+
+
+def test_a_record_without_end_is_not_read(tmp_path, dataset):
+    """Its size is looked at before its content."""
+    save(dataset, tmp_path)
+    with open(tmp_path / JSON_NAME, "ab") as file:
+        file.truncate(1 << 32)
+    with pytest.raises(DataError, match="more than 67,108,864 bytes"):
+        load(tmp_path)
+
+
+def test_a_compressed_sample_is_not_unfolded(tmp_path, dataset):
+    """The sample of rows is small as it is, and `save` compresses nothing."""
+    save(dataset, tmp_path)
+    bomb = pa.table({"a": np.zeros(1 << 22)})
+    for codec in ("zstd", "lz4"):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(
+            sink, bomb.schema, options=pa.ipc.IpcWriteOptions(compression=codec)
+        ) as writer:
+            writer.write_table(bomb)
+        assert len(sink.getvalue()) < 300_000
+        forge(tmp_path, sample=base64.b64encode(sink.getvalue()).decode())
+        assert load(tmp_path).sample.num_columns == 0
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):

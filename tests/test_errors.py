@@ -41,6 +41,7 @@ def one_of_each():
         errors.RunNotUsable("r1", "was deleted"),
         errors.UnsafeValue("run ID", "../r1"),
         errors.UnsafeFile("/mlruns/0/r1/artifacts/logs", "a symbolic link"),
+        errors.TooLarge("checkpoints/index.json", 16),
         errors.Superseded("r1", 2, 3),
         errors.Interrupted("SIGTERM", 3, 21),
     ]

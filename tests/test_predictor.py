@@ -232,7 +232,7 @@ def test_weights_with_code_in_them_are_refused(predictor, tmp_path):
     with pytest.raises(CheckpointDamaged) as refused:
         Predictor.load(tmp_path / "saved")
     assert not (tmp_path / "executed").exists()
-    assert "cannot be read safely (UnpicklingError)" in str(refused.value)
+    assert "it holds code (posix.mkdir)" in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", None])
@@ -243,6 +243,48 @@ def test_weights_that_cannot_be_read_are_damaged(predictor, tmp_path, content):
     file.write_bytes(file.read_bytes()[:-100] if content is None else content)
     with pytest.raises(CheckpointDamaged, match=WEIGHTS_FILE):
         Predictor.load(tmp_path / "saved")
+
+
+def test_weights_that_would_grow_are_refused(predictor, tmp_path):
+    """A small file of weights that are huge as soon as they are copied is not loaded."""
+    predictor.save(tmp_path)
+    weights = torch.load(tmp_path / WEIGHTS_FILE)
+    bomb = {name: weight.flatten()[:1].expand(1 << 30) for name, weight in weights.items()}
+    torch.save(bomb, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(CheckpointDamaged, match="a tensor of 4,294,967,296 bytes"):
+        Predictor.load(tmp_path)
+
+
+def test_weights_are_not_those_of_the_file_any_more(predictor, tmp_path):
+    """What happens to the file after it was read changes, and ends, nothing."""
+    predictor.save(tmp_path)
+    loaded = Predictor.load(tmp_path)
+    with open(tmp_path / WEIGHTS_FILE, "r+b") as file:
+        file.truncate(0)
+    rows = raw_table(20, seed=1)
+    assert np.array_equal(loaded.predict(rows), predictor.predict(rows))
+
+
+@pytest.mark.parametrize(
+    "recipe", ["[" * 20_000 + "]" * 20_000, "[]", "{}", '{"format_version": 1}', "{", "1e999"]
+)
+def test_a_recipe_that_is_none_is_refused_in_one_line(predictor, tmp_path, recipe):
+    """A folder of a model comes from a store that others may write to."""
+    predictor.save(tmp_path)
+    (tmp_path / "recipe.json").write_text(recipe)
+    with pytest.raises(CheckpointDamaged, match=r"recipe\.json cannot be read") as caught:
+        Predictor.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_a_huge_model_is_refused_before_it_is_made(predictor, tmp_path):
+    """The weights are small, so the model that is made for them is."""
+    predictor.save(tmp_path)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    recipe["config"]["hidden_size"] = 1 << 24
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointDamaged, match="does not fit its options"):
+        Predictor.load(tmp_path)
 
 
 def test_a_folder_of_a_newer_version_is_refused(predictor, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -532,13 +533,14 @@ def cut_downloads(artifacts, monkeypatch, times):
     """Let the first `times` downloads of a checkpoint.pth end early, without an error."""
     download, done = artifacts.download, []
 
-    def cut(path, local_file):
-        download(path, local_file)
+    def cut(path, local_file, max_bytes):
+        found = download(path, local_file, max_bytes)
         if path.endswith(".pth") and len(done) < times:
             done.append(path)
-            content = local_file.read_bytes()
-            local_file.unlink()
-            local_file.write_bytes(content[:-1])
+            content = local_file.read_bytes()[:-1]
+            local_file.write_bytes(content)
+            found = hashlib.sha256(content).hexdigest()
+        return found
 
     monkeypatch.setattr(artifacts, "download", cut)
 
@@ -570,10 +572,11 @@ def test_a_file_that_is_under_way_counts_as_far_as_it_is(
     remote.put(folder, manifest)
     moved, seen, download = Moved(), [], remote._artifacts.download
 
-    def look(path, local_file):
+    def look(path, local_file, max_bytes):
         before = moved.num_bytes()
-        download(path, local_file)
+        found = download(path, local_file, max_bytes)
         seen.append(moved.num_bytes() - before)
+        return found
 
     monkeypatch.setattr(remote._artifacts, "download", look)
     remote.fetch(manifest, tmp_path / "got", moved)

@@ -332,7 +332,7 @@ def test_files_go_up_and_come_down(tmp_path):
         artifacts.upload(local, "folder")
     assert artifacts.list() == ["folder"]
     assert artifacts.list("folder") == ["a.txt"]
-    artifacts.download("folder/a.txt", tmp_path / "deep" / "er" / "b.txt")
+    artifacts.download("folder/a.txt", tmp_path / "deep" / "er" / "b.txt", 9)
     assert (tmp_path / "deep" / "er" / "b.txt").read_text() == "new"
     artifacts.delete("folder/a.txt")
     artifacts.delete("folder/a.txt")
@@ -345,7 +345,7 @@ def test_a_file_that_is_not_there_is_told_apart_from_an_outage(tmp_path, path):
     """A missing artifact is FileNotFoundError; only a store that fails is StoreUnavailable."""
     artifacts = Artifacts(str(tmp_path / "store"))
     with pytest.raises(FileNotFoundError, match=path):
-        artifacts.download(path, tmp_path / "x")
+        artifacts.download(path, tmp_path / "x", 9)
 
 
 def test_a_download_that_fails_is_not_taken_for_a_missing_file(tmp_path):
@@ -353,7 +353,7 @@ def test_a_download_that_fails_is_not_taken_for_a_missing_file(tmp_path):
     (tmp_path / "store" / "folder" / "not a file").mkdir(parents=True)
     artifacts = Artifacts(str(tmp_path / "store"))
     with pytest.raises(StoreUnavailable, match="downloading 'folder/not a file'") as caught:
-        artifacts.download("folder/not a file", tmp_path / "x")
+        artifacts.download("folder/not a file", tmp_path / "x", 9)
     assert one_line(caught.value)
 
 
@@ -376,7 +376,7 @@ def test_a_path_cannot_leave_the_artifact_root(tmp_path):
     artifacts = Artifacts(str(tmp_path / "store"))
     (tmp_path / "store").mkdir()
     with pytest.raises(UnsafeFile):
-        artifacts.download("../secret.txt", tmp_path / "got")
+        artifacts.download("../secret.txt", tmp_path / "got", 9)
     assert not (tmp_path / "got").exists()
 
 
@@ -488,7 +488,7 @@ def test_a_refused_file_is_told_like_a_refused_call(refusing, tmp_path, code):
     for ask in (
         artifacts.list,
         lambda: artifacts.upload(tmp_path / "a.txt", "logs"),
-        lambda: artifacts.download("logs/a.txt", tmp_path / "b.txt"),
+        lambda: artifacts.download("logs/a.txt", tmp_path / "b.txt", 9),
         lambda: artifacts.delete("logs/a.txt"),
     ):
         with pytest.raises(StoreUnavailable, match=rf"was refused by .* with {code}: ") as caught:

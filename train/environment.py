@@ -378,6 +378,13 @@ def _cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def free_memory_bytes() -> int:
+    """Return how much memory could be taken now without pushing anything out."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
 def hardware() -> str:
     """Return cores, memory and GPUs of this machine, in half a line."""
     import psutil

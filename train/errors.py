@@ -15,6 +15,7 @@
     ├── UnsafeFile (PermissionError)            6   a link, a pipe, a device in place of a file
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
     │   └── StoreRefused                        7   what will not go away by itself
+    ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
     ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
 
@@ -271,6 +272,25 @@ class StoreUnavailable(TrainError, ConnectionError):
 
 class StoreRefused(StoreUnavailable):
     """The answer was no, and will be as long as nobody changes something: waiting does not help."""
+
+
+class TooLarge(TrainError, ValueError):
+    """A file of a store is longer than it may be; what came of it is thrown away.
+
+    Args:
+        path: The file.
+        max_bytes: How much of it was to be read at most.
+    """
+
+    exit_code = 7
+
+    def __init__(self, path: str, max_bytes: int):
+        self.path, self._max_bytes = path, max_bytes
+        super().__init__(
+            _("'{path}' has more than {max_bytes:,} bytes, and no more of it is read").format(
+                path=path, max_bytes=max_bytes
+            )
+        )
 
 
 class Superseded(TrainError):

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shlex
 import shutil
 import stat
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from train.errors import UnsafeFile, UsageError
+from train.errors import TooLarge, UnsafeFile, UsageError
 from train.language import _
+from train.untrusted import parse_json
+
+CHUNK_BYTES = 1 << 20
 
 PRIVATE = 0o600
 PUBLIC = 0o666  # less the umask
-_COPY_BYTES = 1 << 20
 NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 # Read once, and before there are threads: asking for it sets it.
 UMASK = os.umask(0o077)
@@ -199,6 +203,30 @@ def open_plain(path: Path | str, folder: int | None = None) -> BufferedReader:
     return file
 
 
+def read_plain(path: Path, max_bytes: int) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        ValueError: It is longer than `max_bytes`.
+        OSError: It cannot be read; see `open_plain`.
+    """
+    with open_plain(path) as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    return text
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """Read a JSON file of which nothing is known.
+
+    Raises:
+        ValueError: It is longer than `max_bytes`, or what `parse_json` raises.
+        OSError: It cannot be read; see `open_plain`.
+    """
+    return parse_json(read_plain(path, max_bytes))
+
+
 def require_plain(found: os.stat_result, path: Path | str) -> None:
     """Refuse what is no file, by what `os.stat` found of it.
 
@@ -216,7 +244,7 @@ def require_plain(found: os.stat_result, path: Path | str) -> None:
 def copy_out(source: BinaryIO, target: BinaryIO) -> None:
     """Write what is left of `source` to `target`, which is on disk then, and closed."""
     with target:
-        shutil.copyfileobj(source, target, _COPY_BYTES)
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
         target.flush()
         os.fsync(target.fileno())
 
@@ -267,6 +295,49 @@ def exclusively(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def write_hashed(chunks: Iterable[bytes], target: Path, max_bytes: int, name: str) -> str:
+    """Write `chunks` to the new file `target`, hashing them as they pass; return the SHA-256.
+
+    Nothing is fsynced: it is for files that a process reads and throws away. `name` is what the
+    source is called in a message.
+
+    Raises:
+        TooLarge: There are more than `max_bytes`; the file is gone then.
+        OSError: The disk is full or the folder cannot be written.
+    """
+    make_folder(target.parent)
+    target.unlink(missing_ok=True)
+    sha256, num_bytes = hashlib.sha256(), 0
+    with create(target, PRIVATE) as file:
+        for chunk in chunks:
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                target.unlink()
+                raise TooLarge(name, max_bytes)
+            sha256.update(chunk)
+            file.write(chunk)
+    return sha256.hexdigest()
+
+
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the bytes of an open file, a piece that stays in the processor's cache at a time."""
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+@contextlib.contextmanager
+def private_copy(path: Path) -> Iterator[Path]:
+    """Yield a copy of a file that nobody else changes or cuts off, for the length of a block.
+
+    Raises:
+        OSError: There is no such file, or no room for another.
+    """
+    with open_plain(path) as file, tempfile.TemporaryDirectory(prefix="train-") as folder:
+        copy = Path(folder) / "file"
+        write_hashed(chunks_of(file), copy, os.fstat(file.fileno()).st_size, str(path))
+        yield copy
 
 
 class FolderLock:

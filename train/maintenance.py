@@ -128,7 +128,7 @@ def _guarded_by_good(store: CheckpointStore, manifests: list[Manifest]) -> list[
     for manifest in guards:
         with tempfile.TemporaryDirectory(prefix="train-") as folder:
             try:
-                store.fetch(manifest, Path(folder))
+                store.get(manifest, Path(folder))
             except CheckpointDamaged:
                 others = [m for m in manifests if m != manifest]
                 return _guarded_by_good(store, others)

@@ -10,21 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from train import rng
-from train.checkpoint.format import is_readable, refuse_compressed, unreadable, upgraded
+from train.checkpoint.format import is_readable, upgraded
 from train.config import Config
 from train.errors import (
-    CheckpointDamaged,
     CheckpointError,
     CheckpointFileNotFound,
     UsageError,
 )
+from train.files import private_copy
 from train.language import _
 from train.metrics import MONITOR, History, Point
 from train.schedule import Schedule
 from train.tasks import Task
+from train.tensors import load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -87,23 +86,8 @@ def _require(keys: set[str], saved: dict[str, Any], path: Path) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import numpy as np
-
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    allowed = [
-        scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
-        np.dtype,
-        np.dtypes.Float64DType,
-    ]
-    name = _("file '{path}'").format(path=path)
-    with path.open("rb") as file:
-        refuse_compressed(file, name)
-    try:
-        with torch.serialization.safe_globals(allowed):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
-        raise CheckpointDamaged(name, unreadable(error)) from error
+    with private_copy(path) as copy:  # what is looked at first is what is loaded
+        saved = load_tensors([copy], _("file '{path}'").format(path=path), from_script=True)
     if not isinstance(saved, dict):
         raise CheckpointError(
             _("checkpoint file '{path}' holds a {kind}, no dict").format(

@@ -382,4 +382,4 @@ def preprocessing_of_run(tracking: Tracking, record: RunRecord) -> tuple[Preproc
 
 def _download_data(tracking: Tracking, record: RunRecord) -> Download:
     artifacts = tracking.artifacts(record)
-    return lambda name, to: artifacts.download(f"data/{name}", to)
+    return lambda name, to, max_bytes: artifacts.download(f"data/{name}", to, max_bytes)

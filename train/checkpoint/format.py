@@ -13,18 +13,14 @@ validated field by field, files are hashed before they are opened, `weights_only
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import hashlib
-import io
 import json
 import math
-import re
-import zipfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from train.checkpoint.manifest import (
     CHECKPOINT_FILE,
@@ -38,6 +34,7 @@ from train.checkpoint.manifest import (
 from train.errors import CheckpointDamaged, CheckpointError
 from train.files import atomic_folder
 from train.language import _
+from train.tensors import load_tensors
 
 PART_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
@@ -213,8 +210,14 @@ def verify(folder: Path, manifest: Manifest, name: str) -> None:
         verify_file(folder, entry, name)
 
 
-def verify_file(folder: Path, entry: FileEntry, name: str) -> None:
+def verify_file(folder: Path, entry: FileEntry, name: str, sha256: str | None = None) -> None:
     """Compare size and hash of one file with what its manifest says.
+
+    Args:
+        folder: Where the checkpoint lies.
+        entry: What its manifest says of the file.
+        name: The checkpoint, for messages.
+        sha256: That of the file, where it is known; default: it is read.
 
     Raises:
         CheckpointDamaged: It is missing, or differs.
@@ -230,8 +233,10 @@ def verify_file(folder: Path, entry: FileEntry, name: str) -> None:
                 path=entry.path, size=size, expected=entry.bytes
             ),
         )
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256
+    if found is None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != entry.sha256:
         raise CheckpointDamaged(
             name,
@@ -247,18 +252,8 @@ def load_checkpoint(folder: Path, manifest: Manifest, name: str) -> dict[str, An
     Raises:
         CheckpointDamaged: It is not a checkpoint of this format.
     """
-    import torch
-
-    own = [e.path for e in manifest.files if e.path.split("/")[0] == CHECKPOINT_FILE]
-    whole = folder / CHECKPOINT_FILE if own == [CHECKPOINT_FILE] else None
-    with io.BufferedReader(_JoinedFile([folder / path for path in sorted(own)])) as file:
-        refuse_compressed(file, name)
-        try:
-            checkpoint = torch.load(
-                whole or file, map_location="cpu", weights_only=True, mmap=whole is not None
-            )
-        except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
-            raise CheckpointDamaged(name, unreadable(error)) from error
+    own = sorted(e.path for e in manifest.files if e.path.split("/")[0] == CHECKPOINT_FILE)
+    checkpoint = load_tensors([folder / path for path in own], name)
     if not isinstance(checkpoint, dict) or not is_readable(checkpoint):
         raise CheckpointDamaged(name, _("it holds no checkpoint of this format"))
     return upgraded(checkpoint)
@@ -275,80 +270,3 @@ def upgraded(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         return dict(checkpoint)
     inside_an_epoch = {"epoch_step": 0, "epoch_sums": {}, "epoch_seconds": 0.0}  # since version 2
     return {**inside_an_epoch, **checkpoint, "format_version": FORMAT_VERSION}
-
-
-def unreadable(error: Exception) -> str:
-    """Return, in half a line, why torch did not read a file; its own text is advice to trust it."""
-    text = " ".join(str(error).split())
-    code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand)[: ]+([\w.]+)", text)
-    if code:
-        return _("it holds code ({code}), and nothing in a checkpoint is executed").format(
-            code=code[1] or code[2]
-        )
-    return _("it cannot be read safely ({kind}: {text})").format(
-        kind=type(error).__name__, text=text[:100]
-    )
-
-
-def refuse_compressed(file: IO[bytes], name: str) -> None:
-    """Refuse an archive that would be larger in memory than it is on disk (a zip bomb).
-
-    torch stores its tensors uncompressed. A file that is no archive is left to the reader.
-
-    Raises:
-        CheckpointDamaged: It is compressed, or its members overlap.
-    """
-    num_bytes = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    is_archive = file.read(4) == b"PK\3\4"  # by which torch, too, tells one
-    try:
-        members = zipfile.ZipFile(file).infolist() if is_archive else []
-    except Exception as error:  # of many kinds; another reader may unpack what this one does not
-        raise CheckpointDamaged(
-            name, _("its archive cannot be read ({error})").format(error=error)
-        ) from error
-    stored = all(m.compress_type == zipfile.ZIP_STORED for m in members)
-    if not stored or sum(m.file_size for m in members) > num_bytes:
-        raise CheckpointDamaged(
-            name, _("its {num_bytes:,} bytes would grow when read").format(num_bytes=num_bytes)
-        )
-    file.seek(0)
-
-
-class _JoinedFile(io.RawIOBase):
-    """The parts of a file, read as one."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._files = [path.open("rb") for path in paths]
-        sizes = [path.stat().st_size for path in paths]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = (0, self._position, self._starts[-1])[whence]
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        if self._position >= self._starts[-1]:
-            return 0
-        part = bisect.bisect_right(self._starts, self._position) - 1
-        file = self._files[part]
-        file.seek(self._position - self._starts[part])
-        count = file.readinto(memoryview(buffer))
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
-        super().close()

@@ -24,10 +24,11 @@ from typing import Any
 
 from train.checkpoint.manifest import MANIFEST_FILE, NAME, Manifest, parse_manifest
 from train.errors import CheckpointError
-from train.files import FolderLock, atomic_write, make_folder, open_plain
+from train.files import FolderLock, atomic_write, make_folder, read_json, read_plain
 
 JOURNAL_FILE = "journal.json"
 UPLOADED_FILE = "uploaded.txt"
+MAX_DOCUMENT_BYTES = 16 << 20  # of a manifest or a journal
 _ATTEMPT = re.compile(r"attempt_([1-9][0-9]{0,8})")
 
 
@@ -99,9 +100,9 @@ class Spool:
         for path in self.folder.glob("*"):
             if NAME.fullmatch(path.name):
                 try:
-                    with open_plain(path / MANIFEST_FILE) as file:
-                        found.append(parse_manifest(file.read(), path.name))
-                except (OSError, CheckpointError):
+                    text = read_plain(path / MANIFEST_FILE, MAX_DOCUMENT_BYTES)
+                    found.append(parse_manifest(text, path.name))
+                except (OSError, ValueError, CheckpointError):
                     continue  # a broken folder is nothing
         return sorted(found, key=lambda m: m.order)
 
@@ -125,9 +126,8 @@ class Spool:
     def read_journal(self) -> dict[str, Any]:
         """Return what was recorded; {} if nothing was."""
         try:
-            with open_plain(self.folder / JOURNAL_FILE) as file:
-                entry = json.loads(file.read())
-        except (OSError, ValueError, RecursionError):
+            entry = read_json(self.folder / JOURNAL_FILE, MAX_DOCUMENT_BYTES)
+        except (OSError, ValueError):
             return {}
         return entry if isinstance(entry, dict) else {}
 

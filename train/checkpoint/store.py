@@ -35,8 +35,14 @@ from train.checkpoint.manifest import (
 )
 from train.checkpoint.spool import UPLOADED_FILE
 from train.checkpoint.transfers import line, noted, retried
-from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, UnsafeFile
-from train.files import atomic_write, open_own
+from train.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    StoreUnavailable,
+    TooLarge,
+    UnsafeFile,
+)
+from train.files import atomic_write, open_own, size_in_words
 from train.language import _
 from train.progress import Moved, show_transfer
 from train.threads import each
@@ -50,6 +56,26 @@ INDEX_FILE = "index.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
 VOID = b'{"deleted": true}'  # in place of a manifest that the store refuses to delete
 NUM_TRANSFERS = 4  # at a time
+
+
+def _require_room(folder: Path, manifest: Manifest, title: str) -> None:
+    """Refuse to fetch what the disk cannot hold, whether it is there or only promised.
+
+    Raises:
+        CheckpointError: It is larger than what is free.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if manifest.bytes > free:
+        raise CheckpointError(
+            _(
+                "checkpoint {name} has {needed} by its manifest, and the disk of '{folder}' has "
+                "{free} free: make room there, or set TMPDIR to a folder on a larger disk"
+            ).format(
+                name=title, folder=folder,
+                needed=size_in_words(manifest.bytes), free=size_in_words(free),
+            )
+        )  # fmt: skip
 
 
 class CheckpointStore:
@@ -129,6 +155,8 @@ class CheckpointStore:
     def check(self, name: str, folder: Path, moved: Moved | None = None) -> Manifest | None:
         """Verify one checkpoint, downloaded into `folder`; None if it was never committed.
 
+        It is loaded too: what has the right hash may still be no checkpoint.
+
         Args:
             name: The checkpoint.
             folder: A local folder.
@@ -141,7 +169,9 @@ class CheckpointStore:
             manifest = self._read_manifest(name)
         except FileNotFoundError:
             return None
-        return self.fetch(manifest, folder, moved)
+        stored = self.fetch(manifest, folder, moved)
+        self._load(stored, folder)
+        return stored
 
     def put(
         self,
@@ -194,8 +224,10 @@ class CheckpointStore:
         Raises:
             CheckpointDamaged: It is not what its manifest says, or half of it is gone.
         """
-        stored = self.fetch(manifest, folder)
-        title = self._title(manifest)
+        return self._load(self.fetch(manifest, folder), folder)
+
+    def _load(self, stored: Manifest, folder: Path) -> dict[str, Any]:
+        title = self._title(stored)
         checkpoint = load_checkpoint(folder, stored, title)
         for key in ("config", "data"):
             if not isinstance(checkpoint.get(key), dict):
@@ -233,13 +265,18 @@ class CheckpointStore:
 
         def receive(entry: FileEntry) -> None:
             remote = f"{ROOT}/{manifest.name}/{entry.path}"
+            path = folder / entry.path
             for is_last in (False, True):
-                with moved.growing(folder / entry.path):
-                    retried(lambda: self._artifacts.download(remote, folder / entry.path))
                 try:
-                    verify_file(folder, entry, title)
+                    with moved.growing(path):
+                        found = retried(lambda: self._artifacts.download(remote, path, entry.bytes))
+                    verify_file(folder, entry, title, found)
                     moved.add(entry.bytes)
                     return
+                except TooLarge as error:
+                    told = _("{path} has more than {expected:,} bytes, which its manifest says")
+                    found = told.format(path=entry.path, expected=entry.bytes)
+                    raise CheckpointDamaged(title, found) from error
                 except CheckpointDamaged:
                     if is_last or self._artifacts.folder:
                         raise
@@ -248,6 +285,7 @@ class CheckpointStore:
             stored = self._read_manifest(manifest.name)
             if stored != manifest:
                 raise CheckpointDamaged(title, _("its manifest is not the one that was chosen"))
+            _require_room(folder, stored, title)
             list(each(receive, stored.files, NUM_TRANSFERS))
         except FileNotFoundError as error:
             found = _("{path} is missing").format(path=error)
@@ -382,12 +420,9 @@ class CheckpointStore:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "file"
             try:
-                retried(lambda: self._artifacts.download(path, local))
-            except UnsafeFile as error:
+                retried(lambda: self._artifacts.download(path, local, MAX_MANIFEST_BYTES))
+            except (TooLarge, UnsafeFile) as error:
                 raise CheckpointDamaged(path, str(error)) from error
-            if local.stat().st_size > MAX_MANIFEST_BYTES:
-                found = _("it has {size:,} bytes").format(size=local.stat().st_size)
-                raise CheckpointDamaged(path, found)
             return local.read_bytes()
 
     def _read_manifest(self, name: str) -> Manifest:

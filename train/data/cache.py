@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +17,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from train.data.dataset import Dataset, Rows
+from train.data.npz import read_hashed
 from train.data.prepare import Features, Preprocessing
 from train.errors import DataError
-from train.files import atomic_write, open_plain
+from train.files import atomic_write, open_plain, read_json
 from train.language import _
 
 NPZ_NAME: Final = "processed_data.npz"
 JSON_NAME: Final = "processed_data.json"
+MAX_JSON_BYTES: Final = 64 << 20  # 10,000 columns take three million
+MAX_SAMPLE_ROWS: Final = 1000
 _FORMAT_VERSION: Final = 1
+_COMPRESSED: Final = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # zstd, LZ4: all of Arrow's
+_UNREADABLE: Final = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
+    pa.ArrowException,
+)  # fmt: skip
 
 
 def save(dataset: Dataset, folder: Path) -> tuple[Path, Path]:
@@ -77,7 +84,7 @@ def load(folder: Path) -> Dataset:
     """
     npz, record = folder / NPZ_NAME, folder / JSON_NAME
     try:
-        document: dict[str, Any] = read_record(record)
+        document = read_record(record)
         version, expected = document["format_version"], document["sha256"]
         if version != _FORMAT_VERSION:
             raise DataError(
@@ -85,22 +92,21 @@ def load(folder: Path) -> Dataset:
                     path=record, version=version, own=_FORMAT_VERSION
                 )
             )
-        found = _sha256(npz)
+        arrays, found = read_hashed(npz)
         if found != expected:
             raise DataError(
                 _("'{path}' is damaged: its sha256 is {found}, not {expected}").format(
                     path=npz, found=found, expected=expected
                 )
             )
-        with np.load(npz, allow_pickle=False) as arrays:
-            train, val = _rows_of(arrays, "train"), _rows_of(arrays, "val")
+        preprocessing = Preprocessing.from_dict(document["preprocessing"])
         return Dataset(
             name=document["name"],
             source=document["source"],
             fingerprint=document["fingerprint"],
-            preprocessing=Preprocessing.from_dict(document["preprocessing"]),
-            train=train,
-            val=val,
+            preprocessing=preprocessing,
+            train=_rows_of(arrays, "train", preprocessing),
+            val=_rows_of(arrays, "val", preprocessing),
             report=tuple(document["report"]),
             sample=_sample_of(document),
         )
@@ -110,7 +116,7 @@ def load(folder: Path) -> Dataset:
         ) from error
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(
             _("the prepared data in '{folder}' cannot be read: {error!r}").format(
                 folder=folder, error=error
@@ -127,7 +133,7 @@ def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
     try:
         document = read_record(record)
         return Preprocessing.from_dict(document["preprocessing"]), _sample_of(document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             _("the prepared data's '{path}' cannot be read: {error!r}").format(
                 path=record, error=error
@@ -135,10 +141,16 @@ def load_preprocessing(record: Path) -> tuple[Preprocessing, pa.Table]:
         ) from error
 
 
-def read_record(record: Path) -> Any:
-    """Return what `processed_data.json` says."""
-    with open_plain(record) as file:
-        return json.loads(file.read())
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what `processed_data.json` says, of which nothing else is checked.
+
+    Raises:
+        OSError, ValueError: It cannot be read, is too long, or is no JSON object.
+    """
+    document = read_json(path, MAX_JSON_BYTES)
+    if not isinstance(document, dict):
+        raise ValueError(_("no object"))
+    return document
 
 
 def _sample_to_text(sample: pa.Table) -> str:
@@ -150,8 +162,13 @@ def _sample_to_text(sample: pa.Table) -> str:
 
 def _sample_of(document: dict[str, Any]) -> pa.Table:
     """Return the sample that a record holds; older ones have none."""
-    text = document.get("sample")
-    return pa.ipc.open_stream(base64.b64decode(text)).read_all() if text else pa.table({})
+    content = base64.b64decode(document.get("sample") or "")
+    # `save` compresses nothing; what is compressed could unfold to any size.
+    if not content or any(magic in content for magic in _COMPRESSED):
+        return pa.table({})
+    sample = pa.ipc.open_stream(content).read_all()
+    sample.validate(full=True)
+    return sample.slice(0, MAX_SAMPLE_ROWS)
 
 
 def _arrays_of(dataset: Dataset) -> dict[str, NDArray[Any]]:
@@ -165,9 +182,24 @@ def _arrays_of(dataset: Dataset) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _rows_of(arrays: Any, part: str) -> Rows:
-    codes = arrays[f"{part}_categorical"].astype(np.int64)
-    return Rows(Features(arrays[f"{part}_numeric"], codes), arrays[f"{part}_target"])
+def _rows_of(arrays: dict[str, NDArray[Any]], part: str, preprocessing: Preprocessing) -> Rows:
+    """Return the rows of a part, which are of the shape that the preprocessing makes."""
+    numeric, codes = arrays[f"{part}_numeric"], arrays[f"{part}_categorical"]
+    target = arrays[f"{part}_target"]
+    num_codes = [feature.num_codes for feature in preprocessing.categorical]
+    fits = (
+        numeric.dtype == np.float32
+        and target.dtype == np.float64
+        and codes.dtype.kind in "ui"
+        and target.ndim == 1
+        and numeric.shape == (len(target), len(preprocessing.numeric))
+        and codes.shape == (len(target), len(num_codes))
+        and codes.min(initial=0) >= 0
+        and (codes.max(axis=0, initial=0) < np.array(num_codes, np.int64)).all()
+    )
+    if not fits:
+        raise ValueError(_("its arrays are not those of its columns"))
+    return Rows(Features(numeric, codes.astype(np.int64)), target)
 
 
 def _sha256(path: Path) -> str:

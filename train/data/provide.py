@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ from train.config import Config
 from train.data import cache
 from train.data.dataset import Dataset, prepare, source_fingerprint
 from train.data.prepare import Preprocessing
-from train.errors import DataError, DataNotFound
+from train.errors import DataError, DataNotFound, TooLarge
 from train.language import _
+from train.untrusted import shown
 
 log = logging.getLogger(__name__)
 
-Download = Callable[[str, Path], None]  # (name of the file, where to put it)
+# (name of the file, where to put it, how long it may be); raises TooLarge where it is longer
+Download = Callable[[str, Path, int], object]
 
 
 def cache_folder(root: Path, fingerprint: str) -> Path:
@@ -70,8 +73,7 @@ def recover(config: Config, root: Path, fingerprint: str, download: Download) ->
     found = _find_cached(folder)
     if found is None:
         try:
-            for name in (cache.JSON_NAME, cache.NPZ_NAME):
-                download(name, folder / name)
+            _fetch(folder, download)
             found = cache.load(folder)
             log.info(_("Data '%s' was fetched from the run's artifacts"), found.name)
         except FileNotFoundError:
@@ -105,7 +107,9 @@ def recover_preprocessing(
     with tempfile.TemporaryDirectory() as folder:
         fetched = Path(folder) / cache.JSON_NAME
         try:
-            download(cache.JSON_NAME, fetched)
+            download(cache.JSON_NAME, fetched, cache.MAX_JSON_BYTES)
+        except TooLarge as error:
+            raise DataError(_("the run's data is not used: {error}").format(error=error)) from error
         except FileNotFoundError as error:
             raise DataError(
                 _("the run has no artifact data/{name}, which says how rows are prepared").format(
@@ -113,6 +117,32 @@ def recover_preprocessing(
                 )
             ) from error
         return cache.load_preprocessing(fetched)
+
+
+def _fetch(folder: Path, download: Download) -> None:
+    """Fetch a run's prepared data; of the arrays no more than their record says they have.
+
+    Raises:
+        FileNotFoundError: The run has none.
+        DataError: It is longer than it may be, or than the disk has room for.
+    """
+    record = folder / cache.JSON_NAME
+    try:
+        download(cache.JSON_NAME, record, cache.MAX_JSON_BYTES)
+        num_bytes = cache.read_record(record).get("bytes")
+        free = shutil.disk_usage(folder).free
+        if not isinstance(num_bytes, int) or not 0 <= num_bytes <= free:
+            raise DataError(
+                _(
+                    "the run's data is not used: it has {num_bytes} bytes by its record, and the "
+                    "disk of '{folder}' has {free:,} free"
+                ).format(num_bytes=shown(str(num_bytes), 30), folder=folder, free=free)
+            )
+        download(cache.NPZ_NAME, folder / cache.NPZ_NAME, num_bytes)
+    except (TooLarge, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(_("the run's data is not used: {error}").format(error=error)) from error
 
 
 def _find_cached(folder: Path) -> Dataset | None:

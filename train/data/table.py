@@ -21,7 +21,9 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from train import environment
 from train.data.excel import read_sheet
+from train.data.npz import check_declared
 from train.data.parquet import read_parquet, read_schema
 from train.data.text import column_names, read_text
 from train.errors import DataError, DataNotFound
@@ -209,6 +211,7 @@ def _read_npz(path: Path) -> tuple[pa.Table, list[str]]:
     names: list[str] = []
     columns: list[pa.Array] = []
     others: list[str] = []  # such as README.txt, or what a Mac adds to an archive
+    check_declared(path, environment.free_memory_bytes())
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             array = arrays[name]

@@ -22,14 +22,17 @@ from train.data.columns import CALENDAR_PARTS, kind_of, texts, without_missing_w
 from train.data.prepare import Features, Preprocessing
 from train.data.recognise import as_dates, as_numbers
 from train.errors import CheckpointDamaged, DataError
+from train.files import private_copy, read_json
 from train.language import _
 from train.tasks.tabular import TabularMLP, predict
+from train.tensors import load_tensors
 
 if TYPE_CHECKING:
     import pandas
 
 WEIGHTS_FILE = "weights.pth"
 RECIPE_FILE = "recipe.json"
+MAX_RECIPE_BYTES = 64 << 20  # as of the prepared data's record, from which it is made
 _FORMAT_VERSION = 1
 
 
@@ -60,10 +63,12 @@ class Predictor:
     ) -> None:
         self.preprocessing, self.config = preprocessing, config
         self._device = torch.device(device)
-        self._model = TabularMLP.of(preprocessing, config)
         try:
+            with torch.device("meta"):  # without memory: what does not fit is never allocated
+                TabularMLP.of(preprocessing, config).load_state_dict(dict(weights), assign=True)
+            self._model = TabularMLP.of(preprocessing, config)
             self._model.load_state_dict(dict(weights))
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
             raise CheckpointDamaged(
                 "of the model", f"it does not fit its options: {' '.join(str(error).split())[:300]}"
             ) from error
@@ -154,20 +159,26 @@ class Predictor:
         Raises:
             CheckpointDamaged: The weights cannot be read, or do not fit.
         """
-        recipe = json.loads((folder / RECIPE_FILE).read_text())
-        if recipe["format_version"] != _FORMAT_VERSION:
-            raise CheckpointDamaged(
-                f"'{folder}'",
-                f"it has format version {recipe['format_version']}, not {_FORMAT_VERSION}",
-            )
+        title = f"'{folder}'"
         try:
-            weights = torch.load(folder / WEIGHTS_FILE, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds; its text is advice to trust the file
-            raise CheckpointDamaged(
-                f"'{folder / WEIGHTS_FILE}'", f"it cannot be read safely ({type(error).__name__})"
-            ) from error
-        preprocessing = Preprocessing.from_dict(recipe["preprocessing"])
-        return cls(preprocessing, Config.from_dict(recipe["config"]), weights)
+            recipe = read_json(folder / RECIPE_FILE, MAX_RECIPE_BYTES)
+            if recipe["format_version"] != _FORMAT_VERSION:
+                raise CheckpointDamaged(
+                    title,
+                    f"it has format version {recipe['format_version']}, not {_FORMAT_VERSION}",
+                )
+            preprocessing = Preprocessing.from_dict(recipe["preprocessing"])
+            config = Config.from_dict(recipe["config"])
+        except CheckpointDamaged:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            told = _("its {file} cannot be read ({found})")
+            raise CheckpointDamaged(title, told.format(file=RECIPE_FILE, found=found)) from error
+        # A copy: in a local store others may change, or cut off, what is being read.
+        with private_copy(folder / WEIGHTS_FILE) as copy:
+            weights = load_tensors([copy], f"'{folder / WEIGHTS_FILE}'")
+        return cls(preprocessing, config, weights)
 
 
 def _of_one_kind(values: pandas.Series) -> pandas.Series:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import os
 import posixpath
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 
-from train.errors import StoreUnavailable
-from train.files import make_folder
+from train.errors import StoreUnavailable, TooLarge
+from train.files import CHUNK_BYTES, make_folder, write_hashed
 from train.language import _
 from train.redact import redact
 from train.tracking.translate import local_path, translated
@@ -39,6 +43,9 @@ def is_of_a_run(path: str) -> bool:
     return _LAYOUT.fullmatch(path) is not None
 
 
+WATCH_SECONDS = 0.05  # between two looks at a file that another's client is writing
+
+
 class Artifacts:
     """The files of one run, at paths relative to its artifact root.
 
@@ -49,6 +56,7 @@ class Artifacts:
 
     def __init__(self, uri: str, tracking_uri: str | None = None) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
         self.uri = uri
         self.folder = local_path(uri)
@@ -56,6 +64,7 @@ class Artifacts:
             if uri.startswith("s3:"):
                 importlib.import_module("boto3")  # MLflow misses it only as a file is moved
             self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
+        self._is_http = isinstance(self._repository, HttpArtifactRepository)
 
     def _translated(self, doing: str, path: str) -> contextlib.AbstractContextManager[None]:
         doing = doing.format(path=path, uri=redact(self.uri))
@@ -89,14 +98,20 @@ class Artifacts:
                 return
             self._repository.log_artifact(str(local_file), folder)
 
-    def download(self, path: str, local_file: Path) -> None:
-        """Fetch the file at `path`; nothing about its content is checked.
+    def download(self, path: str, local_file: Path, max_bytes: int) -> str:
+        """Fetch the file at `path` into a file of our own; return the SHA-256 of what came.
 
-        What comes from a local folder may be the same file under a second name: it is to be read,
-        not written.
+        Nothing else about its content is checked. It is a copy also of a file in a local folder:
+        what is done to that one later does not reach what was hashed.
+
+        Args:
+            path: The file.
+            local_file: Where to put it.
+            max_bytes: How long it may be.
 
         Raises:
             FileNotFoundError: There is no such file.
+            TooLarge: It is longer than `max_bytes`; no more than that is ever on the disk.
             StoreUnavailable: The store does not answer.
             UnsafeFile: In a local folder: it is a link, a pipe, a device, or lies behind a link.
         """
@@ -106,17 +121,62 @@ class Artifacts:
                 self._translated(doing, path),
                 contextlib.suppress(FileNotFoundError, NotADirectoryError),
             ):
-                self._tree.fetch(path, local_file)
-                return
+                return self._tree.fetch(path, local_file, max_bytes)
             raise FileNotFoundError(path)
         make_folder(local_file.parent)
         try:
-            self._repository._download_file(path, str(local_file))
+            if self._is_http:
+                return write_hashed(self._stream(path), local_file, max_bytes, path)
+            return self._fetch_watched(path, local_file, max_bytes)
+        except TooLarge:
+            raise
         except Exception as error:  # each store raises its own kind for "no such file"
             if posixpath.basename(path) not in self.list(posixpath.dirname(path)):
                 raise FileNotFoundError(path) from error
             with self._translated(doing, path):
                 raise
+
+    def _stream(self, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a file behind an HTTP server, as they come."""
+        from mlflow.utils.rest_utils import http_request
+
+        # As it is: a compressed answer could unfold to any size.
+        plain = {"Accept-Encoding": "identity"}
+        server = self._repository._host_creds  # type: ignore[attr-defined] # of HTTP repositories
+        with http_request(server, f"/{path}", "GET", stream=True, extra_headers=plain) as response:
+            response.raise_for_status()
+            yield from response.iter_content(CHUNK_BYTES)
+
+    def _fetch_watched(self, path: str, local_file: Path, max_bytes: int) -> str:
+        """Fetch a file by the store's own client, which knows no limit: it is looked at meanwhile.
+
+        What the client does once the file is too long cannot be stopped, but it is not waited for,
+        and what it has written is cut off.
+        """
+        listed = self._repository.list_artifacts(posixpath.dirname(path) or None)
+        sizes = {posixpath.basename(info.path): info.file_size for info in listed}
+        if (sizes.get(posixpath.basename(path)) or 0) > max_bytes:
+            raise TooLarge(path, max_bytes)
+        local_file.unlink(missing_ok=True)
+        fetched: Future[None] = Future()
+
+        def fetch() -> None:
+            try:
+                fetched.set_result(self._repository._download_file(path, str(local_file)))
+            except BaseException as error:  # it is raised where the result is waited for
+                fetched.set_exception(error)
+
+        threading.Thread(target=fetch, name="download", daemon=True).start()
+        is_done = False
+        while not is_done:
+            is_done = bool(wait([fetched], WATCH_SECONDS).done)
+            if local_file.exists() and local_file.stat().st_size > max_bytes:
+                os.truncate(local_file, 0)
+                local_file.unlink()
+                raise TooLarge(path, max_bytes)
+        fetched.result()
+        with open(local_file, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def delete(self, path: str, is_own: Callable[[str], bool] | None = None) -> Sequence[str]:
         """Remove the file or folder at `path`; it may be gone already.

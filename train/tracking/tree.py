@@ -8,21 +8,19 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from train.errors import UnsafeFile
 from train.files import (
     NO_LINK,
-    PRIVATE,
     PUBLIC,
     UMASK,
+    chunks_of,
     copy_out,
     create,
-    make_folder,
     open_plain,
     rename,
-    rename_over,
     require_plain,
+    write_hashed,
 )
 from train.language import _
 
@@ -82,25 +80,18 @@ class Tree:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=folder)
 
-    def fetch(self, path: str, target: Path) -> None:
-        """Give the file at `path` the second name `target`, or copy it to another filesystem.
+    def fetch(self, path: str, target: Path, max_bytes: int) -> str:
+        """Copy the file at `path` to a file of our own; return the SHA-256 of what came.
 
         Raises:
             FileNotFoundError: There is none.
+            TooLarge: It is longer than `max_bytes`.
         """
         parent, name = self._split(path)
-        make_folder(target.parent)
-        temporary = target.with_name(f"{target.name}.tmp")
-        temporary.unlink(missing_ok=True)
         with self._opened(parent) as folder:
             self._require_plain(name, folder, parent)
             with open_plain(name, folder) as file:
-                try:
-                    if not _is_linked(file, name, folder, temporary):
-                        copy_out(file, create(temporary, PRIVATE))
-                    rename_over(temporary, target)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                return write_hashed(chunks_of(file), target, max_bytes, path)
 
     def delete(self, path: str) -> None:
         """Remove the file or folder at `path`, which may be gone already."""
@@ -167,15 +158,3 @@ def _has_link(source: Path, name: str, folder: int) -> bool:
         return False
     source.chmod(PUBLIC & ~UMASK)
     return True
-
-
-def _is_linked(file: BinaryIO, name: str, folder: int, target: Path) -> bool:
-    """Give the open `file` of that name in `folder` a second one, if that can be."""
-    try:
-        os.link(name, target, src_dir_fd=folder, follow_symlinks=False)
-    except OSError:  # another filesystem, one without links, or somebody else's file
-        return False
-    if os.path.samestat(target.lstat(), os.fstat(file.fileno())):
-        return True
-    target.unlink()  # another has taken its place in between: what is open is copied
-    return False
