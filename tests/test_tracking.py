@@ -67,12 +67,13 @@ def test_a_claim_on_an_unknown_run_is_refused(tracking):
     [
         ({}, 0),
         ({"lr": "1"}, 0),
-        ({"train.attempt.1": "a", "train.attempt.10": "b", "train.attempt.9": "c"}, 10),
+        ({f"train.attempt.{n}": "a" for n in range(11, 0, -1)}, 11),
+        ({"train.attempt.1": "a", "train.attempt.10": "b", "train.attempt.9": "c"}, 1),
         ({"train.attempt.x": "a", "train.attempt.": "b", "my.train.attempt.7": "c"}, 0),
     ],
 )
-def test_the_newest_attempt_is_the_highest_number(params, attempts):
-    """Attempts are counted as numbers, and what only looks like a claim is none."""
+def test_the_newest_attempt_is_the_last_before_a_gap(params, attempts):
+    """Attempts are counted as numbers, one after the other; what only looks like a claim is none."""
     record = RunRecord("r", "", "0", "RUNNING", "", 0, params, {}, {})
     assert record.attempts == attempts
 

@@ -1,6 +1,7 @@
 """A run's files in a local folder: whole or not there, given away without writing them twice."""
 
 import errno
+import hashlib
 import os
 
 import pytest
@@ -43,13 +44,14 @@ def refuse(*arguments, **more):
 
 
 def test_a_link_writes_no_bytes(tree, root, own, tmp_path):
-    """On one file system the second name is the same file, up and down."""
+    """On one file system what is given away is the same file; what is fetched is a copy."""
     file = own("content")
     tree.put(file, "deep/er", give_away=True)
     assert (root / "deep" / "er" / "a").samefile(file)
     assert os.listdir(root / "deep" / "er") == ["a"]
-    tree.fetch("deep/er/a", tmp_path / "got" / "b")
-    assert (tmp_path / "got" / "b").samefile(file)
+    sha256 = tree.fetch("deep/er/a", tmp_path / "got" / "b", 7)
+    assert sha256 == hashlib.sha256(b"content").hexdigest()
+    assert not (tmp_path / "got" / "b").samefile(file)
     assert os.listdir(tmp_path / "got") == ["b"]
 
 
@@ -59,7 +61,7 @@ def test_without_links_it_is_a_copy(tree, root, own, tmp_path, monkeypatch):
     for content in ("old", "new"):
         file = own(content)
         tree.put(file, "", give_away=True)
-        tree.fetch("a", tmp_path / "got")
+        tree.fetch("a", tmp_path / "got", 9)
     assert (root / "a").read_text() == (tmp_path / "got").read_text() == "new"
     assert not (root / "a").samefile(file)
     assert os.listdir(root) == ["a"]
@@ -171,11 +173,10 @@ def test_what_is_put_there_others_can_read(tree, root, own, tmp_path, give_away)
     assert (root / "a").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
-def test_what_is_fetched_without_a_link_is_private(tree, own, tmp_path, monkeypatch):
+def test_what_is_fetched_is_private(tree, own, tmp_path):
     """It lies where our own files do."""
     tree.put(own("content"), "")
-    monkeypatch.setattr(tree_module.os, "link", refuse)
-    tree.fetch("a", tmp_path / "got" / "a")
+    tree.fetch("a", tmp_path / "got" / "a", 9)
     assert (tmp_path / "got").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "got" / "a").stat().st_mode & 0o777 == 0o600
 
