@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from train.checkpoint.format import write_checkpoint
+from train.checkpoint.manifest import is_own_file
 from train.checkpoint.store import CheckpointStore
 from train.errors import CheckpointDamaged, UnsafeFile
 from train.tracking import Artifacts
+from train.tracking.artifacts import is_of_a_run
 
 VERBS = {
     "list": lambda artifacts, folder, local: artifacts.list(folder),
@@ -295,3 +297,27 @@ def test_what_is_given_to_a_store_can_be_read_by_others(root, store, commit, mon
     expected = (root / "plain").stat().st_mode
     files = [p for p in (root / "checkpoints").rglob("*") if p.is_file()]
     assert {p.stat().st_mode for p in files} == {expected}
+
+
+def test_a_link_that_is_planted_while_training_costs_nothing(root, store, commit, tmp_path):
+    """What cannot be committed stays on this disk, and goes up once the link is gone."""
+    commit(1)
+    (root / "checkpoints").rename(root / "aside")
+    (root / "checkpoints").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic link"):  # by which the pipeline knows an outage
+        commit(2)
+    assert untouched(tmp_path)
+    (root / "checkpoints").unlink()
+    (root / "aside").rename(root / "checkpoints")
+    commit(2)
+    assert [m.epoch for m in store.list()] == [1, 2]
+
+
+def test_every_file_of_a_checkpoint_is_one_of_a_run(root, commit):
+    """The layout of a run, and that of a checkpoint, are told in two places, and are one."""
+    commit(1)
+    files = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
+    assert len(files) == 3
+    assert all(map(is_of_a_run, files))
+    inside = [file.removeprefix("checkpoints/epoch_1/") for file in files]
+    assert all(map(is_own_file, inside))

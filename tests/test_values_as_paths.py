@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -224,6 +225,13 @@ def test_a_home_that_others_may_write_to_is_refused(inside):
     path.chmod(0o777)
     with pytest.raises(UsageError, match="chmod go-w"):
         environment.run_folder(uri, "4f1c")
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no volume that all may write to")
+def test_a_volume_that_was_mounted_for_several_users_is_a_home(tmp_path):
+    """As a container has it; it is what the program makes there that must be its own."""
+    os.environ["TRAIN_HOME"] = "/dev/shm"
+    assert environment.home() == Path("/dev/shm")
 
 
 @pytest.mark.timeout(30)

@@ -146,8 +146,11 @@ def home() -> Path:
     else:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         folder = Path(cache).expanduser().absolute() / "resumable-train"
-    for one in (folder, folder / "runs", folder / "data"):
-        require_own(one)
+    require_own(folder / "runs")
+    require_own(folder / "data")
+    # A volume is as whoever mounted it made it, often writable for a group; what is in it is ours.
+    if not (folder.is_mount() and folder.stat().st_uid == 0):
+        require_own(folder)
     return folder
 
 

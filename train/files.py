@@ -91,7 +91,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for item in temporary.rglob("*"):
-            item.chmod(0o700 if item.is_dir() else PRIVATE)
+            with contextlib.suppress(PermissionError):  # a filesystem that has no permissions
+                item.chmod(0o700 if item.is_dir() else PRIVATE)
             _sync(item)
         _sync(temporary)
         if path.exists():
@@ -153,7 +154,7 @@ def create(path: Path | str, permissions: int, folder: int | None = None) -> Bin
     """Make a file that was not there, and open it; `folder` is what its name is relative to."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK
     descriptor = os.open(path, flags, permissions, dir_fd=folder)
-    if permissions == PRIVATE:
+    if permissions == PRIVATE and UMASK & PRIVATE:
         os.fchmod(descriptor, PRIVATE)
     return os.fdopen(descriptor, "wb")
 
@@ -174,7 +175,8 @@ def open_own(path: Path) -> int:
         require_plain(found, path)
         if found.st_uid != os.geteuid() or found.st_nlink != 1:
             raise UnsafeFile(str(path), _("a file that is not this program's"))
-        os.fchmod(descriptor, PRIVATE)
+        if UMASK & PRIVATE:
+            os.fchmod(descriptor, PRIVATE)
     except OSError:
         os.close(descriptor)
         raise

@@ -210,7 +210,11 @@ def require_local_artifacts(record: RunRecord) -> None:
     if root is None or len(root.parents) < 4:
         return
     store, project = root.parents[2], root.parents[3]
-    if root.exists() or (project.exists() and EPOCH_TAG not in record.tags):
+    if root.exists():
+        return
+    # MLflow may have recorded a folder that it reads as another one, which it then makes.
+    is_here = project.exists() or Path(record.artifact_uri).parents[3].exists()
+    if is_here and EPOCH_TAG not in record.tags:
         return
     moved = Path.cwd() / store.name
     linking = f"{quoted('mkdir', '-p', project)} && {quoted('ln', '-s', moved, store)}"

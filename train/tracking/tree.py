@@ -153,8 +153,8 @@ class Tree:
 def _has_link(source: Path, name: str, folder: int) -> bool:
     """Give our own `source` a second name in `folder`, that others can read, if that can be."""
     try:
+        source.chmod(PUBLIC & ~UMASK)
         os.link(source, name, dst_dir_fd=folder, follow_symlinks=False)
     except OSError:  # another filesystem, or one without links
         return False
-    source.chmod(PUBLIC & ~UMASK)
     return True
