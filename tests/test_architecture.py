@@ -32,6 +32,7 @@ LAYERS = [
     ["state"],
     ["rng", "schedule", "signals"],
     ["config"],
+    ["request"],
     ["declare"],
     ["tensors"],
     ["pickled"],

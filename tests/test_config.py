@@ -23,7 +23,8 @@ CONFIG_OPTIONS = [
     "upload_diff",
 ]  # fmt: skip
 LAUNCH_OPTIONS = [
-    "resume_run", "resume_epoch", "resume_from", "checkpoint_key", "take_over", "fork",
+    "resume_run", "resume_epoch", "resume_from", "checkpoint_key", "take_over", "fork", "run_name",
+    "tags", "description",
 ]  # fmt: skip
 RESUME_MAY_CHANGE = {
     "epochs", "early_stopping", "max_minutes", "device", "upload_data",

@@ -73,7 +73,7 @@ def test_a_claim_on_an_unknown_run_is_refused(tracking):
     ],
 )
 def test_the_newest_attempt_is_the_last_before_a_gap(params, attempts):
-    """Attempts are counted as numbers, one after the other; what only looks like a claim is none."""
+    """Attempts are numbered one after the other; what only looks like a claim is none."""
     record = RunRecord("r", "", "0", "RUNNING", "", 0, params, {}, {})
     assert record.attempts == attempts
 

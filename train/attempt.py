@@ -20,6 +20,7 @@ from train.commands import train_command
 from train.errors import RunNotUsable, Superseded, TrainError
 from train.language import _
 from train.metrics import MONITOR
+from train.request import DESCRIPTION_TAG, MAX_TEXT_CHARS
 from train.threads import bounded
 from train.tracking import (
     ATTEMPT_TAG,
@@ -247,6 +248,7 @@ class Attempt:
         ]
         return "\n".join(
             [
+                *_own_words(tags.get(DESCRIPTION_TAG, "")),
                 f"**{state}**{_progress_in_words(record)}",
                 "",
                 # No block: MLflow's pages do not break its lines, and push away what is beside it.
@@ -298,6 +300,11 @@ def _tell_stray(tracking: Tracking, stray_id: str, record: RunRecord, verb: str)
     note = f"This launch {verb} run {markdown.link(record.name, page)}."
     tags = {"train.launched": record.run_id, "mlflow.note.content": note}
     tracking.set_tags(stray_id, tags)
+
+
+def _own_words(description: str) -> list[str]:
+    """Return the lines that the run's user has for its description."""
+    return [description[:MAX_TEXT_CHARS], "", "---", ""] if description else []
 
 
 def _progress_in_words(record: RunRecord) -> str:

@@ -1,7 +1,7 @@
 """The options of a run, each declared once: default, meaning, limits, and what a resume may do.
 
 `Config` is what a run *is*: it is stored in every checkpoint and shown as MLflow params.
-`Launch` is what one command asks for: which run to resume, from where.
+`Launch`, of `train.request`, is what one command asks for: which run to resume, from where.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from train.declare import OnResume, option, options_of, validate
 from train.errors import UsageError
 from train.language import _
+from train.request import Launch as Launch  # the other half of the options
 from train.untrusted import shown
 
 FORK, NEVER = OnResume.FORK, OnResume.NEVER
@@ -330,76 +331,3 @@ class Config:
         }
         document = json.dumps([task, data_fingerprint, fixed], sort_keys=True, default=str)
         return hashlib.sha256(document.encode()).hexdigest()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What one command asks for: where to go on from.
-
-    Raises:
-        UsageError: On construction, options that exclude or need each other.
-    """
-
-    resume_run: str | None = option(
-        None,
-        "Go on with this run: its ID, 'latest' for the unfinished one of the experiment that was "
-        "worked on last, or 'auto' for the same among those with these options and this data, else "
-        "a fresh run.",
-        "Resume",
-        metavar="RUN",
-    )
-    resume_epoch: str | None = option(
-        None,
-        "Checkpoint to go on from: an epoch, latest, best, or the name of one inside an epoch, "
-        "such as global_step_4321; one that is not the latest forks.",
-        "Resume",
-        metavar="N|latest|best",
-    )
-    resume_from: str | None = option(
-        None,
-        "Start a new run from a plain checkpoint file (.pth), such as the script version's.",
-        "Resume",
-        metavar="FILE",
-    )
-    checkpoint_key: str | None = option(
-        None,
-        "Sign checkpoints by the bytes of this file, and take none that it has not signed; also by "
-        "TRAIN_CHECKPOINT_KEY, for every command.",
-        "Resume",
-        metavar="FILE",
-    )
-    take_over: bool = option(
-        False,
-        "Do not wait to see whether the run is still being trained on another machine: take it "
-        "from there.",
-        "Resume",
-    )
-    fork: bool = option(
-        False,
-        "Start a new run from the checkpoint and leave the old one as it is; "
-        "options may then differ.",
-        "Resume",
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse options that exclude or need each other."""
-        if self.resume_run is None:
-            for name in ("resume_epoch", "take_over", "fork"):
-                if getattr(self, name):
-                    told = _("{name} needs resume_run=<id>: which run to start from")
-                    raise UsageError(told.format(name=name))
-        elif self.resume_run == "auto" and (self.resume_epoch or self.fork):
-            raise UsageError(
-                _("resume_run=auto goes on from the newest checkpoint, if there is a run to go on "
-                  "with: give its ID to choose an epoch or to fork")
-            )  # fmt: skip
-        elif self.resume_from is not None:
-            raise UsageError(_("give either resume_run or resume_from, not both"))
-        epoch = self.resume_epoch or "latest"
-        number = epoch.removeprefix("global_step_")
-        if epoch not in ("latest", "best") and not number.isdecimal():
-            raise UsageError(
-                _("resume_epoch={resume_epoch!r} is not an epoch number, 'latest', 'best', or a "
-                  "checkpoint inside an epoch such as 'global_step_4321'")
-                .format(resume_epoch=self.resume_epoch)
-            )  # fmt: skip

@@ -212,6 +212,11 @@ def launched_run_id() -> str | None:
     return os.environ.get("MLFLOW_RUN_ID") or None
 
 
+def run_name() -> str | None:
+    """Return the name that MLflow's variable chooses for a new run, or None."""
+    return os.environ.get("MLFLOW_RUN_NAME") or None
+
+
 def experiment() -> tuple[str | None, str | None]:
     """Return the (ID, name) of the experiment that MLflow's variables choose."""
     return (

@@ -84,7 +84,7 @@ def open_run(given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Op
         )  # fmt: skip
     if launched is not None:
         hide_secrets(tracking, launched)
-    launcher = Launcher(tracking, launched, given, reporter, environment.home())
+    launcher = Launcher(tracking, launched, given, reporter, environment.home(), launch=launch)
     try:
         if launch.resume_from is not None:
             return _from_file(launcher, Path(launch.resume_from))

@@ -16,7 +16,7 @@ from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import RunFolder
-from train.config import Config
+from train.config import Config, Launch
 from train.data.dataset import Dataset
 from train.data.prepare import listed
 from train.describe import data_info, machine_tags, upload_diff
@@ -47,6 +47,7 @@ class Launcher:
     home: Path
     attempt: Attempt | None = None  # once it is claimed
     folders: dict[str, RunFolder] = dataclasses.field(default_factory=dict)
+    launch: Launch = Launch()  # noqa: RUF009 - it is frozen
 
     def new_run(self, experiment_id: str) -> RunRecord:
         """Return the run for a fresh start or a fork: the launch's own, or a new one.
@@ -60,7 +61,8 @@ class Launcher:
                 self.tracking.artifacts(self.launched)  # that they can be stored is known early
                 return self.launched
         self.tracking.require_artifacts(experiment_id)
-        return self.tracking.create_run(experiment_id, None, environment.source_tags())
+        name = self.launch.run_name or environment.run_name()
+        return self.tracking.create_run(experiment_id, name, environment.source_tags())
 
     def first_attempt(self, record: RunRecord, first_epoch: int = 1) -> Attempt:
         """Claim attempt 1 of a run that `new_run` has returned."""
@@ -98,6 +100,10 @@ def begin(
     """Set the run RUNNING, and make the pipeline for its checkpoints."""
     tracking, config = launcher.tracking, task.config
     launcher.attempt = attempt
+    name = launcher.launch.run_name
+    if name is not None and name != record.name:
+        tracking.rename(record.run_id, name)
+        record = dataclasses.replace(record, name=name)
     if record.name:
         log.info(_("Run name: %s"), record.name)
     folder = launcher.folder(record)
@@ -105,6 +111,7 @@ def begin(
     spool = folder.spool(attempt.number)
     launcher.reporter.log_to(spool.log_file)
     is_off = config.upload == "off"
+    tags = {**launcher.launch.run_tags(), **tags}
     tags = {**tags, **({HOST_TAG: environment.hostname()} if is_off else {})}
     attempt.begin({**tags, **Beat.of_this_process(attempt.number, 0, {}).to_tag()}, machine_tags())
     upload_diff(tracking, attempt.child_id, spool.folder, config.upload_diff)
