@@ -14,7 +14,8 @@
     ├── UnsafeValue (ValueError)                6   the store or the server says what cannot be used
     ├── UnsafeFile (PermissionError)            6   a link, a pipe, a device in place of a file
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
-    │   └── StoreRefused                        7   what will not go away by itself
+    │   ├── StoreRefused                        7   what will not go away by itself
+    │   └── RequestTooLarge                     7   a gateway takes no request of that size
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
     ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
@@ -268,6 +269,11 @@ class StoreUnavailable(TrainError, ConnectionError):
     """The tracking server, or the place of the artifacts, cannot be used."""
 
     exit_code = 7
+    retry_after = 0.0  # seconds that the server asks to wait
+
+
+class RequestTooLarge(StoreUnavailable):
+    """What is between here and the store takes no request of that size; smaller ones it may."""
 
 
 class StoreRefused(StoreUnavailable):

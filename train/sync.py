@@ -124,7 +124,8 @@ def _publish(
             points_here=HOST_TAG not in record.tags, check_lease=attempt.check_lease,
         )  # fmt: skip
         publisher.add(history.missing_from(tracking.published(record.run_id, record.metrics)))
-        gone = retention.to_prune([*stored, *(m for m in waiting if m not in stored)])
+        new = [m for m in waiting if not any(m.is_same(n) for n in stored)]
+        gone = retention.to_prune([*stored, *new])
         needed = [m for m in waiting if m not in gone]
         with show_upload(spool, needed):
             for manifest in needed:

@@ -22,7 +22,6 @@ small parts, so that there are several. Steps are
     model       the model of the finished run goes to the artifact store; of whatever epoch
 """
 
-import functools
 import itertools
 import json
 import os
@@ -95,7 +94,11 @@ def die() -> None:
 
 def arm(when: str, step: str, number: int, epoch: int) -> None:
     """Let the process die at the `number`-th call of `step` for the checkpoint of `epoch`."""
-    pipeline.write_checkpoint = functools.partial(format.write_checkpoint, part_bytes=PART_BYTES)
+
+    def write_in_parts(*args, **options):
+        return format.write_checkpoint(*args, **{**options, "part_bytes": PART_BYTES})
+
+    pipeline.write_checkpoint = write_in_parts
     since = SINCE.get(step, "")
     reached = {""}
     numbers = itertools.count(1)

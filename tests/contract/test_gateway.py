@@ -72,3 +72,38 @@ def test_a_gateway_that_refuses_to_delete(open_gateway, train, status, tmp_path)
     assert pruned.returncode == 7
     assert "the store refuses to delete epoch_" in pruned.stderr
     assert len(checkpoints(gateway, run)) == 12
+
+
+def test_a_gateway_with_nginx_s_default_limit(open_gateway, train, tmp_path):
+    """Checkpoints larger than it takes go up in parts, and the run is FINISHED; it is told once."""
+
+    def limit(method, path, num_bytes):
+        return 413 if method == "PUT" and num_bytes > 1 << 20 else None
+
+    gateway = open_gateway(limit)
+    printed, run = train(gateway, "--epochs", "3", "--hidden_size", "500", "--num_layers", "2")
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["train.epoch"] == "3"
+    assert printed.count("client_max_body_size") == 1
+    assert len(gateway.refused) <= 4
+    verified = subprocess.run(
+        [sys.executable, "-m", "train", "verify", run.info.run_id],
+        cwd=tmp_path, env=environment(tmp_path / "home", gateway.address),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_a_gateway_that_asks_to_wait(open_gateway, train):
+    """A Retry-After that would be an hour is not slept through; what was asked to wait arrives."""
+    asked = set()
+
+    def busy(method, path, num_bytes):
+        is_first = method == "PUT" and path not in asked
+        asked.add(path)
+        return 429 if is_first and "checkpoint.pth" in path else None
+
+    gateway = open_gateway(busy, headers={"Retry-After": "1"})
+    printed, run = train(gateway, "--epochs", "3", "--upload", "sync")
+    assert run.info.status == "FINISHED"
+    assert "published later" not in printed

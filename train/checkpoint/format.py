@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,6 +135,30 @@ def write_checkpoint(
         )
         (temporary / MANIFEST_FILE).write_bytes(manifest.to_json())
     return manifest
+
+
+def cut_again(folder: Path, manifest: Manifest, target: Path, part_bytes: int) -> Manifest:
+    """Write a checkpoint's files once more as the folder `target`, in parts of another size.
+
+    Raises:
+        OSError: The disk is full, or cannot be written.
+        CheckpointDamaged: A file is not what the manifest says.
+    """
+    with atomic_folder(target) as temporary:
+        writer = _PartWriter(temporary, CHECKPOINT_FILE, part_bytes)
+        others = []
+        for entry in sorted(manifest.files, key=lambda e: e.path):
+            verify_file(folder, entry, manifest.name)
+            if entry.path.split("/")[0] != CHECKPOINT_FILE:
+                shutil.copyfile(folder / entry.path, temporary / entry.path)
+                others.append(entry)
+                continue
+            with (folder / entry.path).open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    writer.write(chunk)
+        cut = dataclasses.replace(manifest, files=(*writer.close(), *others))
+        (temporary / MANIFEST_FILE).write_bytes(_dump(cut.to_dict()))
+    return cut
 
 
 def _dump(document: object) -> bytes:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -94,6 +94,10 @@ class Manifest:
         """The value that decides which checkpoint is best, or None."""
         value = self.metrics.get(MONITOR)
         return value if value is not None and is_score(value) else None
+
+    def is_same(self, other: Manifest) -> bool:
+        """Whether it is the same checkpoint, however each is cut into parts."""
+        return replace(self, files=()) == replace(other, files=())
 
     @property
     def bytes(self) -> int:

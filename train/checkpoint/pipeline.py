@@ -279,6 +279,7 @@ class Pipeline:
                 attempt=self.spool.attempt,
                 kept=item.kept,
                 metrics=item.metrics,
+                part_bytes=self.publisher.store.part_size.bytes,
             )
             seconds = time.monotonic() - started
             return manifest
@@ -292,7 +293,8 @@ class Pipeline:
         shared = self._shared
         stored = self.publisher.manifests
         # The one under way may be committed already: it must not count twice.
-        waiting = [s.manifest for s in shared.spooled if s.manifest not in stored]
+        spooled_manifests = [s.manifest for s in shared.spooled]
+        waiting = [m for m in spooled_manifests if not any(m.is_same(n) for n in stored)]
         gone = self.publisher.retention.to_prune([*stored, *waiting])
         for spooled in list(shared.spooled):
             if spooled.manifest in gone and spooled is not shared.uploading:

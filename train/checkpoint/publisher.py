@@ -11,9 +11,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-from train.checkpoint.manifest import MANIFEST_FILE, Manifest
+from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention, find_best
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import ROOT, CheckpointStore
@@ -74,21 +73,17 @@ class Publisher:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed; nothing more may be published.
         """
-        if manifest not in self.manifests:
-            folder = self._spool.path(manifest.name)
-            linked = self._link(manifest, folder / MANIFEST_FILE)
-            self.store.put(folder, linked, self._check_lease)
+        if not any(m.is_same(manifest) for m in self.manifests):
+            previous = self.manifests[-1] if self.manifests else None
+            stored = self.store.put(
+                self._spool.path(manifest.name),
+                manifest,
+                self._check_lease,
+                lambda cut: self.store.linked(cut, previous),
+            )
             self.manifests = [m for m in self.manifests if m.name != manifest.name]
-            self.manifests.append(linked)
+            self.manifests.append(stored)
         self.settle()
-
-    def _link(self, manifest: Manifest, file: Path) -> Manifest:
-        """Let the spooled manifest say what it follows: only now is it known what was overtaken."""
-        linked = self.store.linked(manifest, self.manifests[-1] if self.manifests else None)
-        text = linked.to_json()
-        if file.read_bytes() != text:  # as it is when this is tried again
-            atomic_write(file, lambda out: out.write(text))
-        return linked
 
     def settle(self) -> None:
         """Do what follows a commit: publish, point, prune.

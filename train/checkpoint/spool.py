@@ -7,6 +7,7 @@
     attempt_3/epoch_12/                 a whole checkpoint that waits for its upload, or
     attempt_3/global_step_4321/         one inside an epoch
     attempt_3/epoch_12/uploaded.txt     hash and path of each of its files that is there already
+    attempt_3/epoch_12.cut/             the same in smaller parts, while they go up
 
 All of it is fsynced before it counts, and any of it can be published again: the journal, the
 checkpoints, and in each checkpoint the whole history of metrics with their recorded times.
@@ -29,6 +30,7 @@ from train.files import FolderLock, atomic_write, make_folder, read_json, read_p
 JOURNAL_FILE = "journal.json"
 UPLOADED_FILE = "uploaded.txt"
 MAX_DOCUMENT_BYTES = 16 << 20  # of a manifest or a journal
+CUT = ".cut"  # behind the name of a checkpoint that is cut into smaller parts for its upload
 _ATTEMPT = re.compile(r"attempt_([1-9][0-9]{0,8})")
 
 
@@ -111,7 +113,8 @@ class Spool:
         # IMPORTANT: the manifest goes first; what is left without one is no checkpoint.
         with contextlib.suppress(OSError):  # as `rmtree` does
             (self.path(name) / MANIFEST_FILE).unlink()
-        shutil.rmtree(self.path(name), ignore_errors=True)
+        for path in (self.path(name), self.path(f"{name}{CUT}")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def free_bytes(self) -> int:
         """Return how much room the disk has."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint import chain
-from train.checkpoint.format import load_checkpoint, verify_file
+from train.checkpoint.format import cut_again, load_checkpoint, verify_file
 from train.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
@@ -33,7 +33,8 @@ from train.checkpoint.manifest import (
     is_own_file,
     parse_manifest,
 )
-from train.checkpoint.spool import UPLOADED_FILE
+from train.checkpoint.parts import PartSize, Smaller, send_once
+from train.checkpoint.spool import CUT, UPLOADED_FILE
 from train.checkpoint.transfers import line, noted, retried
 from train.errors import (
     CheckpointDamaged,
@@ -93,6 +94,9 @@ class CheckpointStore:
         self._names: set[str] = set()  # folders in the store, committed or not
         self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
         self._foreign: set[str] = set()  # those that hold what is not ours
+        self._clean: set[str] = set()  # those that held nothing when their upload began
+        self._cut: dict[str, Manifest] = {}  # those that were cut into smaller parts
+        self.part_size = PartSize()
         self._told: set[str] = set()  # what the store refuses, and that was told
 
     @property
@@ -178,40 +182,76 @@ class CheckpointStore:
         folder: Path,
         manifest: Manifest,
         check_lease: Callable[[], object] = lambda: None,
-    ) -> None:
+        link: Callable[[Manifest], Manifest] = lambda cut: cut,
+    ) -> Manifest:
         """Upload the checkpoint in the local `folder`, the manifest last: then it exists.
 
         Files go up several at a time, each retried by itself. What of `folder` is uploaded is
-        noted in it, so that an interrupted upload goes on with what is missing.
+        noted in it, so that an interrupted upload goes on with what is missing. Where the way takes
+        no file of that size, or takes minutes for one, it is cut into smaller parts first.
 
         Args:
             folder: What `write_checkpoint` wrote.
             manifest: What it returned.
             check_lease: Called before each file and before the manifest; raises to stop.
+            link: Makes of the manifest, whose files are those that went up, the one to commit.
+
+        Returns:
+            The manifest as it is stored.
         """
+        cut_folder = folder.with_name(f"{folder.name}{CUT}")
+        while True:
+            here, cut = folder, manifest
+            if manifest.name in self._cut and cut_folder.exists():
+                here, cut = cut_folder, self._cut[manifest.name]
+            if max(entry.bytes for entry in cut.files) > self.part_size.bytes:
+                cut = cut_again(folder, manifest, cut_folder, self.part_size.bytes)
+                here, self._cut[manifest.name] = cut_folder, cut
+            try:
+                self._put_files(here, cut, check_lease)
+            except Smaller:
+                continue
+            break
+        check_lease()
+        linked = link(cut)
+        text = linked.to_json()
+        atomic_write(here / MANIFEST_FILE, lambda file: file.write(text))
+        # IMPORTANT: the manifest comes last; it is the commit.
+        remote = f"{ROOT}/{manifest.name}"
+        retried(lambda: self._artifacts.upload(here / MANIFEST_FILE, remote, give_away=True))
+        self._unfinished.discard(manifest.name)
+        self._cut.pop(manifest.name, None)
+        shutil.rmtree(cut_folder, ignore_errors=True)
+        return linked
+
+    def _put_files(
+        self, folder: Path, manifest: Manifest, check_lease: Callable[[], object]
+    ) -> None:
         remote = f"{ROOT}/{manifest.name}"
         check_lease()
         done = self._uploaded(folder, remote)
         # IMPORTANT: a name is written again only after its manifest is gone. So is the rest: an
         # earlier upload may have been cut into other parts.
-        if manifest.name in self._names and not done:
-            self._clear(manifest.name)
+        if not done:
+            is_clear = manifest.name not in self._names or self._clear(manifest.name)
+            (self._clean.add if is_clear else self._clean.discard)(manifest.name)
         self._unfinished.add(manifest.name)
         self._names.add(manifest.name)
+        artifacts, part_size = self._artifacts, self.part_size
+        is_clean = manifest.name in self._clean
 
         def send(entry: FileEntry) -> None:
             check_lease()
-            path = folder / entry.path
-            target = f"{remote}/{entry.path}".rpartition("/")[0]
-            retried(lambda: self._artifacts.upload(path, target, give_away=True))
+            target = f"{remote}/{entry.path}"
+            retried(
+                lambda: send_once(
+                    artifacts, folder / entry.path, target, entry, part_size, is_clean
+                )
+            )
             with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as file:
                 file.write(f"{line(entry)}\n")
 
         list(each(send, [e for e in manifest.files if line(e) not in done], NUM_TRANSFERS))
-        check_lease()
-        # IMPORTANT: the manifest comes last; it is the commit.
-        retried(lambda: self._artifacts.upload(folder / MANIFEST_FILE, remote, give_away=True))
-        self._unfinished.discard(manifest.name)
 
     def _uploaded(self, folder: Path, remote: str) -> set[str]:
         """Return the lines of the files that an earlier upload of `folder` has brought."""
@@ -304,20 +344,25 @@ class CheckpointStore:
         self._unfinished.discard(name)
         self._tell_foreign(name, foreign)
 
-    def _clear(self, name: str) -> None:
+    def _clear(self, name: str) -> bool:
         """Make a name free for another upload, also where the store refuses to delete.
 
         There its manifest is replaced by one that lists nothing: from then on it is no checkpoint,
         whatever else lies there, as if the manifest had been deleted.
+
+        Returns:
+            Whether nothing is left there.
         """
         try:
             self.delete(name)
+            return True
         except StoreUnavailable as error:
             log.debug("%s", error)
             with tempfile.TemporaryDirectory() as folder:
                 voided = Path(folder) / MANIFEST_FILE
                 voided.write_bytes(VOID)
                 retried(lambda: self._artifacts.upload(voided, f"{ROOT}/{name}"))
+            return False
 
     def try_to(self, what: str, act: Callable[[], object]) -> bool:
         """Do what nothing has to wait for: where the store refuses it, that is told once.

@@ -20,6 +20,7 @@ from train.progress import show_transfer
 log = logging.getLogger(__name__)
 
 NUM_TRIES = 3  # of each transfer
+MAX_PAUSE_SECONDS = 30.0  # between two of them, whatever the server asks for
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ def retried(transfer: Callable[[], T]) -> T:
             return transfer()
         except StoreUnavailable as error:
             log.debug("try %d: %s", number, error)
-            time.sleep(_jitter.uniform(0.5, 1.0) * 0.1 * 4**number)  # under 2 s in all
+            pause = _jitter.uniform(0.5, 1.0) * 0.1 * 4**number  # under 2 s in all
+            time.sleep(max(pause, min(error.retry_after, MAX_PAUSE_SECONDS)))
     return transfer()
 
 

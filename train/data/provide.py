@@ -16,7 +16,7 @@ from train.config import Config
 from train.data import cache
 from train.data.dataset import Dataset, prepare, source_fingerprint
 from train.data.prepare import Preprocessing
-from train.errors import DataError, DataNotFound, TooLarge
+from train.errors import DataError, DataNotFound, RequestTooLarge, TooLarge
 from train.language import _
 from train.untrusted import shown
 
@@ -208,7 +208,14 @@ def upload(folder: Path, upload_data: str, put: Callable[[Path], None]) -> None:
     arrays = folder / cache.NPZ_NAME
     num_bytes = arrays.stat().st_size
     if upload_data == "yes" or (upload_data == "auto" and num_bytes <= MAX_AUTO_UPLOAD_BYTES):
-        put(arrays)
+        try:
+            put(arrays)
+        except RequestTooLarge as error:
+            log.warning(
+                _("The prepared data (%.1f MB) is not uploaded: %s. Until then a resume on another "
+                  "machine will need the raw table"),
+                num_bytes / 1e6, error,
+            )  # fmt: skip
     else:
         log.info(
             _(

@@ -17,6 +17,7 @@ from train.errors import StoreUnavailable, TooLarge
 from train.files import CHUNK_BYTES, make_folder, write_hashed
 from train.language import _
 from train.redact import redact
+from train.tracking.sending import send
 from train.tracking.translate import local_path, translated
 from train.tracking.tree import Tree
 
@@ -96,7 +97,16 @@ class Artifacts:
             if self._tree is not None:
                 self._tree.put(local_file, folder, give_away)
                 return
+            if give_away:
+                send(self._repository, local_file, folder)
+                return
             self._repository.log_artifact(str(local_file), folder)
+
+    def size(self, path: str) -> int | None:
+        """Return the size of the file at `path`, None if there is none or it is not told."""
+        with self._translated(_("listing '{path}' at {uri}"), path):
+            found = self._repository.list_artifacts(posixpath.dirname(path) or None)
+        return next((info.file_size for info in found if info.path == path), None)
 
     def download(self, path: str, local_file: Path, max_bytes: int) -> str:
         """Fetch the file at `path` into a file of our own; return the SHA-256 of what came.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from train import environment
@@ -23,11 +24,14 @@ def open_client() -> tuple[str, Any, BoundedCalls | None]:
         StoreUnavailable: It is of a kind that MLflow does not open.
     """
     import mlflow
+    from urllib3.exceptions import HTTPWarning
 
     _leave_out_unreadable()
     # What they would say is told by our own errors; theirs come with tracebacks.
     for noisy in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    # Such as one of a certificate that is not checked: once says it, not at each request.
+    warnings.filterwarnings("once", category=HTTPWarning)
     uri = mlflow.get_tracking_uri()
     with translated(_("connecting")):
         calls = _bound_calls(uri) if uri.startswith(("http:", "https:")) else None

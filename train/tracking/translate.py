@@ -10,7 +10,13 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from train import environment
-from train.errors import RunNotUsable, StoreRefused, StoreUnavailable, TrainError
+from train.errors import (
+    RequestTooLarge,
+    RunNotUsable,
+    StoreRefused,
+    StoreUnavailable,
+    TrainError,
+)
 from train.language import _
 from train.shell import command, quoted
 from train.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
@@ -54,7 +60,15 @@ def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
         unknown = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
         if run_id and getattr(error, "error_code", None) in unknown:
             raise RunNotUsable(run_id, _not_found(error)) from error
-        raise _unavailable(doing, error, store) from error
+        raise _with_wait(_unavailable(doing, error, store), error) from error
+
+
+def _with_wait(told: StoreUnavailable, error: Exception) -> StoreUnavailable:
+    """Note how long the server asks to wait (429, 503), where it says so in seconds."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    seconds = str(headers.get("Retry-After", ""))
+    told.retry_after = float(seconds) if re.fullmatch(r"[0-9]{1,6}", seconds) else 0.0
+    return told
 
 
 def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
@@ -71,6 +85,13 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
                 "migrates it; in any case name a store from now on: export "
                 "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
             ).format(uri=uri, command=migrate)
+        )
+    if re.search(r"\b413 Client Error", str(error)):
+        return RequestTooLarge(
+            _(
+                "{doing} was refused with 413: a gateway before the store takes no request of that "
+                "size. With nginx, client_max_body_size is the setting"
+            ).format(doing=doing)
         )
     # Files that go through the tracking server are its own affair.
     is_own_store = store != "" and not store.startswith("mlflow-artifacts:")
