@@ -22,6 +22,7 @@ from train.declare import options_of, parse
 from train.language import _, choose
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
+SAYING = ("_", "language._", "later")
 MESSAGE = "The server answers again"
 
 
@@ -46,10 +47,10 @@ def trees():
 
 
 def calls():
-    """Yield (place, call) of every `_(…)`."""
+    """Yield (place, call) of every `_(…)`, and of what is marked to be translated `later`."""
     for name, tree in trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("_", "language._"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in SAYING:
                 yield f"{name}:{node.lineno}", node
 
 

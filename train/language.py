@@ -9,6 +9,7 @@ from __future__ import annotations
 import gettext
 import io
 import re
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,6 +36,32 @@ def choose(languages: Iterable[str]) -> None:
 def _(message: str) -> str:
     """Return `message` in the chosen language; {names} in it are for `str.format`."""
     return _translations.gettext(message)
+
+
+def later(message: str) -> str:
+    """Return `message` as it is: what is made of it is stored, and shown by `retold`."""
+    return message
+
+
+def retold(sentence: str, messages: Iterable[str]) -> str:
+    """Return a stored English sentence in the chosen language; as it is if it is not known.
+
+    Args:
+        sentence: What was stored.
+        messages: What it may have been made from, with {names} in them.
+
+    >>> retold("1 of 'a'", ["{number} of '{name}'"])
+    "1 of 'a'"
+    """
+    for message in messages:
+        parts = string.Formatter().parse(message)
+        pattern = "".join(
+            re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name, *_rest in parts
+        )
+        if found := re.fullmatch(pattern, sentence, re.DOTALL):
+            values = {name: retold(value, messages) for name, value in found.groupdict().items()}
+            return _translations.gettext(message).format(**values)
+    return sentence
 
 
 def _compiled(file: Path) -> gettext.GNUTranslations:

@@ -19,6 +19,7 @@ from train.checkpoint.spool import RunFolder
 from train.config import Config, Launch
 from train.data.dataset import Dataset
 from train.data.prepare import listed
+from train.data.sentences import told
 from train.describe import data_info, machine_tags, upload_diff
 from train.errors import Superseded, TrainError
 from train.heartbeat import Beat
@@ -137,7 +138,7 @@ def make_run(
     """Return the run, to be entered, and the task to train."""
     reporter, folder = launcher.reporter, launcher.folders[attempt.run_id]
     for sentence in task.dataset.report:
-        log.info("%s", sentence)
+        log.info("%s", told(sentence))
     log.info(_("It learns from %s"), listed(task.dataset.preprocessing.column_names))
     log.info("%s", task.in_words())
     finish = functools.partial(_finish, launcher.tracking, attempt, pipeline.publisher, task)
