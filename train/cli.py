@@ -75,12 +75,12 @@ def _run_command(**values: Any) -> None:
 def list_command(run: str | None, as_json: bool) -> None:
     """List the experiment's runs that can be resumed, or the checkpoints of RUN."""
     environment.expect_small_downloads()
-
     from train import listing
     from train.tracking import Tracking
 
-    tracking = Tracking()
-    rows = listing.checkpoint_rows(tracking, run) if run else listing.run_rows(tracking)
+    with _log_shown(as_json):
+        tracking = Tracking()
+        rows = listing.checkpoint_rows(tracking, run) if run else listing.run_rows(tracking)
     listing.show(rows, run, as_json)
 
 
