@@ -21,7 +21,7 @@ LAYERS = [
     ["options", "run", "sync"],
     ["heartbeat", "results"],
     ["pages"],
-    ["attempt", "describe", "drift", "report", "script", "source", "summary"],
+    ["attempt", "describe", "drift", "fits", "report", "script", "source", "summary"],
     ["restored"],
     ["checkpoint"],
     ["tracking"],

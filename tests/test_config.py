@@ -23,8 +23,8 @@ CONFIG_OPTIONS = [
     "upload_diff",
 ]  # fmt: skip
 LAUNCH_OPTIONS = [
-    "resume_run", "resume_epoch", "resume_from", "checkpoint_key", "take_over", "fork", "run_name",
-    "tags", "description",
+    "resume_run", "resume_epoch", "resume_from", "resume_from_weights_only", "checkpoint_key",
+    "take_over", "fork", "run_name", "tags", "description",
 ]  # fmt: skip
 RESUME_MAY_CHANGE = {
     "epochs", "early_stopping", "max_minutes", "device", "upload_data",
@@ -251,6 +251,7 @@ def test_the_fingerprint_covers_task_and_data():
         ({"fork": True}, "fork needs resume_run"),
         ({"resume_from": "a.pth", "fork": True}, "fork needs resume_run"),
         ({"resume_run": "r", "resume_from": "a.pth"}, "either resume_run or resume_from"),
+        ({"resume_from_weights_only": True}, "resume_from_weights_only needs resume_from"),
         ({"resume_run": "r", "resume_epoch": "five"}, "resume_epoch='five' is not an epoch"),
         ({"resume_run": "r", "resume_epoch": "-1"}, "resume_epoch='-1' is not an epoch"),
         ({"resume_run": "r", "resume_epoch": "global_step_x"}, "'global_step_x' is not an epoch"),
@@ -270,6 +271,7 @@ def test_launch_refuses_what_does_not_go_together(options, message):
     [
         {},
         {"resume_from": "a.pth"},
+        {"resume_from": "a.pth", "resume_from_weights_only": True},
         {"resume_run": "latest"},
         {"resume_run": "r", "resume_epoch": "best", "fork": True},
         {"resume_run": "r", "resume_epoch": "latest"},

@@ -21,7 +21,7 @@ from train.errors import (
 )
 from train.metrics import History
 from train.schedule import Schedule
-from train.script import check_fits, check_order, read_checkpoint_file
+from train.script import check_order, read_checkpoint_file
 from train.state import TrainState
 
 AUCS = [0.5, 0.75, 0.625]
@@ -226,37 +226,43 @@ def test_a_file_of_something_else_is_refused(file):
         read_file(file(nn.Linear(3, 1).state_dict()))
 
 
-@pytest.mark.parametrize("path", ["none.pth", "."])
-def test_a_file_that_is_not_there_is_named_with_its_full_path(tmp_path, path):
-    """A missing file, or a folder, is told with the path that was looked at."""
+def test_a_file_that_is_not_there_is_named_with_its_full_path(tmp_path):
+    """A missing file is told with the path that was looked at."""
     with pytest.raises(CheckpointFileNotFound) as caught:
-        read_file(tmp_path / path)
+        read_file(tmp_path / "none.pth")
     assert str(tmp_path) in str(caught.value)
 
 
-class LinearTask:
-    """A task whose model is one layer."""
-
-    def __init__(self, width):
-        self._width = width
-
-    def build_model(self):
-        return nn.Linear(self._width, 1)
+def test_a_folder_is_told_as_one(tmp_path):
+    """A folder of checkpoints is a common slip for one of them."""
+    with pytest.raises(CheckpointError, match=f"'{tmp_path}' is a folder"):
+        read_file(tmp_path)
 
 
-def test_a_model_of_another_shape_is_refused_with_both_shapes(file):
-    """Options that make another model than the file's are told by the first difference."""
-    path = file(script_content())
-    checkpoint = read_file(path)
-    check_fits(checkpoint, LinearTask(3), path)
-    with pytest.raises(CheckpointError, match=r"'weight' has shape \(1, 3\) .*, \(1, 4\) here"):
-        check_fits(checkpoint, LinearTask(4), path)
-    del checkpoint["model_state_dict"]["bias"]
-    with pytest.raises(CheckpointError, match="'bias' has shape none in the file"):
-        check_fits(checkpoint, LinearTask(3), path)
-    checkpoint["model_state_dict"] |= {"bias": torch.zeros(1), "more": torch.zeros(2)}
-    with pytest.raises(CheckpointError, match=r"'more' has shape .* none here"):
-        check_fits(checkpoint, LinearTask(3), path)
+@pytest.mark.parametrize(
+    "kind", [np.float32, np.float16, np.int64, torch.tensor, lambda x: np.array(x)], ids=str
+)
+def test_numbers_of_any_kind_make_the_curves(file, kind):
+    """`scipy.stats.pearsonr` gives float32 for float32, and metrics may be tensors."""
+    path = file(script_content(aucs=[kind(v) for v in (1, 0, 1)], epoch=np.int64(3)))
+    assert read_file(path)["best_corr"] == 1.0
+    for curve in (np.array([1, 0, 1], np.float32), torch.tensor([1.0, 0.0, 1.0])):
+        assert read_file(file(script_content(aucs=curve)))["best_epoch"] == 1
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_of_any_file_the_weights_alone_can_be_taken(file, caplog, bare):
+    """Whatever the optimizer was, or without one, a run can start from the weights, and says so."""
+    weights = nn.Linear(3, 1).state_dict()
+    sgd = {"optimizer_state_dict": {"state": {}, "param_groups": []}, "epoch": -1}
+    path = file(weights if bare else script_content(model_state_dict=weights, **sgd))
+    with caplog.at_level(logging.WARNING, "train"):
+        config, read = read_checkpoint_file(path, {"epochs": 7}, weights_only=True)
+    assert "the weights alone are taken" in caplog.text
+    assert (read["epoch"], read["step"], read["history"]) == (0, 0, {})
+    assert (read["optimizer_state_dict"], read["best_corr"]) == (None, None)
+    assert torch.equal(read["model_state_dict"]["weight"], weights["weight"])
+    assert config == Config(epochs=7)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +274,12 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes(file):
         {"epoch": "three", "train_losses": []},
         {"aucs": [None]},
         {"train_losses": 5},
+        {"train_losses": {1: 0.3, 2: 0.2, 3: 0.1}},
+        {"val_losses": [True]},
+        {"aucs": torch.ones(2, 2)},
+        {"aucs": [1j]},
+        {"model_state_dict": {"weight": 1}},
+        *({"epoch": epoch} for epoch in (-1, 3.0, "3", True, None, 2**60)),
     ],
     ids=str,
 )

@@ -24,6 +24,7 @@ from train.config import Config, Launch
 from train.data.provide import prepare_cached
 from train.describe import data_info, describe, hide_secrets, identity, params, upload_data
 from train.errors import Interrupted, RunNotUsable
+from train.fits import fitted
 from train.heartbeat import Beat, wait_until_free
 from train.language import _
 from train.metrics import History
@@ -37,7 +38,7 @@ from train.options import (
 )
 from train.report import Reporter
 from train.run import Start
-from train.script import check_fits, check_order, read_checkpoint_file
+from train.script import check_order, read_checkpoint_file
 from train.source import (
     Source,
     find_run,
@@ -87,7 +88,7 @@ def open_run(given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Op
     launcher = Launcher(tracking, launched, given, reporter, environment.home(), launch=launch)
     try:
         if launch.resume_from is not None:
-            return _from_file(launcher, Path(launch.resume_from))
+            return _from_file(launcher, Path(launch.resume_from), launch.resume_from_weights_only)
         if launch.resume_run is None:
             return _fresh(launcher)
         if launch.resume_run == "auto":
@@ -231,11 +232,11 @@ def _fork(launcher: Launcher, source: Source) -> Opened:
     )
 
 
-def _from_file(launcher: Launcher, path: Path) -> Opened:
-    config, checkpoint = read_checkpoint_file(path, launcher.given)
+def _from_file(launcher: Launcher, path: Path, weights_only: bool) -> Opened:
+    config, checkpoint = read_checkpoint_file(path, launcher.given, weights_only)
     require_epochs_left(config, checkpoint["epoch"], _("file '{path}'").format(path=path))
     task = make_task(config, prepare_cached(config, launcher.home, None))
-    check_fits(checkpoint, task, path)
+    checkpoint = fitted(checkpoint, task, task.config, path)
     check_order(checkpoint, config, task.dataset.fingerprint, path)
     tags = {"train.resumed_from_file": path.name}
     experiment_id = launcher.tracking.experiment_id()

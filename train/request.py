@@ -44,6 +44,12 @@ class Launch:
         "Resume",
         metavar="FILE",
     )
+    resume_from_weights_only: bool = option(
+        False,
+        "Take of that file the weights alone, with a fresh optimizer, from epoch 1: for files "
+        "whose optimizer was of another kind.",
+        "Resume",
+    )
     checkpoint_key: str | None = option(
         None,
         "Sign checkpoints by the bytes of this file, and take none that it has not signed; also by "
@@ -98,6 +104,10 @@ class Launch:
             )  # fmt: skip
         elif self.resume_from is not None:
             raise UsageError(_("give either resume_run or resume_from, not both"))
+        if self.resume_from_weights_only and self.resume_from is None:
+            raise UsageError(
+                _("resume_from_weights_only needs resume_from=<file>: whose weights to start from")
+            )
         epoch = self.resume_epoch or "latest"
         number = epoch.removeprefix("global_step_")
         if epoch not in ("latest", "best") and not number.isdecimal():

@@ -1,14 +1,17 @@
 """Plain checkpoint files: those of the script version, and our own, downloaded or exported.
 
-The script's files hold NumPy scalars; the three names those need are allowed, nothing else.
+The script's files hold numbers and arrays of NumPy; nothing of NumPy is called to read them.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from train import rng
 from train.checkpoint.format import is_readable, upgraded
@@ -22,8 +25,8 @@ from train.files import private_copy
 from train.language import _
 from train.metrics import MONITOR, History, Point
 from train.schedule import Schedule
-from train.tasks import Task
-from train.tensors import load_tensors
+from train.tensors import as_number, load_tensors
+from train.untrusted import shown
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +36,54 @@ _OUR_KEYS = {
 _HISTORIES = {"train_losses": "train_loss", "val_losses": "val_loss", "aucs": MONITOR}
 
 
-def read_checkpoint_file(path: Path, given: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+def read_checkpoint_file(
+    path: Path, given: Mapping[str, Any], weights_only: bool = False
+) -> tuple[Config, dict[str, Any]]:
     """Read a plain checkpoint file as a checkpoint of this format.
 
     Args:
         path: The file.
         given: The options that were given. Those that were not are the file's own where it is of
             our format, and the defaults where it is the script's, which holds none.
+        weights_only: Take nothing but the weights; the file may then be a bare `state_dict`.
 
     Returns:
-        The options of the run that starts from it, and the checkpoint.
+        The options of the run that starts from it, and the checkpoint; its optimizer state is None
+        where only the weights are taken.
 
     Raises:
         CheckpointFileNotFound: There is no such file.
         CheckpointDamaged: It cannot be read, or holds code.
-        CheckpointError: It lacks what training needs.
+        CheckpointError: It lacks what training needs, or it is of another kind.
     """
+    if path.is_dir():
+        raise CheckpointError(
+            _("'{path}' is a folder: resume_from takes a file in it, such as a .pth").format(
+                path=path.absolute()
+            )
+        )
     if not path.is_file():
         raise CheckpointFileNotFound(str(path), str(path.absolute()))
     saved = _load(path)
+    if weights_only:
+        config = _own_config(saved, given, path) if is_readable(saved) else Config(**given)
+        weights = _weights(saved.get("model_state_dict", saved), path)
+        log.warning(
+            _("Of '%s' the weights alone are taken: optimizer, schedule and history begin anew"),
+            path,
+        )
+        return config, upgraded({**_fresh(config, 0), "model_state_dict": weights})
     _require({"epoch", "model_state_dict", "optimizer_state_dict"}, saved, path)
     if is_readable(saved):
         _require(_OUR_KEYS, saved, path)
-        return Config.from_dict({**saved["config"], **given}), upgraded(saved)
+        content = upgraded(saved)
+        for name in ("epoch", "step", "epoch_step"):
+            if type(content[name]) is not int or not 0 <= content[name] < 2**53:
+                told = _("{name} is {value}, and should be a whole number from 0")
+                value = shown(repr(content[name]), 40)
+                raise _unusable(path, told.format(name=name, value=value))
+        content["model_state_dict"] = _weights(saved["model_state_dict"], path)
+        return _own_config(saved, given, path), content
     log.warning(
         _(
             "'%s' holds no random state and no data order: training goes on from its weights, but "
@@ -64,13 +92,14 @@ def read_checkpoint_file(path: Path, given: Mapping[str, Any]) -> tuple[Config, 
         path,
     )
     config = Config(**given)
-    try:
-        return config, _converted(saved, path, config)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(
-            _("checkpoint file '{path}' cannot be used ({found})").format(path=path, found=found)
-        ) from error
+    return config, _converted(saved, path, config)
+
+
+def _own_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> Config:
+    options = saved.get("config")
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise _unusable(path, _("it lacks {key}").format(key="config"))
+    return Config.from_dict({**options, **given})
 
 
 def _require(keys: set[str], saved: dict[str, Any], path: Path) -> None:
@@ -97,10 +126,20 @@ def _load(path: Path) -> dict[str, Any]:
     return saved
 
 
+def _unusable(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        _("checkpoint file '{path}' cannot be used ({found})").format(path=path, found=found)
+    )
+
+
 def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, Any]:
-    series = {k: [float(v) for v in saved.get(name) or []] for name, k in _HISTORIES.items()}
+    series = {key: _series(saved, name, path) for name, key in _HISTORIES.items()}
+    counted = _count(saved["epoch"])
+    if counted is None:
+        told = _("{name} is {value}, and should be a whole number from 0")
+        raise _unusable(path, told.format(name="epoch", value=shown(repr(saved["epoch"]), 40)))
     # The script counted from 0 or from 1; its lists tell how many epochs were done.
-    epoch = len(series["train_loss"]) or int(saved["epoch"])
+    epoch = len(series["train_loss"]) or counted
     end_ms = int(path.stat().st_mtime * 1000)
     history = History(
         Point(key, step, end_ms - epoch + step, value)
@@ -108,52 +147,93 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
         for step, value in enumerate(values, start=1)
     )
     scores = series[MONITOR]
-    best_corr = max((s for s in scores if s == s), default=None)
-    steps = [s["step"] for s in saved["optimizer_state_dict"]["state"].values() if "step" in s]
+    best_corr = max((s for s in scores if math.isfinite(s)), default=None)
     schedule = Schedule(config)
-    if set(saved.get("scheduler_state_dict") or {}) == set(schedule.state_dict()):
-        schedule.load_state_dict(saved["scheduler_state_dict"])
-    elif saved.get("scheduler_state_dict"):
+    theirs = saved.get("scheduler_state_dict")
+    if isinstance(theirs, dict) and set(theirs) == set(schedule.state_dict()):
+        schedule.load_state_dict(theirs)
+    elif theirs:
         log.warning(
             _("The state of its schedule is not used: from epoch %d the rate follows schedule=%s"),
             epoch + 1, config.schedule,
         )  # fmt: skip
-    converted = {
+    return upgraded(
+        {
+            **_fresh(config, epoch),
+            "step": _steps(saved["optimizer_state_dict"], path),
+            "model_state_dict": _weights(saved["model_state_dict"], path),
+            "optimizer_state_dict": saved["optimizer_state_dict"],
+            "scheduler_state_dict": schedule.state_dict(),
+            "best_corr": best_corr,
+            "best_epoch": scores.index(best_corr) + 1 if best_corr is not None else None,
+            "history": history.state_dict(),
+        }
+    )
+
+
+def _fresh(config: Config, epoch: int) -> dict[str, Any]:
+    """Return what a checkpoint holds whose run begins after `epoch`, beside weights."""
+    return {
         "epoch": epoch,
-        "step": int(max(steps, default=0)),
-        "model_state_dict": dict(saved["model_state_dict"].items()),
-        "optimizer_state_dict": saved["optimizer_state_dict"],
-        "scheduler_state_dict": schedule.state_dict(),
-        "best_corr": best_corr,
-        "best_epoch": scores.index(best_corr) + 1 if best_corr is not None else None,
-        "history": history.state_dict(),
+        "step": 0,
+        "optimizer_state_dict": None,
+        "scheduler_state_dict": Schedule(config).state_dict(),
+        "best_corr": None,
+        "best_epoch": None,
+        "history": {},
         "rng": rng.fresh("file", config.seed, epoch),
     }
-    return upgraded(converted)
 
 
-def check_fits(checkpoint: dict[str, Any], task: Task, path: Path) -> None:
-    """Refuse a checkpoint file whose model is not of the shape that the options make.
+def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    if not isinstance(state, dict) or not state:
+        told = _("its model_state_dict is a {kind}, and should be a dict of tensors")
+        raise _unusable(path, told.format(kind=type(state).__name__))
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            told = _("{name} is a {kind}, and should be a tensor")
+            name = shown(str(name), 40)
+            raise _unusable(path, told.format(name=name, kind=type(value).__name__))
+    return state
 
-    Raises:
-        CheckpointError: Names the first difference.
-    """
-    expected = {k: tuple(v.shape) for k, v in task.build_model().state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in checkpoint["model_state_dict"].items()}
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                _(
-                    "the model of '{path}' is not the one that the options make: '{name}' has "
-                    "shape {found} in the file, {expected} here. Give the data and the model "
-                    "options that it was trained with"
-                ).format(
-                    path=path,
-                    name=name,
-                    found=found.get(name, _("none")),
-                    expected=expected.get(name, _("none")),
-                )
-            )
+
+def _series(saved: dict[str, Any], name: str, path: Path) -> list[float]:
+    """Return one of the script's curves: a number for each epoch."""
+    values = saved.get(name)
+    if isinstance(values, torch.Tensor) and values.ndim == 1 and not values.is_complex():
+        values = values.tolist()
+    numbers = list(map(as_number, values)) if isinstance(values, list | tuple) else [None]
+    if values is None or not numbers:
+        return []
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers):
+        kind = type(values).__name__
+        told = _("{name} is a {kind}, and should be a list of one number for each epoch")
+        if isinstance(values, list | tuple):
+            kind = type(values[numbers.index(None)]).__name__
+            told = _("{name} holds a {kind}, and should be a list of one number for each epoch")
+        raise _unusable(path, told.format(name=name, kind=kind))
+    return found
+
+
+def _count(value: Any) -> int | None:
+    """Return a whole number from 0, also where it is a tensor; None where it is none."""
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    return value if type(value) is int and 0 <= value < 2**53 else None
+
+
+def _steps(state: Any, path: Path) -> int:
+    """Return how many steps an optimizer has made; `fits` looks at the rest of its state."""
+    states = state.get("state") if isinstance(state, dict) else None
+    if not isinstance(states, dict):
+        told = _(
+            "its optimizer_state_dict is a {kind} without states; resume_from_weights_only=true "
+            "starts from its weights alone"
+        )
+        raise _unusable(path, told.format(kind=type(state).__name__))
+    steps = [as_number(one.get("step")) for one in states.values() if isinstance(one, dict)]
+    return int(max((step for step in steps if step is not None and 0 <= step < 2**53), default=0))
 
 
 def check_order(

@@ -67,6 +67,24 @@ def load_tensors(paths: Sequence[Path], name: str, from_script: bool = False) ->
         raise CheckpointDamaged(name, _unreadable(error)) from error
 
 
+def as_number(value: Any) -> float | None:
+    """Return a real number as one, also where it is a tensor; None where it is none.
+
+    >>> as_number(3), as_number(True), as_number("3"), as_number(10**400)
+    (3.0, None, None, None)
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_complex():
+        value = value.item()
+    if not isinstance(value, int | float) or type(value) is bool:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 def _unreadable(error: Exception) -> str:
     """Return, in half a line, why torch did not read a file; its own text is advice to trust it."""
     text = " ".join(str(error).split())
