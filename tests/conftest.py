@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -306,3 +307,42 @@ def commit_to(tracking, tmp_path, make_checkpoint):
         return tracking.get_run(record.run_id)
 
     return commit
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers every call with `code` and `body`."""
+
+    code, body, kind = 401, b"", "text/plain"
+
+    def _answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(self.code)
+        self.send_header("Content-Type", self.kind)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Return a function that starts a server which refuses everything, as MLFLOW_TRACKING_URI."""
+    servers = []
+
+    def start(code, body, kind="text/plain"):
+        handler = type("", (Refusing,), {"code": code, "body": body.encode(), "kind": kind})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        address = f"127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
+        return f"http://***@{address}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -22,7 +22,7 @@ from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointError, StoreUnavailable, Superseded
+from train.errors import CheckpointError, StoreRefused, StoreUnavailable, Superseded
 from train.metrics import Point, is_wall_clock
 
 FIRST = "upload checkpoints/epoch_1/checkpoint.pth"
@@ -614,6 +614,13 @@ def test_an_outage_of_days_is_waited_out(saver, monkeypatch):
     """The time between two tries has a limit, however many there were."""
     monkeypatch.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.0)
     assert saver().pipeline._wait_offline(100_000, StoreUnavailable("away"), None)
+
+
+def test_what_does_not_go_away_by_itself_is_told_as_that(saver, caplog):
+    """Nobody waits for a server to be started where a refusal is to be dealt with."""
+    assert saver().pipeline._wait_offline(0, StoreRefused("refused"), None)
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told == "refused. It will not go away by itself: what is saved waits on this disk"
 
 
 def test_overtaken_during_an_outage_it_is_not_tried_again(saver, calls, stored):

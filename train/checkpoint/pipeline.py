@@ -29,6 +29,7 @@ from train.checkpoint.room import LOOK_SECONDS, Room
 from train.checkpoint.spool import Spool
 from train.checkpoint.staging import MayWait, Staged, Stager
 from train.checkpoint.transfers import show_upload
+from train.errors import StoreRefused
 from train.language import _
 from train.metrics import MONITOR
 
@@ -363,9 +364,10 @@ class Pipeline:
         shared = self._shared
         with shared.changed:
             if not shared.offline:
-                log.warning(
-                    _("%s. What is saved waits on this disk, and is published later"), error
-                )
+                told = _("%s. What is saved waits on this disk, and is published later")
+                if isinstance(error, StoreRefused):
+                    told = _("%s. It will not go away by itself: what is saved waits on this disk")
+                log.warning(told, error)
             shared.offline, shared.uploading = True, None
             self._drop_overtaken()
             shared.changed.notify_all()

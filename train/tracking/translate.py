@@ -102,6 +102,7 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
         or _refused(doing, environment.redact(asked), is_own_store, error)
         or _no_experiment(doing, uri, error)
         or _wrong_name(uri, error)
+        or _not_trusted(environment.redact(asked), error)
     )
     if told:
         return StoreRefused(told)
@@ -148,6 +149,17 @@ def _wrong_name(uri: str, error: Exception) -> str | None:
     return _(
         "the tracking server at {uri} refuses to be called by that name: start it with {option}"
     ).format(uri=uri, option=quoted("--allowed-hosts", urlparse(uri).netloc))
+
+
+def _not_trusted(asked: str, error: Exception) -> str | None:
+    """Return what to do where a server is not the one that its certificate is for, or unknown."""
+    told = " ".join(str(cause) for cause in chain(error))
+    if not re.search("SSLCertVerificationError|CERTIFICATE_VERIFY_FAILED", told):
+        return None
+    return _(
+        "the certificate of {uri} is not trusted here: MLFLOW_TRACKING_SERVER_CERT_PATH names a "
+        "file of those that are"
+    ).format(uri=asked)
 
 
 def _locked(doing: str, uri: str, error: Exception) -> str | None:
