@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support import BIN, environment
 
 from train import errors, listing
 from train.cli import main
@@ -302,6 +303,18 @@ def test_the_module_is_the_program():
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2
     assert done.stderr == "error: epochs=0 is too small: the least is 1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["list"], ["run", "--epochs", "0"], ["sync", "0" * 32]])
+def test_a_train_py_of_the_users_own_is_left_alone(tmp_path, arguments):
+    """The console command, which messages name, is this program also where that file is."""
+    (tmp_path / "train.py").write_text("raise SystemExit('the user\\'s own was run')\n")
+    env = environment(tmp_path / "home", f"sqlite:///{tmp_path}/mlflow.db")
+    command = [BIN / "train", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "own" not in done.stderr
+    assert done.returncode == {"list": 0, "run": 2, "sync": 6}[arguments[0]], done.stderr
 
 
 def test_help_shows_defaults_that_are_zero():
