@@ -10,7 +10,7 @@ import pytest
 
 from train.config import Config
 from train.data import cache
-from train.data.dataset import prepare, source_fingerprint
+from train.data.dataset import is_source_of, prepare, source_fingerprint
 from train.data.prepare import Preprocessing
 from train.data.provide import recover
 from train.data.table import index_columns, read_table
@@ -185,6 +185,8 @@ def test_a_run_of_a_version_that_kept_the_index_is_resumed_with_it(frame, tmp_pa
 
     made = recover(config, tmp_path, of_then.fingerprint, download)
     assert made.fingerprint == of_then.fingerprint != source_fingerprint(config)
+    assert is_source_of(config, of_then.fingerprint)
+    assert not is_source_of(config.replace(split_seed=1), of_then.fingerprint)
     assert made.preprocessing == of_then.preprocessing
     assert made.train.features.numeric.tobytes() == of_then.train.features.numeric.tobytes()
 
@@ -198,3 +200,13 @@ def test_a_model_that_knows_a_column_without_a_name_still_predicts(frame):
     assert "" in of_then.columns
     expected = fitted.transform(rows).numeric
     np.testing.assert_array_equal(of_then.transform(rows).numeric, expected)
+
+
+@pytest.mark.parametrize("name", ["other", "t.parquet", "t.xlsx", "t.csv.gz"])
+def test_what_cannot_be_read_has_no_index(tmp_path, name):
+    """The fingerprint of its bytes is asked for on a resume; reading it says what is wrong."""
+    (tmp_path / name).write_bytes(b"no table")
+    assert index_columns(name) == []
+    assert source_fingerprint(Config(data=name, target="y"))
+    with pytest.raises(DataError):
+        read_table(name)

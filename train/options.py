@@ -7,7 +7,7 @@ from typing import Any
 
 from train.commands import Standing, train_command
 from train.config import Config
-from train.data.dataset import source_fingerprint
+from train.data.dataset import is_source_of
 from train.declare import OnResume, options_of, to_text
 from train.errors import ForkNeeded, RunNotUsable, UsageError
 from train.language import _
@@ -199,6 +199,6 @@ def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:
         changed["upload"] = (source.config.upload, given["upload"])
     if "data" in changed:
         config = source.config.replace(**given)
-        if source_fingerprint(config) == source.data_fingerprint:
+        if is_source_of(config, source.data_fingerprint):
             del changed["data"]  # the same table in another place
     return changed

@@ -100,6 +100,12 @@ def source_fingerprint(config: Config, preprocessing: Preprocessing | None = Non
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def is_source_of(config: Config, fingerprint: str) -> bool:
+    """Tell whether data of that fingerprint is made of the table; older versions kept an index."""
+    kept = (config, config.replace(keep_index=True))
+    return any(source_fingerprint(one) == fingerprint for one in kept)
+
+
 def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Dataset:
     """Read the table, split it, and preprocess it.
 

@@ -98,16 +98,15 @@ def index_columns(data: str) -> list[str]:
     """Return the columns of a file that are a saved index of pandas: row numbers, no measurements.
 
     These are columns without a name, or called Unnamed: 0, in front; those called
-    __index_level_0__; and those that pandas' own notes in a Parquet file call its index.
+    __index_level_0__; and those that pandas' own notes in a Parquet file call its index. A file
+    that cannot be read has none: whoever reads it learns what is wrong.
 
     Raises:
         DataNotFound: There is nothing at that path.
-        DataError: The file cannot be read.
     """
     path = locate(data)
-    kind = _kind_of(path)
     names, noted = [], []
-    with _told_of(path, kind):
+    with contextlib.suppress(DataError), _told_of(path, kind := _kind_of(path)):
         if kind == "Parquet":
             schema = read_schema(path)
             names = schema.names

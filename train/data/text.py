@@ -55,10 +55,12 @@ class Dialect:
     Args:
         encoding: Python's name of its encoding.
         separator: What stands between two fields.
+        skip_rows: Number of lines above the names: the one by which Excel is told the separator.
     """
 
     encoding: str = "utf-8"
     separator: str = ","
+    skip_rows: int = 0
 
 
 def read_text(
@@ -111,7 +113,7 @@ def column_names(source: Source) -> list[str]:
     if dialect.encoding == "utf-8" and not _is_utf8(head) and _is_chinese(source):
         dialect = find_dialect(source, "gb18030")
     text = head.decode(dialect.encoding, errors="replace")
-    return _unique(next(iter(_rows(text, dialect.separator)), []))
+    return _unique(next(iter(_rows(text, dialect.separator)[dialect.skip_rows :]), []))
 
 
 def find_dialect(source: Source, encoding: str | None = None) -> Dialect:
@@ -126,6 +128,8 @@ def find_dialect(source: Source, encoding: str | None = None) -> Dialect:
     text = head.decode(encoding, errors="replace")
     if len(head) == _HEAD_BYTES:  # the last line may be cut
         text = text[: text.rfind("\n") + 1] or text
+    if stated := re.match(r"sep=([,;\t|])\r?\n", text):
+        return Dialect(encoding, stated[1], skip_rows=1)
     counts = {s: [len(row) for row in _rows(text, s)] for s in _SEPARATORS}
     possible = [s for s, widths in counts.items() if widths and widths[0] > 1]
     even = [s for s in possible if len(set(counts[s])) == 1]
@@ -153,6 +157,7 @@ def _parse(source: Source, dialect: Dialect, text_columns: Sequence[str]) -> pa.
                 stream,
                 read_options=pyarrow.csv.ReadOptions(
                     block_size=_MAX_ROW_BYTES,
+                    skip_rows=dialect.skip_rows,
                     encoding=dialect.encoding.removesuffix("-sig"),  # pyarrow skips the mark
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
