@@ -429,3 +429,42 @@ def test_files_that_would_lie_in_such_a_directory_end_it_in_one_line(start_read_
     assert str(tmp_path / "here") in done.stderr
     [run] = client(f"sqlite:///{tmp_path}/home/mlflow.db").search_runs(["0"])
     assert run.info.status == "FAILED"
+
+
+@pytest.fixture
+def script_file(train, tracking, tmp_path):
+    """Return a script's file for the table, whose optimizer was SGD, and its weights."""
+    import torch
+
+    train()
+    [run] = mains(tracking)
+    path = tmp_path / "script.pth"
+    store = tracking.artifacts(tracking.get_run(run.info.run_id)).folder
+    tracking.client.delete_run(run.info.run_id)
+    content = torch.load(store / "checkpoints" / f"epoch_{EPOCHS}" / "checkpoint.pth")
+    weights = {k: v.clone() for k, v in content["model_state_dict"].items()}
+    parameters = [torch.nn.Parameter(v) for v in weights.values()]
+    sgd = torch.optim.SGD(parameters, lr=0.1).state_dict()
+    script = {"epoch": 1, "model_state_dict": weights, "optimizer_state_dict": sgd}
+    torch.save(script, path)
+    return path, weights
+
+
+def test_a_file_that_does_not_fit_makes_no_run_and_its_weights_do(train, tracking, script_file):
+    """What the first step would fail on is found before; the weights alone are a start."""
+    import torch
+
+    path, weights = script_file
+    refused = train("--resume_from", path, succeeds=False)
+    assert refused.exit_code == 4
+    assert "is none of AdamW for this model: it lacks betas" in refused.output
+    assert mains(tracking) == []
+    train("--resume_from", path, "--resume_from_weights_only", "true")
+    [run] = mains(tracking)
+    assert run.info.status == "FINISHED"
+    steps = [m.step for m in tracking.client.get_metric_history(run.info.run_id, "val_loss")]
+    assert steps == [*range(1, EPOCHS + 1)]
+    store = tracking.artifacts(tracking.get_run(run.info.run_id)).folder
+    first = torch.load(store / "checkpoints" / "epoch_0" / "checkpoint.pth")
+    for name, weight in weights.items():
+        assert torch.equal(first["model_state_dict"][name], weight)

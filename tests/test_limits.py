@@ -238,3 +238,19 @@ def test_a_document_that_is_nested_without_end_is_nothing(artifacts, write, name
     path.unlink(missing_ok=True)
     path.write_text('{"checkpoints": ' + "[" * 20_000 + "]" * 20_000 + "}")
     assert [m.epoch for m in store.list()] == ([1, 2] if name == "index.json" else [1])
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[1], {"a": 1}, {"a": torch.ones(3)}, {"a": torch.full((1, 3), float("inf"))}, {"a": None}],
+    ids=str,
+)
+def test_a_history_that_is_none_is_damage(artifacts, make_checkpoint, tmp_path, history):
+    """It is read before anything is published, by fork and sync too: `verify` finds it."""
+    store = CheckpointStore(artifacts, "r1")
+    folder = tmp_path / "epoch_1"
+    content = make_checkpoint(1, history=history)
+    manifest = write_checkpoint(folder, content, attempt=1, kept=True, metrics={})
+    store.put(folder, manifest)
+    with pytest.raises(CheckpointDamaged, match="what it holds cannot be read"):
+        store.check("epoch_1", tmp_path / "got")

@@ -14,7 +14,7 @@ from train.config import Config
 from train.errors import CheckpointError
 from train.language import _
 from train.schedule import Schedule
-from train.state import TrainState
+from train.state import MISFITS, TrainState
 from train.tasks import Task
 from train.tensors import as_number
 from train.untrusted import shown
@@ -57,9 +57,7 @@ def _tried(
     content = {**checkpoint, "optimizer_state_dict": state}
     try:
         TrainState(model, optimizer, Schedule(config)).restore(content)
-    except (
-        RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError
-    ) as error:  # fmt: skip
+    except MISFITS as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
             _("checkpoint file '{path}' cannot be used ({found})").format(path=path, found=found)

@@ -40,7 +40,7 @@ from train.metrics import MONITOR, History, Point, is_wall_clock, same_value, ti
 from train.pages.page import refresh
 from train.report import Reporter
 from train.signals import StopNow, StopRequest
-from train.state import TrainState
+from train.state import MISFITS, TrainState
 from train.summary import tell_costs, tell_difference, tell_end, tell_kept, tell_late, tell_waiting
 from train.tracking import now_ms
 
@@ -145,7 +145,7 @@ class Run:
             return
         try:
             state.restore(checkpoint)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except MISFITS as error:
             raise CheckpointError(
                 _("the checkpoint of epoch {epoch} does not fit this program's model: {reason}")
                 .format(epoch=checkpoint.get("epoch"), reason=" ".join(str(error).split())[:300])

@@ -11,6 +11,11 @@ import torch
 from train import rng
 from train.metrics import MONITOR, History
 
+# What `TrainState.restore` raises where a part is missing, of another kind, or does not fit.
+MISFITS = (
+    RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
+)  # fmt: skip
+
 
 class Stateful(Protocol):
     """Whatever a checkpoint can hold: a model, an optimizer, a schedule."""
@@ -90,7 +95,7 @@ class TrainState:
         """Go back to what `capture` returned.
 
         Raises:
-            RuntimeError, ValueError, KeyError: A part is missing or does not fit.
+            MISFITS: A part is missing or does not fit.
         """
         self.model.load_state_dict(checkpoint["model_state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])

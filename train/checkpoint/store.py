@@ -45,6 +45,7 @@ from train.errors import (
 )
 from train.files import atomic_write, open_own, size_in_words
 from train.language import _
+from train.metrics import History
 from train.progress import Moved, show_transfer
 from train.threads import each
 from train.tracking.artifacts import Artifacts
@@ -272,6 +273,14 @@ class CheckpointStore:
         for key in ("config", "data"):
             if not isinstance(checkpoint.get(key), dict):
                 raise CheckpointDamaged(title, _("it lacks {key}").format(key=key))
+        try:
+            History().load_state_dict(checkpoint.get("history", {}))
+        except (
+            TypeError, ValueError, AttributeError, RuntimeError, OverflowError
+        ) as error:  # fmt: skip
+            found = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+            told = _("what it holds cannot be read ({found})").format(found=found)
+            raise CheckpointDamaged(title, told) from error
         for key in ("epoch", "step", "epoch_step"):
             if checkpoint.get(key) != getattr(stored, key):
                 raise CheckpointDamaged(
