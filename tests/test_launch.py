@@ -4,9 +4,11 @@ import ctypes
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from support import SMALL, cli, client, wait_for, write_table
@@ -468,3 +470,58 @@ def test_a_file_that_does_not_fit_makes_no_run_and_its_weights_do(train, trackin
     first = torch.load(store / "checkpoints" / "epoch_0" / "checkpoint.pth")
     for name, weight in weights.items():
         assert torch.equal(first["model_state_dict"][name], weight)
+
+
+def checkpoints_of(run):
+    return Path(run.info.artifact_uri) / "checkpoints"
+
+
+def test_a_rollback_is_told_and_strict_refuses_it(train, tracking):
+    """The newest checkpoint gone in every place: a line says so, or with strict the command."""
+    train("--checkpoint_freq", "1")
+    [run] = mains(tracking)
+    shutil.rmtree(checkpoints_of(run) / f"epoch_{EPOCHS}")
+    (checkpoints_of(run) / "index.json").unlink()
+    run_id, more = run.info.run_id, ("--epochs", EPOCHS + 1)
+    refused = cli("run", "--resume_run", run_id, "--strict", "true", *more)
+    assert refused.exit_code == 6
+    assert "the newest checkpoint that its tag names is gone" in refused.stderr
+    assert f"train run --resume_run {run_id} --strict false" in refused.stderr
+    assert attempts(tracking, run) == 1, "nothing was claimed"
+    result = cli("run", "--resume_run", run_id, "--strict", "false", *more)
+    assert result.exit_code == 0, result.output
+    assert "is not as it was left" in result.output
+    again = cli("run", "--resume_run", run_id, "--epochs", EPOCHS + 2)
+    assert "is not as it was left" not in again.output
+
+
+def test_a_signed_run_goes_on_with_its_key_only(train, tracking, tmp_path, monkeypatch):
+    """The key is nowhere in the store; with another nothing of the run counts."""
+    for name in ("key", "other"):
+        (tmp_path / name).write_bytes(name.encode() * 16)
+    key = tmp_path / "key"
+    train("--checkpoint_key", key)
+    [run] = mains(tracking)
+    run_id = run.info.run_id
+    stored = tracking.get_run(run_id)
+    assert "checkpoint_key" not in {*stored.params, *json.loads(stored.tags["train.options"])}
+    assert str(key) not in str([stored.params, stored.tags])
+    monkeypatch.setenv("TRAIN_CHECKPOINT_KEY", str(tmp_path / "other"))
+    result = cli("run", "--resume_run", run_id, "--epochs", EPOCHS + 1)
+    assert (result.exit_code, attempts(tracking, run)) == (4, 1)
+    assert "is damaged: not signed by this key" in result.output
+    assert cli("verify", run_id).exit_code == 4
+    result = cli("run", "--resume_run", run_id, "--epochs", EPOCHS + 1, "--checkpoint_key", key)
+    assert result.exit_code == 0, result.output
+    assert cli("verify", run_id).exit_code == 0
+
+
+def test_a_number_far_ahead_keeps_no_run_from_going_on(train, tracking):
+    """Params are written once, so this one stays for ever."""
+    train()
+    [run] = mains(tracking)
+    run_id = run.info.run_id
+    tracking.log_params(run_id, {"train.attempt.99999999": "x"}, known=())
+    result = cli("run", "--resume_run", run_id, "--epochs", EPOCHS + 1)
+    assert result.exit_code == 0, result.output
+    assert attempts(tracking, run) == 2

@@ -359,6 +359,20 @@ def test_a_model_is_registered_once(train, tracking):
     assert (version.run_id, version.tags["epoch"]) == (run_id, str(other))
 
 
+def test_a_model_that_only_a_tag_names_is_not_registered(train, tracking):
+    """It may be anybody's: what gets the name is logged by the process that registers it."""
+    train("--epochs", "1")
+    run = the_run(tracking)
+    theirs = tracking.client.create_logged_model("0", name="model", source_run_id=run.run_id)
+    tracking.client.finalize_logged_model(theirs.model_id, "READY")
+    own = run.tags[MODEL_TAG]
+    tracking.set_tags(run.run_id, {MODEL_TAG: theirs.model_id})
+    assert cli("publish", run.run_id, "--register", "ours").exit_code == 0
+    found, _newest = versions(tracking, "ours")
+    assert list(found) == [1]
+    assert found[1] not in (theirs.model_id, own)
+
+
 def test_a_name_that_cannot_be_registered_is_told(train, tracking):
     """It would never succeed, so it is not tried again: the run has its model, and a warning."""
     result = train("--epochs", "1", "--register", "a/b")

@@ -27,7 +27,13 @@ from train.pages import figures
 from train.shell import quoted
 from train.tasks.predictor import Predictor
 from train.tracking import RunRecord, Tracking
-from train.tracking.models import MODEL_TAG, is_ready, log_model, register_model
+from train.tracking.models import (
+    MODEL_TAG,
+    is_ready,
+    is_registered,
+    log_model,
+    register_model,
+)
 from train.tracking.translate import one_line
 from train.tracking.ui import run_page
 
@@ -106,7 +112,7 @@ def _publish(
             opened = (predictor, history)
             model_id = retried(
                 functools.partial(
-                    log_checkpoint, tracking, record, manifest, opened, dataset.sample
+                    log_checkpoint, tracking, record, manifest, opened, dataset.sample, register
                 )
             )
         drawn: dict[str, bytes] = {}
@@ -154,8 +160,12 @@ def log_checkpoint(
     manifest: Manifest,
     opened: tuple[Predictor, History],
     sample: pa.Table,
+    register: str | None,
 ) -> str:
     """Log a checkpoint as the run's model, unless it is that already; return the model's ID.
+
+    Which model that is, a tag says, and anybody may have written it. What is to be registered is
+    therefore logged anew, unless it is registered by that name already.
 
     Args:
         tracking: The server.
@@ -163,11 +173,13 @@ def log_checkpoint(
         manifest: The checkpoint.
         opened: What `load_predictor` returned.
         sample: Some raw rows.
+        register: The name by which the model is to be registered, if it is.
     """
     predictor, history = opened
     made_of = f"{manifest.name} {manifest.files[0].sha256}"
     model_id = record.tags.get(MODEL_TAG, "")
-    if record.tags.get(MODEL_OF_TAG) == made_of and is_ready(tracking, model_id):
+    is_known = register is None or is_registered(tracking, model_id, register)
+    if record.tags.get(MODEL_OF_TAG) == made_of and is_known and is_ready(tracking, model_id):
         return model_id
     points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
     made_by = {

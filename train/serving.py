@@ -108,7 +108,7 @@ def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | 
     record, store, manifest = _open(tracking, run_id, epoch)
     preprocessing, sample = preprocessing_of_run(tracking, record)
     opened = load_predictor(store, manifest, preprocessing)
-    model_id = log_checkpoint(tracking, record, manifest, opened, sample)
+    model_id = log_checkpoint(tracking, record, manifest, opened, sample, register)
     if register:
         register_checkpoint(tracking, record, model_id, manifest, register)
     return manifest

@@ -20,6 +20,7 @@ from train.language import _
 from train.metrics import Point
 from train.tracking import RunRecord, Tracking
 from train.tracking.translate import local_path, one_line, translated
+from train.untrusted import is_path_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,11 +109,30 @@ def is_ready(tracking: Tracking, model_id: str) -> bool:
     from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
+    if not is_path_part(model_id):
+        return False
     try:
         found = tracking.client.get_logged_model(model_id)
     except MlflowException:
         return False
     return bool(found.status == LoggedModelStatus.READY)
+
+
+def is_registered(tracking: Tracking, model_id: str, name: str) -> bool:
+    """Tell whether a logged model is a version of the registered model `name`."""
+    with translated(_("registering model '{name}'").format(name=name)):
+        return bool(_versions(tracking.client, name, f"models:/{model_id}"))
+
+
+def _versions(client: Any, name: str, source: str) -> list[int]:
+    """Return the numbers of the versions that were made of `source`."""
+    found = client.search_model_versions(f"name = {_quoted(name)}")
+    return [int(version.version) for version in found if version.source == source]
+
+
+def _quoted(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"{quote}{name}{quote}"
 
 
 def register_model(
@@ -133,11 +153,7 @@ def register_model(
     if wrong:
         raise UsageError(_("{doing} failed: {reason}").format(doing=doing, reason=wrong))
     with translated(doing):
-        found = [
-            int(version.version)
-            for version in client.search_model_versions(f"name = '{name}'")
-            if version.source == source
-        ]
+        found = _versions(client, name, source)
         number = max(found, default=0) or int(
             client.create_model_version(
                 name, source, run_id=record.run_id, tags=dict(tags), model_id=model_id
