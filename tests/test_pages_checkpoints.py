@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from train import environment
 from train.checkpoint.manifest import FileEntry, Manifest
 from train.commands import Standing
+from train.language import choose
 from train.metrics import History, Point
 from train.pages import checkpoints
 from train.pages.checkpoints import MAX_POINTS, checkpoint_page
@@ -121,6 +122,28 @@ def page(manifests=MANIFESTS, of=HISTORY, run_id=RUN_ID, name="a run", state="RU
 def places(path):
     """Return the points (x, y) of a drawn line."""
     return [tuple(map(float, pair)) for pair in re.findall(r"[ML](\S+) ([^MLh]+)", path["d"])]
+
+
+def test_the_page_is_in_the_language_of_whoever_trains():
+    """Names of metrics and checkpoints, states and commands are what they are."""
+    choose(["zh"])
+    try:
+        html = checkpoint_page(RUN_ID, "a run", "RUNNING", MANIFESTS, HISTORY)
+    finally:
+        choose([])
+    assert '<html lang="zh">' in html
+    shown = Page(html)
+    assert shown.all("title")[0][1] == "a run：检查点"
+    assert (
+        shown.all("p")[1][1] == "最佳：epoch_2（val_pearson 0.75000） · 最新：epoch_4（第 40 步）"
+    )
+    assert [row["标记"] for row in shown.cells()] == ["最新", "", "", "最佳", "保留"]
+    assert [row["接着训练"] for row in shown.cells()] == [row["go on"] for row in page().cells()]
+    words = re.sub(r"<style>.*?</style>|<code>.*?</code>|<[^>]*>", " ", html, flags=re.DOTALL)
+    known = (
+        r"a run|RUNNING|epoch|(?:epoch|global_step)_\d+|val_pearson|train_loss|val_loss|UTC|[kMG]?B"
+    )
+    assert not re.search(r"[A-Za-z_]{2,}", re.sub(rf"\b(?:{known})\b", "", words))
 
 
 def test_the_title_tells_the_run_and_how_it_stands():

@@ -16,12 +16,13 @@ from pathlib import Path
 _FOLDER = Path(__file__).with_name("locale")
 _ORIGINAL = ("en", "c", "posix")
 _translations = gettext.NullTranslations()
+_spoken = "en"
 
 
 def choose(languages: Iterable[str]) -> None:
     """Speak the first of `languages` that there is, such as "zh_CN.UTF-8"; else English."""
-    global _translations
-    _translations = gettext.NullTranslations()
+    global _spoken, _translations
+    _spoken, _translations = "en", gettext.NullTranslations()
     for language in languages:
         # Without country, encoding and variant: `zh_TW@x` is better read in Chinese than not.
         name = re.split(r"[^a-z]", language.lower())[0]
@@ -29,8 +30,13 @@ def choose(languages: Iterable[str]) -> None:
             return
         file = _FOLDER / f"{name}.po"
         if name and file.exists():
-            _translations = _compiled(file)
+            _spoken, _translations = name, _compiled(file)
             return
+
+
+def spoken() -> str:
+    """Return the code of the chosen language: "en" or "zh"."""
+    return _spoken
 
 
 def _(message: str) -> str:

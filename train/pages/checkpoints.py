@@ -1,4 +1,7 @@
-"""The page of a run's checkpoints: which there are, how good, and how to go on from each."""
+"""The page of a run's checkpoints: which there are, how good, and how to go on from each.
+
+It is in the language of whoever trains; names of metrics and commands are what they are.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
 from train.commands import Standing, train_command
 from train.files import size_in_words
+from train.language import _, spoken
 from train.metrics import MONITOR, History
 from train.untrusted import told
 
@@ -93,7 +97,8 @@ def checkpoint_page(
     best = find_best(manifests)
     commands = {m.name: _command(run, m, manifests) for m in manifests}
     rows = [_row(m, manifests, best, commands[m.name]) for m in reversed(manifests)]
-    heads = [f"<th{_number_class(c)}>{c}</th>" for c in _COLUMNS]
+    headings, go_on = _headings(), _("Go on: {command}")
+    heads = [f"<th{_number_class(c)}>{headings.get(c, c)}</th>" for c in _COLUMNS]
     table = [
         '<div class="table" tabindex="0"><table>',
         f"<thead><tr>{''.join(heads)}</tr></thead>",
@@ -101,15 +106,15 @@ def checkpoint_page(
         "</table></div>",
     ]
     lines = [
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        f'<!DOCTYPE html>\n<html lang="{spoken()}"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
-        f"<title>{escape(told(name))}: checkpoints</title>",
+        f"<title>{_('{name}: checkpoints').format(name=escape(told(name)))}</title>",
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{escape(told(name))}</h1>",
-        f"<p><b>{escape(state)}</b> · run <code>{escape(run.run_id)}</code></p>",
+        f"<p><b>{escape(state)}</b> · {_('run')} <code>{escape(run.run_id)}</code></p>",
         f"<p>{_newest_and_best(manifests, best)}</p>",
-        *(f"<p>Go on: {commands[m.name]}</p>" for m in manifests[-1:]),
+        *(f"<p>{go_on.format(command=commands[m.name])}</p>" for m in manifests[-1:]),
         *_charts(manifests, best, history),
         *(table if manifests else []),
         "</body></html>",
@@ -119,12 +124,36 @@ def checkpoint_page(
 
 def _newest_and_best(manifests: Sequence[Manifest], best: Manifest | None) -> str:
     if not manifests:
-        return "No checkpoint yet."
-    text = "No checkpoint has a correlation yet"
+        return _("No checkpoint yet.")
+    text = _("No checkpoint has a correlation yet")
     if best is not None:
-        text = f"Best: <b>{escape(best.name)}</b> ({MONITOR} {_correlation(best.score)})"
+        score = f"{MONITOR} {_correlation(best.score)}"
+        text = _("Best: {name} ({score})").format(name=_bold(best.name), score=score)
     latest = manifests[-1]
-    return f"{text} · Latest: <b>{escape(latest.name)}</b> (step {latest.step})"
+    newest = _("Latest: {name} (step {step})").format(name=_bold(latest.name), step=latest.step)
+    return f"{text} · {newest}"
+
+
+def _bold(text: str) -> str:
+    return f"<b>{escape(text)}</b>"
+
+
+def _headings() -> dict[str, str]:
+    """Return the columns' names in the language of the page; metrics are called what they are."""
+    return {
+        "checkpoint": _("checkpoint"),
+        "epoch": _("epoch"),
+        "marks": _("marks"),
+        "go on": _("go on"),
+        "step": _("step"),
+        "size": _("size"),
+        "attempt": _("attempt"),
+        "created (UTC)": _("created (UTC)"),
+    }
+
+
+def _mark_names() -> dict[str, str]:
+    return {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
 
 
 def _row(
@@ -133,11 +162,13 @@ def _row(
     """Return the table's row of one checkpoint."""
     latest = manifest == manifests[-1]
     marks = {"best": manifest == best, "latest": latest, "kept": manifest.kept}
-    inside = f" + {manifest.epoch_step} steps" if manifest.epoch_step else ""
+    inside = _("{epoch} + {epoch_step} steps") if manifest.epoch_step else "{epoch}"
+    names = _mark_names()
+    shown = [f'<span class="mark {m}">{names[m]}</span>' for m, on in marks.items() if on]
     cells = {
         "checkpoint": escape(manifest.name),
-        "epoch": f"{manifest.epoch}{inside}",
-        "marks": "".join(f'<span class="mark {m}">{m}</span>' for m, on in marks.items() if on),
+        "epoch": inside.format(epoch=manifest.epoch, epoch_step=manifest.epoch_step),
+        "marks": "".join(shown),
         MONITOR: _correlation(manifest.score),
         "go on": command,
         **{key: _loss(manifest.metrics.get(key)) for key in _LOSSES},
@@ -243,8 +274,8 @@ def _charts(
     for curve in curves.values():
         curve.gaps.sort()
     charts = [
-        ("Correlation", [curves[MONITOR]], manifests, best),
-        ("Loss", [curves[key] for key in _LOSSES], (), None),
+        (_("Correlation"), [curves[MONITOR]], manifests, best),
+        (_("Loss"), [curves[key] for key in _LOSSES], (), None),
     ]
     drawn = [_chart(*chart) for chart in charts if any(curve.values for curve in chart[1])]
     if drawn:
@@ -263,11 +294,14 @@ def _chart(
     up = _Scale(low, high, _BOTTOM, _TOP, log)
     keys = [_LINE_KEY.format(curve.style) + curve.key for curve in curves]
     if manifests:
-        keys += [f"{_SAVED_KEY}checkpoint"] + [f"{_BEST_KEY}best"] * (best is not None)
+        keys.append(f"{_SAVED_KEY}{_('checkpoint')}")
+        keys += [f"{_BEST_KEY}{_('best')}"] * (best is not None)
     words = [f"<b>{title}</b>", *(f"<span>{key}</span>" for key in keys)]
     if log:
-        words.append("<span>log scale</span>")
-    label = f"{title} by epoch, from {low:.5g} to {high:.5g}"
+        words.append(f"<span>{_('log scale')}</span>")
+    label = _("{title} by epoch, from {low:.5g} to {high:.5g}").format(
+        title=title, low=low, high=high
+    )
     return "\n".join(
         [
             f"<figure><figcaption>{''.join(words)}</figcaption>",
@@ -348,8 +382,8 @@ def _marks(
         value = None if manifest.epoch_step else curve.values.get(manifest.epoch)
         y = _BOTTOM + 6 if value is None else up(value)
         kind, radius = ("best", 5) if manifest == best else ("saved", 3.5)
-        words = [manifest.name, *(["best"] if manifest == best else [])]
-        words += ["latest"] if manifest == manifests[-1] else []
+        words = [manifest.name, *([_("best")] if manifest == best else [])]
+        words += [_("latest")] if manifest == manifests[-1] else []
         title = f"{', '.join(words)}: {curve.key} {_correlation(value)}"
         place = f'cx="{across(manifest.epoch):.1f}" cy="{y:.1f}" r="{radius}"'
         yield f'<circle class="{kind}" {place}><title>{escape(title)}</title></circle>'
