@@ -1,11 +1,14 @@
 """Checkpoints go up in parts as large as the way to the store takes them."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from urllib3.exceptions import InsecureRequestWarning
 
 from train.checkpoint import parts
 from train.checkpoint.format import PART_BYTES, write_checkpoint
@@ -14,8 +17,10 @@ from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import CheckpointStore
+from train.checkpoint.transfers import retried
+from train.data import cache, provide
 from train.errors import CheckpointDamaged, RequestTooLarge, StoreUnavailable
-from train.tracking import Artifacts
+from train.tracking import Artifacts, Tracking
 
 MIB = 1 << 20
 
@@ -226,3 +231,54 @@ def test_what_takes_minutes_is_cut_and_not_sent_again(remote, write, tmp_path, m
     assert [size for size in sent if size > 1_000_000] == sent[:1]
     got = store.get(stored, tmp_path / "got")
     assert torch.equal(got["model_state_dict"]["weight"], content["model_state_dict"]["weight"])
+
+
+@pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("3600", 30.0), ("soon", None)])
+def test_what_a_server_asks_to_wait_is_waited_up_to_a_limit(tmp_path, pauses, asked, waited):
+    """Retry-After, in seconds; an hour is not slept through."""
+    answers = [429]
+
+    class Busy(LocalArtifactRepository):
+        def log_artifact(self, local_file, artifact_path=None):
+            if answers:
+                answer = requests.Response()
+                answer.status_code, answer.headers["Retry-After"] = answers.pop(), asked
+                answer.raise_for_status()
+            super().log_artifact(local_file, artifact_path)
+
+    artifacts = Artifacts(str(tmp_path / "artifacts"))
+    artifacts._repository, artifacts.folder = Busy(str(tmp_path / "artifacts")), None
+    file = tmp_path / "a.txt"
+    file.write_text("a")
+    retried(lambda: artifacts.upload(file, "logs", give_away=True))
+    assert artifacts.list("logs") == ["a.txt"]
+    [pause] = pauses
+    assert pause == waited if waited else pause < 1
+
+
+def test_data_that_a_gateway_refuses_does_not_keep_a_run_from_starting(tmp_path, caplog):
+    """The record goes up all the same; that another machine will need the raw table is told."""
+    for name in (cache.NPZ_NAME, cache.JSON_NAME):
+        (tmp_path / name).write_bytes(b"x" * 100)
+    stored = []
+
+    def put(path):
+        if path.name == cache.NPZ_NAME:
+            raise RequestTooLarge("refused: client_max_body_size is the setting")
+        stored.append(path.name)
+
+    provide.upload(tmp_path, "auto", put)
+    assert stored == [cache.JSON_NAME]
+    assert "client_max_body_size" in caplog.text
+    assert "will need the raw table" in caplog.text
+
+
+def test_a_warning_of_the_connection_is_shown_once(tracking):
+    """A certificate that is not checked is said once, not at each request."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InsecureRequestWarning)  # as urllib3 does
+        Tracking()
+        with warnings.catch_warnings(record=True) as seen:
+            for line in range(1, 74):
+                warnings.warn_explicit("Unverified", InsecureRequestWarning, "x.py", line)
+    assert len(seen) == 1

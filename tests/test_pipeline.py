@@ -577,6 +577,23 @@ def test_room_that_an_upload_makes_is_waited_for(
     assert all("have made room" in warning for warning in warnings(caplog))
 
 
+@pytest.mark.parametrize("is_sync", [False, True])
+def test_an_upload_on_which_nothing_moves_counts_as_an_outage(
+    saver, calls, stored, monkeypatch, is_sync
+):
+    """The progress line says so, and `upload=sync` waits no longer; what arrives ends it."""
+    monkeypatch.setattr(pipeline_module, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline_module, "LOOK_SECONDS", 0.01)
+    run = saver(is_sync=is_sync)
+    held = calls.hold(FIRST)
+    run.save(1, kept=True)
+    wait_for(lambda: run.pipeline.condition == "no answer for 0 s, 1 waiting")
+    held.free.set()
+    assert run.close()
+    assert stored() == [1]
+    assert run.pipeline.condition == ""
+
+
 def test_an_outage_is_one_warning_and_its_end_is_told(saver, calls, stored, published, caplog):
     """Invariant 10: while the store is away the progress line says so, and nothing stops."""
     caplog.set_level("INFO", "train")
@@ -631,7 +648,7 @@ def test_overtaken_during_an_outage_it_is_not_tried_again(saver, calls, stored):
     run.offline()
     run.save(2, 0.2)
     run.written()
-    assert run.spooled() == [2]
+    wait_for(lambda: run.spooled() == [2])  # one that is just being tried goes after that
     calls.arm(None)
     assert run.close()
     assert stored() == [2]

@@ -62,6 +62,7 @@ class Shared:
     changed: threading.Condition = field(default_factory=threading.Condition)
     spooled: list[Spooled] = field(default_factory=list)
     uploading: Spooled | None = None
+    begun: float = 0.0  # when that upload was, on the monotonic clock
     num_writing: int = 0  # handed over by training, not yet in the spool
     offline: bool = False
     closing: bool = False  # training is over

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _jitter = random.Random()
 
 MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
+STALL_SECONDS = 60.0  # without a file that arrives, after which the store counts as away
 PATIENCE_SECONDS = 2.0  # after which a wait is announced
 SILENT_SECONDS = 5.0  # after which a server that owes an answer counts as away
 
@@ -143,10 +144,22 @@ class Pipeline:
     def condition(self) -> str:
         """How the way to the store is, in words: "" where nothing is to be told."""
         with self._shared.changed:
-            is_silent = self.publisher.silent_seconds() > SILENT_SECONDS
-            if not (self._shared.offline or is_silent):
-                return ""
-            return _("offline, {number} waiting").format(number=len(self._shared.spooled))
+            number = len(self._shared.spooled)
+            if self._shared.offline or self.publisher.silent_seconds() > SILENT_SECONDS:
+                return _("offline, {number} waiting").format(number=number)
+            if self._is_stalled():
+                seconds = self._stalled_seconds()
+                told = _("no answer for {seconds:.0f} s, {number} waiting")
+                return told.format(seconds=seconds, number=number)
+            return ""
+
+    def _stalled_seconds(self) -> float:
+        """Return for how long nothing of the upload under way has arrived."""
+        since = max(self._shared.begun, self.publisher.store.moved)
+        return time.monotonic() - since if self._shared.uploading else 0.0
+
+    def _is_stalled(self) -> bool:
+        return self._stalled_seconds() > STALL_SECONDS
 
     @property
     def num_waiting(self) -> int:
@@ -218,7 +231,8 @@ class Pipeline:
 
         def is_done() -> bool:
             nothing_left = not (shared.num_writing or shared.spooled)
-            return nothing_left or shared.offline or shared.error is not None or self._is_stopping()
+            is_away = shared.offline or self._is_stalled()
+            return nothing_left or is_away or shared.error is not None or self._is_stopping()
 
         with shared.changed:
             while not shared.changed.wait_for(is_done, LOOK_SECONDS):
@@ -315,6 +329,7 @@ class Pipeline:
                     )
                 )
                 spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
+                shared.begun = time.monotonic()
                 if shared.error:
                     return
             if spooled is None:
@@ -379,5 +394,5 @@ class Pipeline:
                 return spooled is not None and spooled not in shared.spooled
 
             shared.changed.wait_for(is_overtaken, seconds)
-            shared.uploading = spooled
+            shared.uploading, shared.begun = spooled, time.monotonic()
             return not is_overtaken()

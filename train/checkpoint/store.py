@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ class CheckpointStore:
         self._clean: set[str] = set()  # those that held nothing when their upload began
         self._cut: dict[str, Manifest] = {}  # those that were cut into smaller parts
         self.part_size = PartSize()
+        self.moved = 0.0  # when a file has arrived, on the monotonic clock
         self._told: set[str] = set()  # what the store refuses, and that was told
 
     @property
@@ -249,6 +251,7 @@ class CheckpointStore:
                     artifacts, folder / entry.path, target, entry, part_size, is_clean
                 )
             )
+            self.moved = time.monotonic()
             with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as file:
                 file.write(f"{line(entry)}\n")
 
