@@ -122,6 +122,15 @@ def test_a_server_that_has_answered_may_take_its_time(server, monkeypatch, caplo
     assert "Waiting for the server" not in caplog.text
 
 
+@pytest.mark.parametrize("verb", ["list", "delete"])
+def test_the_store_behind_the_server_is_given_up_too(server, verb):
+    """What is asked of it besides files, whose size nobody knows here."""
+    Tracking()
+    artifacts = Artifacts("mlflow-artifacts:/0/r1/artifacts", server.address)
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        getattr(artifacts, verb)("checkpoints")
+
+
 def test_the_users_limit_holds_where_it_is_less(server, monkeypatch):
     """MLFLOW_HTTP_REQUEST_TIMEOUT is for a call now, not for a piece of it."""
     monkeypatch.setattr(bounded, "FIRST_SECONDS", 600.0)

@@ -83,7 +83,9 @@ def test_auto_goes_on_with_the_run_of_the_same_options_and_data(auto, tracking, 
     result = auto()
     [run] = mains(tracking)
     assert run.info.run_id == preempted.info.run_id
-    assert f"Going on with run '{run.info.run_id}'" in result.output
+    user = run.data.tags["mlflow.user"]
+    whose = f"({run.info.run_name} of {user}, started "
+    assert f"Going on with run '{run.info.run_id}' {whose}" in result.output.replace("\n", " ")
     assert "Resuming training from epoch 3" in result.output
     assert (run.info.status, attempts(tracking, run)) == ("FINISHED", 2)
     history = tracking.client.get_metric_history(run.info.run_id, "val_loss")

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from support import cli
 
 from train import environment
 from train.checkpoint.spool import RunFolder
@@ -182,6 +184,41 @@ def test_latest_is_the_newest_unfinished_run(tracking, commit_to):
     assert find_run(tracking, "latest").run_id == made[1]
     assert find(tracking, "latest").record.run_id == made[1]
     assert find_run(tracking, made[2]).run_id == made[2]
+
+
+def test_latest_says_whose_run_it_takes(tracking, commit_to, caplog):
+    """On a server that many use it may be a colleague's, of any name."""
+    tags = {"mlflow.user": "ann\x1b[2J"}
+    record = commit_to(tracking.create_run("0", "her\nrun", tags), {1: 0.5})
+    with caplog.at_level("INFO", "train"):
+        assert find_run(tracking, "latest").run_id == record.run_id
+    [told] = [r.getMessage() for r in caplog.records if "newest unfinished" in r.getMessage()]
+    assert told.startswith(
+        f"The newest unfinished run is '{record.run_id}' (her\\nrun of ann\\x1b[2J"
+    )
+    assert re.search(r", started \d{4}-\d\d-\d\d \d\d:\d\d\)$", told)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:5000/#/experiments/0/runs/{}",
+        "https://mlflow.example.com/some/path/#/experiments/12/runs/{}/model-metrics?o=1",
+        "/#/experiments/0/runs/{}/artifacts/checkpoints",
+        "runs:/{}",
+        "runs:/{}/model",
+        " {} ",
+    ],
+)
+def test_a_run_is_found_by_the_address_of_its_page(tracking, commit_to, address):
+    """As it is copied from the browser; every command takes it."""
+    record = commit_to(tracking.create_run("0", "a run", {}), {1: 0.5})
+    given = address.format(record.run_id)
+    assert find_run(tracking, given).run_id == record.run_id
+    for words in (["list", given], ["verify", given], ["show", given], ["sync", given]):
+        done = cli(*words)
+        assert done.exit_code == 0, done.output
+        assert address == " {} " or given not in done.output
 
 
 def test_latest_without_any_run_says_where_it_looked(tracking, record):

@@ -18,6 +18,7 @@ from train.config import Config, Launch
 from train.declare import options_of
 from train.errors import CheckpointError, RunNotUsable, TrainError
 from train.files import size_in_words
+from train.helptext import RunParameter
 from train.language import _
 
 _WHICH = "N|global_step_N|latest|best"  # checkpoint
@@ -70,7 +71,7 @@ def _run_command(**values: Any) -> None:
 
 
 @main.command("list")
-@click.argument("run", required=False)
+@click.argument("run", type=RunParameter(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="For scripts: JSON, times as Unix seconds.")
 def list_command(run: str | None, as_json: bool) -> None:
     """List the experiment's runs that can be resumed, or the checkpoints of RUN."""
@@ -103,7 +104,7 @@ def _log_shown(as_json: bool = False) -> Iterator[None]:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", type=RunParameter())
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON array.")
 @click.pass_context
 def verify(ctx: click.Context, run: str, as_json: bool) -> None:
@@ -121,7 +122,7 @@ def verify(ctx: click.Context, run: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", type=RunParameter())
 @click.option("--keep_last", type=click.IntRange(1), help="The newest so many.  [the run's]")
 @click.option("--keep_best", type=click.IntRange(1), help="The best so many.  [the run's]")
 @click.option("--keep_every", type=click.IntRange(1), help="Every so-many-th epoch.  [as saved]")
@@ -153,7 +154,7 @@ def prune(
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", type=RunParameter())
 @click.option("--epoch", default="latest", metavar=_WHICH, help="Which one.  [latest]")
 @click.option("--to", required=True, type=click.Path(dir_okay=False), help="The file to write.")
 def export(run: str, epoch: str, to: str) -> None:
@@ -167,7 +168,7 @@ def export(run: str, epoch: str, to: str) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", type=RunParameter())
 @click.option("--epoch", default="latest", metavar=_WHICH, help="Which one.  [latest]")
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON object.")
 def show(run: str, epoch: str, as_json: bool) -> None:
@@ -184,7 +185,7 @@ def show(run: str, epoch: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", type=RunParameter())
 @click.argument("data", metavar="FILE")
 @click.option("--epoch", metavar=_WHICH, help="Which checkpoint.  [best]")
 @click.option("--to", type=click.Path(dir_okay=False), help="A CSV, or .parquet.  [stdout]")
@@ -202,7 +203,7 @@ def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", type=RunParameter())
 @click.option("--epoch", metavar=_WHICH, help="Which checkpoint.  [best]")
 @click.option("--register", metavar="NAME", help="Register the model too, by this name.")
 def publish(run: str, epoch: str | None, register: str | None) -> None:
@@ -216,7 +217,7 @@ def publish(run: str, epoch: str | None, register: str | None) -> None:
 
 
 @main.command()
-@click.argument("run", required=False)
+@click.argument("run", type=RunParameter(), required=False)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -233,7 +234,7 @@ def ui(run: str | None, port: int) -> None:
 
 
 @main.command()
-@click.argument("run", required=False)
+@click.argument("run", type=RunParameter(), required=False)
 @click.option("--as_fork", is_flag=False, flag_value="true", default="false", type=click.BOOL,
               help="Make a new run of what a later attempt has overtaken.")  # fmt: skip
 @click.pass_context

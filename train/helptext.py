@@ -10,6 +10,7 @@ import click
 
 from train import language
 from train.language import _
+from train.untrusted import run_id_in
 
 # The texts of the help stand where each command and option is declared, and are looked up here.
 _found = language._
@@ -17,6 +18,16 @@ _found = language._
 # What a line is not broken inside of: a word, or a wide character with the punctuation after it.
 _WIDE = r"\u2e80-\uffff"
 _UNBROKEN = re.compile(rf"\s*(?:[（]*[{_WIDE}]|[^\s{_WIDE}]+)[，。、；：）…]*")
+
+
+class RunParameter(click.ParamType[str]):
+    """A run: its ID, or the address of its page, of which the ID is taken."""
+
+    name = "text"
+
+    def convert(self, value: str, param: object, ctx: object) -> str:
+        """Return the ID."""
+        return run_id_in(value)
 
 
 class _Formatter(click.HelpFormatter):

@@ -47,6 +47,7 @@ from train.source import (
     local_folder,
     open_store,
     require_local_artifacts,
+    whose,
 )
 from train.sync import good_checkpoints, publish_waiting
 from train.tasks.tabular import TabularTask
@@ -110,8 +111,8 @@ def _auto(launcher: Launcher, launch: Launch) -> Opened:
         options = record.options()
         is_other = bool(threads and options and options.threads != threads)
         if record.status != "FINISHED" and not is_other:
-            told = _("Going on with run '%s': it has these options and this data")
-            log.info(told, record.run_id)
+            told = _("Going on with run '%s' (%s): it has these options and this data")
+            log.info(told, record.run_id, whose(record))
             return _resume(launcher, record, launch)
     log.info(_("No unfinished run has these options and this data: starting a fresh one"))
     return _fresh(launcher, task)

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ from train.tracking import (
     LATEST_CHECKPOINT_TAG,
     MANIFEST_TAG,
     PARENT_TAG,
+    USER_TAG,
     RunRecord,
     Tracking,
 )
 from train.tracking.artifacts import Artifacts
 from train.tracking.record import UNKNOWN
 from train.tracking.translate import local_path, local_uri
-from train.untrusted import path_part, shown
+from train.untrusted import path_part, run_id_in, shown
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +98,14 @@ class Source:
 def find_run(tracking: Tracking, wanted: str) -> RunRecord:
     """Return the run of that ID, or for "latest" the unfinished one that was worked on last.
 
+    Args:
+        tracking: The server.
+        wanted: "latest", the ID, or the address of the run's page.
+
     Raises:
         RunNotUsable: There is none.
     """
+    wanted = run_id_in(wanted)
     if wanted != "latest":
         record = tracking.get_run(wanted)
         parent_id = record.tags.get(PARENT_TAG)
@@ -113,6 +120,7 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
     experiment_id = tracking.experiment_id()
     for record in tracking.search_runs(experiment_id):
         if record.status != "FINISHED":
+            log.info(_("The newest unfinished run is '%s' (%s)"), record.run_id, whose(record))
             return record
     raise RunNotUsable(
         wanted,
@@ -120,6 +128,16 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
           "`{command}` shows the runs, MLFLOW_EXPERIMENT_NAME chooses the experiment")
         .format(experiment_id=experiment_id, command=command("list")),
     )  # fmt: skip
+
+
+def whose(record: RunRecord) -> str:
+    """Return a run's name, whose it is, and when it was started: it may be somebody else's."""
+    started = datetime.fromtimestamp(record.start_time_ms / 1000)
+    return _("{name} of {user}, started {started}").format(
+        name=shown(record.name),
+        user=shown(record.tags.get(USER_TAG) or _("somebody unknown")),
+        started=f"{started:%Y-%m-%d %H:%M}",
+    )
 
 
 def local_folder(tracking: Tracking, record: RunRecord) -> RunFolder:

@@ -20,6 +20,7 @@ MAX_LINE_CHARS = 16_000  # of what is told; no line of ours is so long
 _PATH_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,127}")
 _WHOLE = re.compile(r"[0-9]{1,15}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_RUN_ADDRESS = re.compile(r"(?:^runs:/+|/runs/)([A-Za-z0-9_\-]+)")
 # Control characters, C1 included; what turns the direction of a line; what breaks one; halves of
 # a pair that no encoding can write.
 _CONTROL = re.compile(
@@ -51,6 +52,18 @@ def path_part(value: object, what: str) -> str:
 def is_path_part(value: object) -> bool:
     """Tell whether it is an ID as `path_part` takes them."""
     return isinstance(value, str) and _PATH_PART.fullmatch(value) is not None
+
+
+def run_id_in(text: str) -> str:
+    """Return the run ID in the address of a run's page, or in `runs:/…`; else the text itself.
+
+    >>> run_id_in("http://127.0.0.1:5000/#/experiments/0/runs/4f1c/artifacts?o=1")
+    '4f1c'
+    >>> run_id_in("runs:/4f1c/model"), run_id_in(" 4f1c "), run_id_in("latest")
+    ('4f1c', '4f1c', 'latest')
+    """
+    found = _RUN_ADDRESS.search(text.strip())
+    return found[1] if found else text.strip()
 
 
 def fingerprint(value: object, what: str) -> str:

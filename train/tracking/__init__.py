@@ -32,6 +32,7 @@ from train.tracking.record import (
     MANIFEST_TAG,
     OPTIONS_TAG,
     PARENT_TAG,
+    USER_TAG,
     RunRecord,
     records_of,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "MAX_TAG_CHARS",
     "OPTIONS_TAG",
     "PARENT_TAG",
+    "USER_TAG",
     "Artifacts",
     "RunRecord",
     "Tracking",

@@ -61,8 +61,8 @@ class BoundedCalls(HTTPAdapter):
         names = ("total", "connect", "read", "redirect", "status", "allowed_methods")
         more = ("status_forcelist", "backoff_factor", "respect_retry_after_header")
         calls = cls(server, _InTime(**{name: getattr(usual, name) for name in (*names, *more)}))
-        for version in ("2.0", "3.0"):
-            address = f"{server.rstrip('/')}/api/{version}/mlflow/"
+        for service in ("2.0/mlflow/", "3.0/mlflow/", "2.0/mlflow-artifacts/"):
+            address = f"{server.rstrip('/')}/api/{service}"
             session.mount(str(requests.Request("GET", address).prepare().url), calls)
         return calls
 
@@ -81,7 +81,9 @@ class BoundedCalls(HTTPAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None,
         **options: Any,
     ) -> requests.Response:  # fmt: skip
-        """Send a request, and read the whole answer."""
+        """Send a request, and read the whole answer, but of a file."""
+        if stream or request.method == "PUT":
+            return super().send(request, stream, timeout, **options)
         seconds = CALL_SECONDS if self._has_answered else FIRST_SECONDS
         if isinstance(timeout, int | float):
             seconds = min(seconds, timeout)

@@ -22,6 +22,7 @@ from train.untrusted import fingerprint, parse_json, path_part, shown, whole_num
 
 LATEST_CHECKPOINT_TAG = "mlflow.latest_checkpoint_artifact"
 PARENT_TAG = "mlflow.parentRunId"
+USER_TAG = "mlflow.user"
 FINGERPRINT_TAG = "train.fingerprint"  # marks a run as one of ours
 OPTIONS_TAG = "train.options"  # the options of the newest attempt, as JSON
 EPOCH_TAG = "train.epoch"  # of the newest checkpoint
