@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
+from train.checkpoint import downloads, uploads
 from train.checkpoint import pipeline as pipeline_module
 from train.checkpoint import store as store_module
 from train.checkpoint import transfers as transfers_module
@@ -77,7 +78,8 @@ def pauses(monkeypatch):
 @pytest.fixture
 def one_at_a_time(monkeypatch):
     """Let the files of a checkpoint go up and down in their order, not several at a time."""
-    monkeypatch.setattr(store_module, "NUM_TRANSFERS", 1)
+    for module in (store_module, uploads, downloads):
+        monkeypatch.setattr(module, "NUM_TRANSFERS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from train import environment
+from train import environment, git
 from train.describe import machine_tags, upload_diff
-from train.environment import code_diff, code_version, is_alive, machine, process
+from train.environment import is_alive, machine, process
+from train.git import code_diff, code_version
 
 
 class Code:
@@ -21,7 +22,7 @@ class Code:
 
     def __init__(self, folder):
         self.folder = folder
-        self.write("train/environment.py", "one\n")
+        self.write("train/git.py", "one\n")
         self.git("init", "--quiet")
         self.commit()
 
@@ -59,7 +60,7 @@ def code(tmp_path, monkeypatch):
     for name, where in {"HOME": tmp_path, "GIT_CONFIG_NOSYSTEM": "1"}.items():
         monkeypatch.setenv(name, str(where))
     code = Code(tmp_path / "repository")
-    monkeypatch.setattr(environment, "__file__", str(code.folder / "train/environment.py"))
+    monkeypatch.setattr(git, "__file__", str(code.folder / "train/git.py"))
     yield code
     code_version.cache_clear()
     code_diff.cache_clear()
@@ -75,24 +76,24 @@ def test_a_change_has_a_version_of_its_own(code):
     """Two runs with other changes are not taken for the same code; undone, it is as before."""
     commit, seen = code.version, set()
     for text in ("two\n", "three\n", "two\n"):
-        code.write("train/environment.py", text)
+        code.write("train/git.py", text)
         version = code.version
         assert re.fullmatch(re.escape(commit) + r"\+changes\.[0-9a-f]{8}", version)
         seen.add(version)
     assert len(seen) == 2
-    code.write("train/environment.py", "one\n")
+    code.write("train/git.py", "one\n")
     assert code.version == commit
 
 
 def test_code_of_nobody_has_no_version(code, tmp_path, monkeypatch):
     """Neither an installed copy inside somebody's repository nor one outside has a commit."""
-    code.write("site-packages/environment.py", "")
+    code.write("site-packages/git.py", "")
     code.write(".gitignore", "site-packages\n")
     code.commit()
-    code.git("rm", "--quiet", "--cached", "site-packages/environment.py")
+    code.git("rm", "--quiet", "--cached", "site-packages/git.py")
     for folder in (code.folder / "site-packages", tmp_path / "outside"):
         folder.mkdir(exist_ok=True)
-        monkeypatch.setattr(environment, "__file__", str(folder / "environment.py"))
+        monkeypatch.setattr(git, "__file__", str(folder / "git.py"))
         assert code.version is None
         assert code.diff == b""
 
@@ -106,9 +107,9 @@ def test_without_git_there_is_no_version(code, monkeypatch):
 
 def test_a_git_that_hangs_or_fails_ends_nothing(code, monkeypatch):
     """The diff is a convenience: a run starts without it."""
-    code.write("train/environment.py", "two\n")
+    code.write("train/git.py", "two\n")
     assert code.diff != b""
-    run_git = environment._git
+    run_git = git._git
     for error in (subprocess.TimeoutExpired("git", 10), subprocess.CalledProcessError(1, "git")):
 
         def fail(folder, *arguments, error=error):
@@ -116,7 +117,7 @@ def test_a_git_that_hangs_or_fails_ends_nothing(code, monkeypatch):
                 raise error
             return run_git(folder, *arguments)
 
-        monkeypatch.setattr(environment, "_git", fail)
+        monkeypatch.setattr(git, "_git", fail)
         assert code.diff == b""
 
 
@@ -124,7 +125,7 @@ def test_the_diff_holds_what_was_changed(code):
     """The program's own files, as a patch that git applies."""
     code.write("train/tasks/tabular.py", "a\nb\n")
     commit = code.commit()
-    code.write("train/environment.py", "two\n")
+    code.write("train/git.py", "two\n")
     code.write("train/tasks/tabular.py", "a\nc\n")
     code.write("train/new.py", "added\n")
     code.git("add", "train/new.py")
@@ -134,7 +135,7 @@ def test_the_diff_holds_what_was_changed(code):
     (code.folder.parent / "diff.patch").write_bytes(diff)
     code.git("reset", "--quiet", "--hard", commit)
     code.git("apply", "../diff.patch")
-    assert (code.folder / "train/environment.py").read_text() == "two\n"
+    assert (code.folder / "train/git.py").read_text() == "two\n"
     assert (code.folder / "train/new.py").read_text() == "added\n"
 
 
@@ -161,7 +162,7 @@ def test_the_diff_never_holds_a_secret(code, name, known):
         (code.folder / name).unlink()
         if known == "changed":
             code.write(name, "hunter2 and 3\n")
-    code.write("train/environment.py", "two\n")
+    code.write("train/git.py", "two\n")
     diff = code.diff
     assert b"hunter2" not in diff
     assert name.encode() not in diff
@@ -171,7 +172,7 @@ def test_the_diff_never_holds_a_secret(code, name, known):
 def test_the_diff_holds_nothing_that_git_does_not_know(code):
     """Notes, data and keys that lie about are nobody's business."""
     code.write("notes.txt", "hunter2\n")
-    code.write("train/environment.py", "two\n")
+    code.write("train/git.py", "two\n")
     assert b"+two" in code.diff
     assert b"hunter2" not in code.diff
 
@@ -215,8 +216,8 @@ def test_the_diff_runs_no_program_of_the_users(code, setting):
 
 def test_a_large_diff_is_cut(code, monkeypatch):
     """A data set that is tracked and changed does not go up with every attempt."""
-    monkeypatch.setattr(environment, "MAX_DIFF_BYTES", 1000)
-    code.write("train/environment.py", "".join(f"line {n}\n" for n in range(10_000)))
+    monkeypatch.setattr(git, "MAX_DIFF_BYTES", 1000)
+    code.write("train/git.py", "".join(f"line {n}\n" for n in range(10_000)))
     diff = code.diff
     assert len(diff) < 1100
     assert b"+line 1\n" in diff
@@ -239,7 +240,7 @@ def test_nothing_else_of_the_repository_is_told(code):
         code.write(name, "hunter2\n")
     assert code.version == commit
     assert code.diff == b""
-    code.write("train/environment.py", "two\n")
+    code.write("train/git.py", "two\n")
     code.write("MLproject", "name: mine\n")
     code.git("add", "MLproject")
     diff = code.diff
@@ -254,7 +255,7 @@ def test_a_secret_in_a_file_of_the_program_is_replaced(code):
     code.commit()
     code.write("conda.yaml", "- --index-url https://me:hunter2@pypi.example.org/simple\n")
     lines = ["login(token=token, key=key)", "PASSWORD = 'hunter2'", '{"api_key": "hunter2"}']
-    code.write("train/environment.py", "\n".join(lines) + "\n")
+    code.write("train/git.py", "\n".join(lines) + "\n")
     diff = code.diff
     assert b"hunter2" not in diff
     assert b"+- --index-url https://***@pypi.example.org/simple\n" in diff
@@ -268,7 +269,7 @@ def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path, c
     upload_diff(tracking, record.run_id, tmp_path / "spool", "yes")
     artifacts = tracking.artifacts(record)
     assert artifacts.list() == []
-    code.write("train/environment.py", "two\n")
+    code.write("train/git.py", "two\n")
     diff, version = code.diff, code.version
     upload_diff(tracking, record.run_id, tmp_path / "spool", "no")
     assert artifacts.list() == []
@@ -369,7 +370,7 @@ def test_a_user_without_a_name_can_train(monkeypatch):
             raise error
 
         monkeypatch.setattr(getpass, "getuser", fail)
-        assert environment.source_tags()["mlflow.user"] == str(os.getuid())
+        assert git.source_tags()["mlflow.user"] == str(os.getuid())
 
 
 def test_an_attempt_tells_its_machine():

@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from train import environment, listing, maintenance
+from train.artifact_folder import warn_of_percent
 from train.checkpoint.format import write_checkpoint
 from train.cli import main
 from train.errors import CheckpointNotFound
-from train.source import find_source, find_store, warn_of_percent
+from train.source import find_source, find_store
 from train.tracking import EPOCH_TAG, HOST_TAG
 from train.tracking.translate import local_path, local_uri
 

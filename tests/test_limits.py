@@ -152,14 +152,14 @@ def test_a_checkpoint_changed_after_its_check_is_the_one_that_was_checked(
     folder, manifest = write(1)
     store.put(folder, manifest)
     path = artifacts.root / "checkpoints" / "epoch_1" / "checkpoint.pth"
-    load = store_module.load_checkpoint
+    load = store_module.load_content
 
     def change_and_load(*arguments):
         with open(path, "r+b") as file:
             file.truncate(0)
         return load(*arguments)
 
-    monkeypatch.setattr(store_module, "load_checkpoint", change_and_load)
+    monkeypatch.setattr(store_module, "load_content", change_and_load)
     content = store.get(manifest, tmp_path / "got")
     assert torch.equal(content["model_state_dict"]["weight"], torch.full((3,), 1.0))
 

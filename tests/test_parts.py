@@ -119,7 +119,7 @@ def test_a_checkpoint_that_is_refused_is_cut_and_commits(
         spool.remove(manifest.name)
     names = [name for name, _ in remote._repository.taken]
     assert names.count("part-00000") == 2, "something went up twice"
-    assert store.part_size.bytes == 262_144
+    assert store.uploads.part_size.bytes == 262_144
     assert [r.levelno for r in caplog.records].count(logging.WARNING) == 1
     assert list(spool.folder.glob("epoch_*")) == []
     tags = tracking.get_run(record.run_id).tags
@@ -131,7 +131,7 @@ def test_one_that_is_cut_goes_on_where_an_outage_left_it(remote, write, tmp_path
     store = CheckpointStore(remote, "r1")
     _, manifest = write(1)
     checks = iter(range(9))
-    monkeypatch.setattr("train.checkpoint.store.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("train.checkpoint.uploads.NUM_TRANSFERS", 1)
 
     def die():
         if next(checks, None) is None:
@@ -195,7 +195,7 @@ def test_a_part_whose_answer_was_lost_is_looked_for(remote, write, tmp_path, mon
                 raise OSError("the answer was lost")
 
     remote._repository = Lossy(str(tmp_path / "artifacts"))
-    monkeypatch.setattr("train.checkpoint.store.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("train.checkpoint.uploads.NUM_TRANSFERS", 1)
     store = CheckpointStore(remote, "r1")
     _, manifest = write(1, 400_000)
     folder = tmp_path / "spool" / "epoch_1"
@@ -224,7 +224,7 @@ def test_what_takes_minutes_is_cut_and_not_sent_again(remote, write, tmp_path, m
             super().log_artifact(local_file, artifact_path)
 
     remote._repository = Slow(str(tmp_path / "artifacts"))
-    monkeypatch.setattr("train.checkpoint.store.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("train.checkpoint.uploads.NUM_TRANSFERS", 1)
     store = CheckpointStore(remote, "r1")
     content, manifest = write(1)
     stored = store.put(tmp_path / "spool" / "epoch_1", manifest)

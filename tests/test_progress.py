@@ -15,7 +15,7 @@ from rich.console import Console
 from support import cli
 
 from train import progress
-from train.checkpoint import store as store_module
+from train.checkpoint import downloads
 from train.errors import CheckpointDamaged
 from train.progress import Moved, show_transfer
 from train.report import Reporter
@@ -247,7 +247,7 @@ def test_a_file_counts_as_far_as_it_is_written(tmp_path):
 def long(at_once, monkeypatch):
     """Let every check of a file last until how far it is was asked for."""
     measured = threading.Event()
-    num_bytes, verify_file = Moved.num_bytes, store_module.verify_file
+    num_bytes, verify_file = Moved.num_bytes, downloads.verify_file
 
     def measure(self):
         measured.set()
@@ -258,7 +258,7 @@ def long(at_once, monkeypatch):
         verify_file(*arguments)
 
     monkeypatch.setattr(Moved, "num_bytes", measure)
-    monkeypatch.setattr(store_module, "verify_file", verify_slowly)
+    monkeypatch.setattr(downloads, "verify_file", verify_slowly)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,9 @@ def test_a_folder_is_told_as_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [np.float32, np.float16, np.int64, torch.tensor, lambda x: np.array(x)], ids=str
+    "kind",
+    [np.float32, np.float16, np.int64, torch.tensor, np.array],
+    ids=["float32", "float16", "int64", "tensor", "array"],
 )
 def test_numbers_of_any_kind_make_the_curves(file, kind):
     """`scipy.stats.pearsonr` gives float32 for float32, and metrics may be tensors."""

@@ -10,6 +10,7 @@ import pytest
 from support import cli
 
 from train import environment
+from train.artifact_folder import require_local_artifacts
 from train.checkpoint.spool import RunFolder
 from train.config import Config
 from train.errors import (
@@ -19,7 +20,7 @@ from train.errors import (
     RunNotUsable,
     StoreUnavailable,
 )
-from train.source import find_run, find_source, open_store, require_local_artifacts
+from train.source import find_run, find_source, open_store
 from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord
 from train.tracking.translate import local_path
 

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from support import cli
 
-from train.environment import redact
 from train.errors import RunNotUsable, StoreUnavailable, UnsafeFile
 from train.metrics import Point
+from train.redact import redact
 from train.tracking import (
     EPOCH_TAG,
     FINGERPRINT_TAG,

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from train import environment
-from train.attempt import Attempt, is_journal
+from train.attempt import Attempt
 from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
@@ -18,7 +18,7 @@ from train.data.provide import cache_folder
 from train.errors import DataError, UnsafeFile, UnsafeValue, UsageError
 from train.report import Reporter
 from train.source import Source, data_of_run, preprocessing_of_run
-from train.sync import publish_waiting, waiting_runs
+from train.sync import is_journal, publish_waiting, waiting_runs
 from train.tracking import DATA_TAG, EPOCH_TAG, FINGERPRINT_TAG, Tracking
 
 NOT_OURS = [

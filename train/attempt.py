@@ -33,7 +33,7 @@ from train.tracking import (
 )
 from train.tracking.record import UNKNOWN
 from train.tracking.ui import run_link, runs_page
-from train.untrusted import is_path_part, whole_number
+from train.untrusted import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class Attempt:
 
     @classmethod
     def from_journal(cls, tracking: Tracking, entry: Mapping[str, Any]) -> Attempt:
-        """Make the attempt that was recorded, for `end`; see `is_journal`."""
+        """Make the attempt that was recorded, for `end`."""
         names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
         return cls(tracking, **{name: entry[name] for name in names})
 
@@ -261,37 +261,6 @@ class Attempt:
                 markdown.link("All runs", runs_page(record.experiment_id)),
             ]
         )
-
-
-def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool:
-    """Tell whether an entry is one that `Attempt.journal` wrote of this attempt of the run.
-
-    What lies on the disk may be damaged, or of somebody who could write there once: it names no
-    other run than those the server names for the attempt.
-    """
-    counts = (entry.get("number"), entry.get("first_epoch"), entry.get("last_epoch"))
-    child_id, stray_id = entry.get("child_id"), entry.get("stray_id")
-    return (
-        all(type(count) is int and count >= 0 for count in counts)
-        and entry["number"] == number
-        and entry.get("run_id") == record.run_id
-        and child_id == record.child_of(number)
-        and (stray_id is None or is_path_part(stray_id))
-        and isinstance(entry.get("link"), str)
-        and entry.get("status") in ("RUNNING", *ENDED_WORDS)
-        and _are_points(entry.get("system", []))
-    )
-
-
-def _are_points(rows: object) -> bool:
-    """Tell whether they are the fields of metric values: key, step, timestamp, value."""
-    return isinstance(rows, list) and all(
-        isinstance(row, list)
-        and [type(field) for field in row[:3]] == [str, int, int]
-        and len(row) == 4
-        and type(row[3]) in (int, float)
-        for row in rows
-    )
 
 
 def _tell_stray(tracking: Tracking, stray_id: str, record: RunRecord, verb: str) -> None:

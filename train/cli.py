@@ -20,6 +20,7 @@ from train.errors import CheckpointError, RunNotUsable, TrainError
 from train.files import size_in_words
 from train.helptext import RunParameter
 from train.language import _
+from train.redact import redact
 
 _WHICH = "N|global_step_N|latest|best"  # checkpoint
 
@@ -258,7 +259,7 @@ def sync(ctx: click.Context, run: str | None, as_fork: bool) -> None:
                 failed = error
                 say(_("error: {error}").format(error=error), err=True)
         if not run_ids:
-            uri = environment.redact(tracking.uri)
+            uri = redact(tracking.uri)
             say(_("nothing of {uri} waits on this disk").format(uri=uri))
         if failed is not None:
             ctx.exit(failed.exit_code)

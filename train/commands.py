@@ -12,7 +12,6 @@ from typing import Any
 from train import environment
 from train.config import Config
 from train.declare import to_text
-from train.shell import command as command  # the rest of them
 from train.shell import quoted
 
 Options = dict[str, Any]

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from train import environment
+from train import environment, git
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.provide import cache_folder, upload
@@ -53,7 +53,7 @@ def machine_tags() -> dict[str, str]:
         **versions,
         "train.host": environment.hostname(),
         "train.hardware": environment.hardware(),
-        "train.code": environment.code_version() or "unknown",
+        "train.code": git.code_version() or "unknown",
     }
 
 
@@ -66,7 +66,7 @@ def upload_diff(tracking: Tracking, run_id: str, folder: Path, wanted: str) -> N
         folder: Where there is room for the file.
         wanted: The option `upload_diff`.
     """
-    diff = environment.code_diff() if wanted == "yes" else b""
+    diff = git.code_diff() if wanted == "yes" else b""
     if not diff:
         return
     file = folder / "diff.patch"

@@ -5,7 +5,6 @@ The only module that reads or sets `os.environ`.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import importlib.metadata
 import logging
@@ -13,7 +12,6 @@ import math
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 import uuid
@@ -21,31 +19,18 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from train import git
 from train.errors import UsageError
 from train.files import require_own
 from train.language import _
 from train.overrides import BOUNDED, FORCED
-from train.redact import redact as redact  # where it was looked for until now
-from train.redact import redact_code
 from train.shell import command
 
 log = logging.getLogger(__name__)
 
-# Of such a file, or one in such a folder, nothing is copied into a run's artifacts.
-SECRET_FILES = (
-    ".env*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.tfvars",
-    "*.tfstate", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*secret*", "*credential*",
-    "*password*", "*token*", ".netrc", ".npmrc", ".pypirc", ".htpasswd", "kubeconfig*", ".aws",
-    ".ssh",
-)  # fmt: skip
-MAX_DIFF_BYTES = 1 << 20
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
-# Plain: a program that the user's configuration names may decrypt what it shows.
-_DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
-# What makes the program, beside its package; nothing else of a repository is anybody's business.
-SOURCE_FILES = ("MLproject", "conda.yaml", "pyproject.toml")
-_STARTED = time.monotonic()  # this process, but for some milliseconds
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
+_STARTED = time.monotonic()  # this process, but for some milliseconds
 
 
 def prepare_process() -> None:
@@ -260,65 +245,6 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
-@cache
-def code_version() -> str | None:
-    """Return the program's git commit, with "+changes" and a hash if files differ, or None.
-
-    Only the program's own files count, and what git does not know is no change.
-    """
-    folder = Path(__file__).parent
-    try:
-        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)  # not somebody else's
-        commit = _git(folder, "rev-parse", "HEAD").decode().strip()
-        changes = _git(folder.parent, *_DIFF, "--", folder.name, *SOURCE_FILES)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
-
-
-@cache
-def code_diff() -> bytes:
-    """Return what was changed in the program's own files since their commit; b"" if nothing was.
-
-    Of a file that may hold a secret nothing is returned, nor of one that git does not know; what
-    looks like a secret in the others is replaced.
-    """
-    if "+changes" not in (code_version() or ""):
-        return b""
-    hidden = [
-        f":(exclude,icase,glob)**/{name}{inside}" for name in SECRET_FILES for inside in ("", "/**")
-    ]
-    folder = Path(__file__).parent
-    try:
-        found = _git(folder.parent, *_DIFF, "--", folder.name, *SOURCE_FILES, *hidden)
-    except (OSError, subprocess.SubprocessError):
-        return b""
-    cut = b"\n... cut: the rest is left out\n" if len(found) > MAX_DIFF_BYTES else b""
-    text = found[:MAX_DIFF_BYTES].decode("utf-8", "surrogateescape")
-    return redact_code(text).encode("utf-8", "surrogateescape") + cut
-
-
-def _git(folder: Path, *arguments: str) -> bytes:
-    return subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, check=True, timeout=10
-    ).stdout
-
-
-def source_tags() -> dict[str, str]:
-    """Return MLflow's tags for a run that `mlflow run` did not make: who, what, which commit."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user that has no name
-        user = str(os.getuid())
-    tags = {
-        "mlflow.source.name": "train",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": user,
-    }
-    commit = code_version()
-    return tags if commit is None else tags | {"mlflow.source.git.commit": commit[:40]}
-
-
 def num_cpus() -> int:
     """Return how many cores this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -371,7 +297,7 @@ def describe(device: str, threads: int) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if is_gpu else f"{device} ({_cpu_name()})",
         "threads": threads,
         "cuda": torch.version.cuda if is_gpu else None,
-        "code": code_version(),
+        "code": git.code_version(),
         "versions": versions(),
     }
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from train import drift, environment, rng
+from train.artifact_folder import require_local_artifacts
 from train.attempt import Attempt
-from train.checkpoint.format import load_checkpoint, write_checkpoint
+from train.checkpoint.format import load_content, write_checkpoint
 from train.checkpoint.manifest import checkpoint_name
 from train.checkpoint.spool import Spool
 from train.checkpoint.transfers import show_upload
-from train.commands import command, train_command
+from train.commands import train_command
 from train.config import Config, Launch
 from train.data.provide import prepare_cached
 from train.describe import data_info, describe, hide_secrets, identity, params, upload_data
@@ -39,6 +40,7 @@ from train.options import (
 from train.report import Reporter
 from train.run import Start
 from train.script import check_order, read_checkpoint_file
+from train.shell import command
 from train.source import (
     Source,
     find_run,
@@ -46,7 +48,6 @@ from train.source import (
     is_trained,
     local_folder,
     open_store,
-    require_local_artifacts,
     whose,
 )
 from train.sync import good_checkpoints, publish_waiting
@@ -335,7 +336,7 @@ def fork_spool(tracking: Tracking, record: RunRecord, spool: Spool, reporter: Re
     manifests = good_checkpoints(spool)
     paths = [spool.path(manifest.name) for manifest in manifests]
     checkpoints = [
-        load_checkpoint(path, manifest, str(path))
+        load_content(path, manifest, str(path))
         for path, manifest in zip(paths, manifests, strict=True)
     ]
     config = Config.from_dict(checkpoints[-1]["config"])

@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train.checkpoint.manifest import CHECKPOINT_FILE
+from train.checkpoint.manifest import CHECKPOINT_FILE, ROOT
 from train.checkpoint.policy import find_best
-from train.checkpoint.store import ROOT
-from train.commands import command, train_command
+from train.commands import train_command
 from train.declare import to_text
 from train.files import size_in_words
 from train.heartbeat import vanished_at
 from train.language import _
 from train.metrics import MONITOR
+from train.shell import command
 from train.source import find_store, require_committed
 from train.tracking import RunRecord, Tracking
 from train.tracking.record import UNKNOWN

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint.format import load_checkpoint
+from train.checkpoint.format import load_content
 from train.checkpoint.manifest import CHECKPOINT_FILE, Manifest
 from train.checkpoint.policy import Retention, ranked
 from train.checkpoint.store import CheckpointStore
@@ -166,7 +166,7 @@ def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
     manifest = pick(record.run_id, store.list(), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))
-        checkpoint = load_checkpoint(Path(temporary), stored, manifest.name)
+        checkpoint = load_content(Path(temporary), stored, manifest.name)
         options, environment_ = checkpoint.pop("config"), checkpoint.pop("environment", {})
         return {
             "run_id": record.run_id,

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train import environment
+from train import environment, git
+from train.artifact_folder import warn_of_percent
 from train.attempt import END_SECONDS, Attempt
 from train.checkpoint.pipeline import Pipeline
 from train.checkpoint.policy import Retention
@@ -27,7 +28,7 @@ from train.language import _
 from train.report import Reporter
 from train.results import publish_results
 from train.run import Run, Start
-from train.source import Source, data_of_run, local_folder, open_store, warn_of_percent
+from train.source import Source, data_of_run, local_folder, open_store
 from train.tasks.tabular import TabularTask, choose_threads
 from train.threads import bounded
 from train.tracking import HOST_TAG, RunRecord, Tracking
@@ -63,7 +64,7 @@ class Launcher:
                 return self.launched
         self.tracking.require_artifacts(experiment_id)
         name = self.launch.run_name or environment.run_name()
-        return self.tracking.create_run(experiment_id, name, environment.source_tags())
+        return self.tracking.create_run(experiment_id, name, git.source_tags())
 
     def first_attempt(self, record: RunRecord, first_epoch: int = 1) -> Attempt:
         """Claim attempt 1 of a run that `new_run` has returned."""

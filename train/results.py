@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from train import environment, markdown
+from train import markdown
 from train.attempt import first_epochs
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import find_best
 from train.checkpoint.store import CheckpointStore
 from train.checkpoint.transfers import retried
-from train.commands import command
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.prepare import Preprocessing
@@ -24,7 +23,8 @@ from train.errors import StoreUnavailable, Superseded
 from train.language import _
 from train.metrics import MONITOR, History
 from train.pages import figures
-from train.shell import quoted
+from train.redact import redact
+from train.shell import command, quoted
 from train.tasks.predictor import Predictor
 from train.tracking import RunRecord, Tracking
 from train.tracking.models import (
@@ -183,7 +183,7 @@ def log_checkpoint(
         return model_id
     points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
     made_by = {
-        k: environment.redact(v)
+        k: redact(v)
         for k, v in record.tags.items()
         if k.startswith(("mlflow.source.", "mlflow.user"))
     }

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from train.checkpoint.handover import Totals
 from train.checkpoint.manifest import Manifest
-from train.commands import Standing, command, train_command
+from train.commands import Standing, train_command
 from train.config import Config
 from train.errors import RunNotUsable
 from train.files import size_in_words
 from train.language import _
 from train.metrics import Point
+from train.shell import command
 from train.state import TrainState
 
 log = logging.getLogger(__name__)

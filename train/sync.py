@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.attempt import VANISHED, Attempt, is_journal
-from train.checkpoint.format import load_checkpoint, verify
+from train.attempt import ENDED_WORDS, VANISHED, Attempt
+from train.checkpoint.format import load_content, verify
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention
 from train.checkpoint.publisher import Publisher
@@ -115,7 +116,7 @@ def _publish(
     waiting = [m for m in good_checkpoints(spool) if m.order >= newest]
     if waiting:
         folder = spool.path(waiting[-1].name)
-        content = load_checkpoint(folder, waiting[-1], str(folder))
+        content = load_content(folder, waiting[-1], str(folder))
         history = History()
         history.load_state_dict(content["history"])
         retention = Retention.of(Config.from_dict(content["config"]))
@@ -150,6 +151,37 @@ def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
     link = run_link(tracking, record)
     return Attempt(tracking, record.run_id, record.attempts, 1, child_id, link).journal(
         "RUNNING", 0
+    )
+
+
+def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool:
+    """Tell whether an entry is one that `Attempt.journal` wrote of this attempt of the run.
+
+    What lies on the disk may be damaged, or of somebody who could write there once: it names no
+    other run than those the server names for the attempt.
+    """
+    counts = (entry.get("number"), entry.get("first_epoch"), entry.get("last_epoch"))
+    child_id, stray_id = entry.get("child_id"), entry.get("stray_id")
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and entry["number"] == number
+        and entry.get("run_id") == record.run_id
+        and child_id == record.child_of(number)
+        and (stray_id is None or is_path_part(stray_id))
+        and isinstance(entry.get("link"), str)
+        and entry.get("status") in ("RUNNING", *ENDED_WORDS)
+        and _are_points(entry.get("system", []))
+    )
+
+
+def _are_points(rows: object) -> bool:
+    """Tell whether they are the fields of metric values: key, step, timestamp, value."""
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and [type(field) for field in row[:3]] == [str, int, int]
+        and len(row) == 4
+        and type(row[3]) in (int, float)
+        for row in rows
     )
 
 

@@ -35,6 +35,7 @@ from train.checkpoint.manifest import (
 from train.errors import CheckpointDamaged, CheckpointError
 from train.files import atomic_folder
 from train.language import _
+from train.metrics import History
 from train.tensors import load_tensors
 
 PART_BYTES = 256 << 20
@@ -282,6 +283,33 @@ def load_checkpoint(folder: Path, manifest: Manifest, name: str) -> dict[str, An
     if not isinstance(checkpoint, dict) or not is_readable(checkpoint):
         raise CheckpointDamaged(name, _("it holds no checkpoint of this format"))
     return upgraded(checkpoint)
+
+
+def load_content(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
+    """Read a checkpoint that was verified, as `load_checkpoint`, from which a run can go on.
+
+    Raises:
+        CheckpointDamaged: It is none, lacks what a run needs, or is not what its manifest says.
+    """
+    checkpoint = load_checkpoint(folder, manifest, name)
+    for key in ("config", "data"):
+        if not isinstance(checkpoint.get(key), dict):
+            raise CheckpointDamaged(name, _("it lacks {key}").format(key=key))
+    try:
+        History().load_state_dict(checkpoint.get("history", {}))
+    except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        told = _("what it holds cannot be read ({found})").format(found=found)
+        raise CheckpointDamaged(name, told) from error
+    for key in ("epoch", "step", "epoch_step"):
+        if checkpoint.get(key) != getattr(manifest, key):
+            raise CheckpointDamaged(
+                name,
+                _("it holds {key} {found}, its manifest says {expected}").format(
+                    key=key, found=checkpoint.get(key), expected=getattr(manifest, key)
+                ),
+            )
+    return checkpoint
 
 
 def is_readable(checkpoint: Mapping[str, Any]) -> bool:

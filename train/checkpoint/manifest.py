@@ -19,6 +19,7 @@ from train.untrusted import is_fingerprint, is_path_part, parse_json, shown
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1: no checkpoints inside an epoch
+ROOT = "checkpoints"  # the folder of all, among the files of a run
 CHECKPOINT_FILE = "checkpoint.pth"
 METRICS_FILE = "checkpoint_metrics.json"
 MANIFEST_FILE = "manifest.json"

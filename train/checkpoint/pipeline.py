@@ -155,7 +155,7 @@ class Pipeline:
 
     def _stalled_seconds(self) -> float:
         """Return for how long nothing of the upload under way has arrived."""
-        since = max(self._shared.begun, self.publisher.store.moved)
+        since = max(self._shared.begun, self.publisher.store.uploads.moved)
         return time.monotonic() - since if self._shared.uploading else 0.0
 
     def _is_stalled(self) -> bool:
@@ -294,7 +294,7 @@ class Pipeline:
                 attempt=self.spool.attempt,
                 kept=item.kept,
                 metrics=item.metrics,
-                part_bytes=self.publisher.store.part_size.bytes,
+                part_bytes=self.publisher.store.uploads.part_size.bytes,
             )
             seconds = time.monotonic() - started
             return manifest

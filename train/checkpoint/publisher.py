@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from train.checkpoint.manifest import Manifest
+from train.checkpoint.manifest import ROOT, Manifest
 from train.checkpoint.policy import Retention, find_best
 from train.checkpoint.spool import Spool
-from train.checkpoint.store import ROOT, CheckpointStore
+from train.checkpoint.store import CheckpointStore
 from train.files import atomic_write
 from train.metrics import History, Point
 from train.tracking import EPOCH_TAG, LATEST_CHECKPOINT_TAG, MANIFEST_TAG, Tracking

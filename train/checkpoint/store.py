@@ -13,30 +13,28 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint import chain
-from train.checkpoint.format import cut_again, load_checkpoint, verify_file
+from train.checkpoint.downloads import fetch_files
+from train.checkpoint.foreign import Foreign
+from train.checkpoint.format import load_content
 from train.checkpoint.manifest import (
-    CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     NAME,
-    FileEntry,
+    ROOT,
     Manifest,
     checkpoint_name,
     is_own_file,
     parse_manifest,
 )
-from train.checkpoint.parts import PartSize, Smaller, send_once
-from train.checkpoint.spool import CUT, UPLOADED_FILE
-from train.checkpoint.transfers import line, noted, retried
+from train.checkpoint.transfers import NUM_TRANSFERS, retried
+from train.checkpoint.uploads import Uploads
 from train.errors import (
     CheckpointDamaged,
     CheckpointError,
@@ -44,9 +42,8 @@ from train.errors import (
     TooLarge,
     UnsafeFile,
 )
-from train.files import atomic_write, open_own, size_in_words
+from train.files import atomic_write
 from train.language import _
-from train.metrics import History
 from train.progress import Moved, show_transfer
 from train.threads import each
 from train.tracking.artifacts import Artifacts
@@ -54,31 +51,9 @@ from train.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
-ROOT = "checkpoints"
 INDEX_FILE = "index.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
 VOID = b'{"deleted": true}'  # in place of a manifest that the store refuses to delete
-NUM_TRANSFERS = 4  # at a time
-
-
-def _require_room(folder: Path, manifest: Manifest, title: str) -> None:
-    """Refuse to fetch what the disk cannot hold, whether it is there or only promised.
-
-    Raises:
-        CheckpointError: It is larger than what is free.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if manifest.bytes > free:
-        raise CheckpointError(
-            _(
-                "checkpoint {name} has {needed} by its manifest, and the disk of '{folder}' has "
-                "{free} free: make room there, or set TMPDIR to a folder on a larger disk"
-            ).format(
-                name=title, folder=folder,
-                needed=size_in_words(manifest.bytes), free=size_in_words(free),
-            )
-        )  # fmt: skip
 
 
 class CheckpointStore:
@@ -95,11 +70,8 @@ class CheckpointStore:
         self.run_id, self._key = run_id, key
         self._names: set[str] = set()  # folders in the store, committed or not
         self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
-        self._foreign: set[str] = set()  # those that hold what is not ours
-        self._clean: set[str] = set()  # those that held nothing when their upload began
-        self._cut: dict[str, Manifest] = {}  # those that were cut into smaller parts
-        self.part_size = PartSize()
-        self.moved = 0.0  # when a file has arrived, on the monotonic clock
+        self._foreign = Foreign(artifacts, run_id)
+        self.uploads = Uploads(artifacts)
         self._told: set[str] = set()  # what the store refuses, and that was told
 
     @property
@@ -177,7 +149,7 @@ class CheckpointStore:
         except FileNotFoundError:
             return None
         stored = self.fetch(manifest, folder, moved)
-        self._load(stored, folder)
+        load_content(folder, stored, self._title(stored))
         return stored
 
     def put(
@@ -189,9 +161,7 @@ class CheckpointStore:
     ) -> Manifest:
         """Upload the checkpoint in the local `folder`, the manifest last: then it exists.
 
-        Files go up several at a time, each retried by itself. What of `folder` is uploaded is
-        noted in it, so that an interrupted upload goes on with what is missing. Where the way takes
-        no file of that size, or takes minutes for one, it is cut into smaller parts first.
+        See `Uploads.bring` for how the files get there.
 
         Args:
             folder: What `write_checkpoint` wrote.
@@ -202,65 +172,27 @@ class CheckpointStore:
         Returns:
             The manifest as it is stored.
         """
-        cut_folder = folder.with_name(f"{folder.name}{CUT}")
-        while True:
-            here, cut = folder, manifest
-            if manifest.name in self._cut and cut_folder.exists():
-                here, cut = cut_folder, self._cut[manifest.name]
-            if max(entry.bytes for entry in cut.files) > self.part_size.bytes:
-                cut = cut_again(folder, manifest, cut_folder, self.part_size.bytes)
-                here, self._cut[manifest.name] = cut_folder, cut
-            try:
-                self._put_files(here, cut, check_lease)
-            except Smaller:
-                continue
-            break
+        name = manifest.name
+
+        def clear() -> bool:
+            # IMPORTANT: a name is written again only after its manifest is gone. So is the rest: an
+            # earlier upload may have been cut into other parts.
+            is_clear = name not in self._names or self._clear(name)
+            self._unfinished.add(name)
+            self._names.add(name)
+            return is_clear
+
+        here, cut = self.uploads.bring(folder, manifest, check_lease, clear)
         check_lease()
         linked = link(cut)
         text = linked.to_json()
         atomic_write(here / MANIFEST_FILE, lambda file: file.write(text))
         # IMPORTANT: the manifest comes last; it is the commit.
-        remote = f"{ROOT}/{manifest.name}"
+        remote = f"{ROOT}/{name}"
         retried(lambda: self._artifacts.upload(here / MANIFEST_FILE, remote, give_away=True))
-        self._unfinished.discard(manifest.name)
-        self._cut.pop(manifest.name, None)
-        shutil.rmtree(cut_folder, ignore_errors=True)
+        self._unfinished.discard(name)
+        self.uploads.forget(folder, name)
         return linked
-
-    def _put_files(
-        self, folder: Path, manifest: Manifest, check_lease: Callable[[], object]
-    ) -> None:
-        remote = f"{ROOT}/{manifest.name}"
-        check_lease()
-        done = self._uploaded(folder, remote)
-        # IMPORTANT: a name is written again only after its manifest is gone. So is the rest: an
-        # earlier upload may have been cut into other parts.
-        if not done:
-            is_clear = manifest.name not in self._names or self._clear(manifest.name)
-            (self._clean.add if is_clear else self._clean.discard)(manifest.name)
-        self._unfinished.add(manifest.name)
-        self._names.add(manifest.name)
-        artifacts, part_size = self._artifacts, self.part_size
-        is_clean = manifest.name in self._clean
-
-        def send(entry: FileEntry) -> None:
-            check_lease()
-            target = f"{remote}/{entry.path}"
-            retried(
-                lambda: send_once(
-                    artifacts, folder / entry.path, target, entry, part_size, is_clean
-                )
-            )
-            self.moved = time.monotonic()
-            with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as file:
-                file.write(f"{line(entry)}\n")
-
-        list(each(send, [e for e in manifest.files if line(e) not in done], NUM_TRANSFERS))
-
-    def _uploaded(self, folder: Path, remote: str) -> set[str]:
-        """Return the lines of the files that an earlier upload of `folder` has brought."""
-        done = noted(folder)
-        return done if done and self._artifacts.list(remote) else set()
 
     def get(self, manifest: Manifest, folder: Path) -> dict[str, Any]:
         """Download a checkpoint into `folder`, verify it, and only then load it.
@@ -268,37 +200,11 @@ class CheckpointStore:
         Raises:
             CheckpointDamaged: It is not what its manifest says, or half of it is gone.
         """
-        return self._load(self.fetch(manifest, folder), folder)
-
-    def _load(self, stored: Manifest, folder: Path) -> dict[str, Any]:
-        title = self._title(stored)
-        checkpoint = load_checkpoint(folder, stored, title)
-        for key in ("config", "data"):
-            if not isinstance(checkpoint.get(key), dict):
-                raise CheckpointDamaged(title, _("it lacks {key}").format(key=key))
-        try:
-            History().load_state_dict(checkpoint.get("history", {}))
-        except (
-            TypeError, ValueError, AttributeError, RuntimeError, OverflowError
-        ) as error:  # fmt: skip
-            found = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-            told = _("what it holds cannot be read ({found})").format(found=found)
-            raise CheckpointDamaged(title, told) from error
-        for key in ("epoch", "step", "epoch_step"):
-            if checkpoint.get(key) != getattr(stored, key):
-                raise CheckpointDamaged(
-                    title,
-                    _("it holds {key} {found}, its manifest says {expected}").format(
-                        key=key, found=checkpoint.get(key), expected=getattr(stored, key)
-                    ),
-                )
-        return checkpoint
+        stored = self.fetch(manifest, folder)
+        return load_content(folder, stored, self._title(stored))
 
     def fetch(self, manifest: Manifest, folder: Path, moved: Moved | None = None) -> Manifest:
         """Download a checkpoint into `folder` and verify it; return its manifest as stored.
-
-        Several files at a time, each verified by itself and fetched again where it differs, since
-        a download can be cut short without an error.
 
         Args:
             manifest: The checkpoint.
@@ -315,30 +221,11 @@ class CheckpointStore:
             with show_transfer(doing.format(title=title), manifest.bytes, here.num_bytes):
                 return self.fetch(manifest, folder, here)
 
-        def receive(entry: FileEntry) -> None:
-            remote = f"{ROOT}/{manifest.name}/{entry.path}"
-            path = folder / entry.path
-            for is_last in (False, True):
-                try:
-                    with moved.growing(path):
-                        found = retried(lambda: self._artifacts.download(remote, path, entry.bytes))
-                    verify_file(folder, entry, title, found)
-                    moved.add(entry.bytes)
-                    return
-                except TooLarge as error:
-                    told = _("{path} has more than {expected:,} bytes, which its manifest says")
-                    found = told.format(path=entry.path, expected=entry.bytes)
-                    raise CheckpointDamaged(title, found) from error
-                except CheckpointDamaged:
-                    if is_last or self._artifacts.folder:
-                        raise
-
         try:
             stored = self._read_manifest(manifest.name)
             if stored != manifest:
                 raise CheckpointDamaged(title, _("its manifest is not the one that was chosen"))
-            _require_room(folder, stored, title)
-            list(each(receive, stored.files, NUM_TRANSFERS))
+            fetch_files(self._artifacts, stored, folder, title, moved)
         except FileNotFoundError as error:
             found = _("{path} is missing").format(path=error)
             raise CheckpointDamaged(title, found) from error
@@ -354,7 +241,7 @@ class CheckpointStore:
         foreign = self._artifacts.delete(remote, is_own_file)
         self._names.discard(name)
         self._unfinished.discard(name)
-        self._tell_foreign(name, foreign)
+        self._foreign.tell(name, foreign)
 
     def _clear(self, name: str) -> bool:
         """Make a name free for another upload, also where the store refuses to delete.
@@ -420,33 +307,8 @@ class CheckpointStore:
         Args:
             manifests: Those that are known to have one.
         """
-        unknown = sorted(self._names - {m.name for m in manifests} - self._foreign)
-        return [name for name in unknown if name in self._unfinished or self._is_left(name)]
-
-    def _is_left(self, name: str) -> bool:
-        """Tell whether a folder has no manifest, and no file that is not ours either."""
-        try:
-            files = self._artifacts.list(f"{ROOT}/{name}")
-        except UnsafeFile as error:
-            self._foreign.add(name)
-            log.warning("%s", error)
-            return False
-        if MANIFEST_FILE in files:
-            return False
-        parts = self._artifacts.list(f"{ROOT}/{name}/{CHECKPOINT_FILE}")  # [] of a file
-        if parts:
-            files = [*files, *(f"{CHECKPOINT_FILE}/{part}" for part in parts)]
-        foreign = [file for file in files if not is_own_file(file)]
-        self._tell_foreign(name, foreign)
-        return not foreign
-
-    def _tell_foreign(self, name: str, files: Sequence[str]) -> None:
-        if files and name not in self._foreign:
-            self._foreign.add(name)
-            log.warning(
-                _("'%s' of run '%s' holds '%s', which is not of this program: it is left alone"),
-                f"{ROOT}/{name}", self.run_id, files[0],
-            )  # fmt: skip
+        unknown = sorted(self._names - {m.name for m in manifests} - self._foreign.names)
+        return [name for name in unknown if name in self._unfinished or self._foreign.is_left(name)]
 
     def write_index(self, manifests: Iterable[Manifest], folder: Path) -> None:
         """Replace the index, by way of a file in the local `folder`."""

@@ -19,6 +19,7 @@ from train.progress import show_transfer
 
 log = logging.getLogger(__name__)
 
+NUM_TRANSFERS = 4  # at a time
 NUM_TRIES = 3  # of each transfer
 MAX_PAUSE_SECONDS = 30.0  # between two of them, whatever the server asks for
 

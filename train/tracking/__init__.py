@@ -16,6 +16,7 @@ from train import environment
 from train.errors import RunNotUsable, StoreUnavailable, UnsafeValue
 from train.language import _
 from train.metrics import History, Point
+from train.redact import redact
 from train.shell import quoted
 from train.tracking.artifacts import Artifacts
 from train.tracking.connect import open_client
@@ -339,7 +340,7 @@ class Tracking:
 
     def _look_into(self, artifacts: Artifacts, run_id: str) -> None:
         """Make sure that a folder that a server chose on this machine is the run's own."""
-        server, folder = environment.redact(self.uri), artifacts.folder
+        server, folder = redact(self.uri), artifacts.folder
         foreign = artifacts.find_foreign(run_id)
         if foreign is not None:
             raise StoreUnavailable(

@@ -23,8 +23,8 @@ from urllib3.exceptions import MaxRetryError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 
-from train import environment
 from train.language import _
+from train.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class BoundedCalls(HTTPAdapter):
     """
 
     def __init__(self, server: str, retries: Retry) -> None:
-        self._server = environment.redact(server)
+        self._server = redact(server)
         self._has_answered = self._is_told = False
         self._began: dict[int, float] = {}  # thread to when its call began
         super().__init__(max_retries=retries)

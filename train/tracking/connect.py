@@ -6,8 +6,8 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from train import environment
 from train.language import _
+from train.redact import redact
 from train.tracking.database import open_store
 from train.tracking.translate import translated
 
@@ -65,5 +65,5 @@ def _leave_out_unreadable() -> None:
             try:
                 variable.get()
             except ValueError as error:
-                log.debug("left out: %s", environment.redact(str(error)))
+                log.debug("left out: %s", redact(str(error)))
                 variable.unset()

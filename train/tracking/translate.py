@@ -9,7 +9,6 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from train import environment
 from train.errors import (
     RequestTooLarge,
     RunNotUsable,
@@ -18,6 +17,7 @@ from train.errors import (
     TrainError,
 )
 from train.language import _
+from train.redact import redact
 from train.shell import command, quoted
 from train.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
 
@@ -51,7 +51,7 @@ def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
         run_id: The run that is asked for, if it is one.
         store: The address of the files that are reached; default: the tracking server is.
     """
-    doing = environment.redact(doing)  # it may name an address
+    doing = redact(doing)  # it may name an address
     try:
         yield
     except TrainError:  # one of ours already
@@ -75,7 +75,7 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
     import mlflow
 
     tracking_uri = mlflow.get_tracking_uri()
-    uri = environment.redact(tracking_uri)
+    uri = redact(tracking_uri)
     if uri.startswith(("file:", "/", ".")):
         to = ("--target", "sqlite:///mlflow.db")
         migrate = quoted("mlflow", "migrate-filestore", "--source", local_path(uri), *to)
@@ -99,17 +99,17 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
     told = (
         _not_installed(doing, error)
         or _unreachable_files(error, store, uri)
-        or _refused(doing, environment.redact(asked), is_own_store, error)
+        or _refused(doing, redact(asked), is_own_store, error)
         or _no_experiment(doing, uri, error)
         or _wrong_name(uri, error)
-        or _not_trusted(environment.redact(asked), error)
+        or _not_trusted(redact(asked), error)
     )
     if told:
         return StoreRefused(told)
     return StoreUnavailable(
         _locked(doing, uri, error)
         or _proxy_fails(asked, error)
-        or _silent(doing, environment.redact(asked), is_own_store, error)
+        or _silent(doing, redact(asked), is_own_store, error)
         or _("{doing} failed: {reason}").format(doing=doing, reason=one_line(error))
     )
 
@@ -139,7 +139,7 @@ def _unreachable_files(error: Exception, store: str, uri: str) -> str | None:
             "MLflow knows no artifact store of the kind '{scheme}:' ('{store}'): install its "
             "plugin, or choose an experiment with another artifact location by "
             "MLFLOW_EXPERIMENT_NAME"
-        ).format(scheme=urlparse(store).scheme, store=environment.redact(store))
+        ).format(scheme=urlparse(store).scheme, store=redact(store))
     return None
 
 
@@ -180,7 +180,7 @@ def _proxy_fails(asked: str, error: Exception) -> str | None:
     return _(
         "the proxy {proxy} of {variable} lets nobody through to {uri}: correct or unset "
         "{variable}, or name the server in NO_PROXY"
-    ).format(proxy=environment.redact(proxy), variable=variable, uri=environment.redact(asked))
+    ).format(proxy=redact(proxy), variable=variable, uri=redact(asked))
 
 
 def _silent(doing: str, asked: str, is_store: bool, error: Exception) -> str | None:
@@ -245,13 +245,13 @@ def _no_experiment(doing: str, uri: str, error: Exception) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """Return the beginning of an error's message, without secrets."""
-    return environment.redact(" ".join(without_html(str(error)).split()))[:400]
+    return redact(" ".join(without_html(str(error)).split()))[:400]
 
 
 def _not_found(error: Exception) -> str:
     import mlflow
 
-    uri = environment.redact(mlflow.get_tracking_uri())
+    uri = redact(mlflow.get_tracking_uri())
     if "not found" not in str(error).lower():
         return _("cannot be used: {reason}").format(reason=one_line(error))
     hint = _("check the ID (`{command}`), and MLFLOW_TRACKING_URI").format(command=command("list"))
