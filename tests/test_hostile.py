@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from support import cli
 
+from train.checkpoint.format import write_checkpoint
+from train.checkpoint.store import CheckpointStore
 from train.metrics import Point
 from train.tracking import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
 
@@ -95,3 +98,15 @@ def test_any_value_in_a_manifest_is_borne(tracking, trained, field, name):
             entry[field] = value
         file.write_text(json.dumps(document))
         expect_no_traceback(trained.run_id, QUICK)
+
+
+@pytest.mark.parametrize("value", [None, 5, ["a"], {"a": torch.zeros(2), "b": {"c": [1]}}], ids=str)
+def test_any_options_and_environment_in_a_checkpoint_are_shown(
+    tracking, record, make_checkpoint, tmp_path, value
+):
+    """They are somebody's too: of another shape they are left out, or shown as text."""
+    content = make_checkpoint(1, environment=value, config=value)
+    options = {"attempt": 1, "kept": True, "metrics": {}}
+    manifest = write_checkpoint(tmp_path / "epoch_1", content, **options)
+    CheckpointStore(tracking.artifacts(record), record.run_id).put(tmp_path / "epoch_1", manifest)
+    expect_no_traceback(record.run_id, ["show RUN", "show RUN --json"])

@@ -180,7 +180,7 @@ def show(run: str, epoch: str, as_json: bool) -> None:
     with _log_shown(as_json):
         found = maintenance.describe(Tracking(), run, epoch)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(found, indent=1, default=str))
         return
     listing.show_checkpoint(found)
 

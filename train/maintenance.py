@@ -172,8 +172,8 @@ def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
             "run_id": record.run_id,
             "manifest": stored.to_dict(),
             "state": dict(_leaves(checkpoint)),
-            "options": options,
-            "environment": environment_,
+            "options": options if isinstance(options, Mapping) else {},
+            "environment": environment_ if isinstance(environment_, Mapping) else {},
         }
 
 
