@@ -1,5 +1,6 @@
 """What a resume goes on from: the run, and a checkpoint of it that was verified."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ from train.errors import (
     RunNotUsable,
     StoreUnavailable,
 )
-from train.source import find_run, find_source, open_store
+from train.source import find_run, find_source, open_store, whose
 from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord
 from train.tracking.translate import local_path
 
@@ -198,6 +199,13 @@ def test_latest_says_whose_run_it_takes(tracking, commit_to, caplog):
         f"The newest unfinished run is '{record.run_id}' (her\\nrun of ann\\x1b[2J"
     )
     assert re.search(r", started \d{4}-\d\d-\d\d \d\d:\d\d\)$", told)
+
+
+@pytest.mark.parametrize("start_time_ms", [-(10**18), 0, 10**18])
+def test_a_start_that_no_calendar_has_is_told_all_the_same(record, start_time_ms):
+    """Whoever may write to the server can write any time."""
+    odd = dataclasses.replace(record, start_time_ms=start_time_ms, tags={})
+    assert whose(odd).startswith("a run of somebody unknown, started ")
 
 
 @pytest.mark.parametrize(

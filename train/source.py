@@ -50,6 +50,8 @@ from train.untrusted import path_part, run_id_in, shown
 
 log = logging.getLogger(__name__)
 
+MAX_TIME = 2.5e11  # in seconds since 1970, to show: no calendar goes beyond the year 9999
+
 
 @dataclass(frozen=True)
 class Source:
@@ -133,7 +135,7 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
 
 def whose(record: RunRecord) -> str:
     """Return a run's name, whose it is, and when it was started: it may be somebody else's."""
-    started = datetime.fromtimestamp(record.start_time_ms / 1000)
+    started = datetime.fromtimestamp(min(max(0, record.start_time_ms / 1000), MAX_TIME))
     return _("{name} of {user}, started {started}").format(
         name=shown(record.name),
         user=shown(record.tags.get(USER_TAG) or _("somebody unknown")),
