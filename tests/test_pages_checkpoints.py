@@ -146,6 +146,13 @@ def test_the_page_is_in_the_language_of_whoever_trains():
     assert not re.search(r"[A-Za-z_]{2,}", re.sub(rf"\b(?:{known})\b", "", words))
 
 
+def test_the_lines_of_a_command_end_before_an_option():
+    """A browser breaks a long one after each hyphen, if it may; copied, it is one line."""
+    words = [text for _, text in page().all("span") if text.startswith("-")]
+    assert f"--resume_run {RUN_ID}" in words
+    assert {"--resume_epoch 2", "--fork true"} <= set(words)
+
+
 def test_the_title_tells_the_run_and_how_it_stands():
     """Name, state and run ID come first, then which checkpoint is best and which latest."""
     shown = page()

@@ -6,6 +6,7 @@ It is in the language of whoever trains; names of metrics and commands are what 
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -50,7 +51,8 @@ p { margin: 4px 0 0; color: var(--soft); overflow-wrap: anywhere; }
 p b { color: var(--ink); font-weight: 600; }
 code { font: 12px/1.5 ui-monospace, monospace; background: var(--fill); border-radius: 4px;
   padding: 2px 6px; -webkit-user-select: all; user-select: all; }
-td code { display: block; min-width: 300px; white-space: normal; }
+td code { display: block; white-space: normal; }
+code span { white-space: nowrap; }
 .charts { display: grid; gap: 8px 24px; margin: 16px 0;
   grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
 figure { margin: 0; max-width: 620px; }
@@ -187,7 +189,9 @@ def _number_class(column: str) -> str:
 def _command(run: Standing, manifest: Manifest, manifests: Sequence[Manifest]) -> str:
     """Return what goes on from a checkpoint; from an older one as a run of its own."""
     options = run.go_on() if manifest == manifests[-1] else run.fork_from(manifest.key)
-    return f"<code>{escape(train_command(options, '.'))}</code>"
+    # A line may end before an option, not inside one: browsers break after each hyphen.
+    words = re.split(r" (?=-)", train_command(options, "."))
+    return f"<code>{' '.join(f'<span>{escape(word)}</span>' for word in words)}</code>"
 
 
 def _utc(created: str) -> str:
