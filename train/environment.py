@@ -85,7 +85,7 @@ def require_one_process() -> None:
             _(
                 "WORLD_SIZE={number}: torchrun, or the like, starts this program {number} times, "
                 "and each would train a run of its own, since training on several ranks is not "
-                "supported yet. Start it once, as in {command}, or unset WORLD_SIZE"
+                "supported yet. Start it once, by `{command}`, or unset WORLD_SIZE"
             ).format(number=started, command=command("run"))
         )
 
