@@ -42,7 +42,8 @@ def whole_link(tracking: Tracking, page: str) -> str:
     server = without_login(tracking.uri.rstrip("/"))
     if server.startswith("http"):
         return f"{server}/{page}"
-    return f"http://127.0.0.1:5000/{page} (once `mlflow ui` runs)"
+    address = f"http://127.0.0.1:5000/{page}"
+    return _("{address} (once `mlflow ui` runs)").format(address=address)
 
 
 def mark_experiment(tracking: Tracking, experiment_id: str) -> None:
