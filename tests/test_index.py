@@ -177,13 +177,13 @@ def test_a_run_of_a_version_that_kept_the_index_is_resumed_with_it(frame, tmp_pa
     of_then = prepare(config.replace(keep_index=True))
     cache.save(of_then, tmp_path / "run")
 
-    def download(name, to):
+    def download(name, to, _max_bytes):
         if name != cache.JSON_NAME:
             raise FileNotFoundError(name)
         to.parent.mkdir(parents=True)
         shutil.copyfile(tmp_path / "run" / name, to)
 
-    made = recover(config, tmp_path, of_then.fingerprint, download)
+    made = recover(config, tmp_path, of_then.fingerprint, download, "r1")
     assert made.fingerprint == of_then.fingerprint != source_fingerprint(config)
     assert is_source_of(config, of_then.fingerprint)
     assert not is_source_of(config.replace(split_seed=1), of_then.fingerprint)

@@ -263,13 +263,13 @@ def test_a_run_of_a_version_that_took_such_a_column_for_text_is_resumed_with_it(
     of_then = dataclasses.replace(of_then, fingerprint=source_fingerprint(config))
     cache.save(of_then, tmp_path / "run")
 
-    def download(name, to):
+    def download(name, to, _max_bytes):
         if name != cache.JSON_NAME:
             raise FileNotFoundError(name)
         to.parent.mkdir(parents=True)
         shutil.copyfile(tmp_path / "run" / name, to)
 
-    made = recover(config, tmp_path, of_then.fingerprint, download)
+    made = recover(config, tmp_path, of_then.fingerprint, download, "r1")
     assert made.preprocessing == of_then.preprocessing
     codes = made.train.features.categorical
     assert codes.tobytes() == of_then.train.features.categorical.tobytes()

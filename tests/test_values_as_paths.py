@@ -15,7 +15,7 @@ from train.checkpoint.spool import RunFolder
 from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.data.provide import cache_folder
-from train.errors import DataError, UnsafeFile, UnsafeValue, UsageError
+from train.errors import DataError, RunNotUsable, UnsafeFile, UnsafeValue, UsageError
 from train.report import Reporter
 from train.source import Source, data_of_run, preprocessing_of_run
 from train.sync import is_journal, publish_waiting, waiting_runs
@@ -56,10 +56,11 @@ def test_a_runs_fingerprint_is_checked_wherever_it_comes_from(tracking, record, 
     if where == "checkpoint":
         held = {"data": {"fingerprint": stolen}}
         fingerprint = Source(record, None, [], None, held, Config()).data_fingerprint
-    with pytest.raises(UnsafeValue):
+    refused = RunNotUsable if where == "no tag" else UnsafeValue
+    with pytest.raises(refused):
         data_of_run(tracking, record, Config(), fingerprint)
     if where != "checkpoint":
-        with pytest.raises(UnsafeValue):
+        with pytest.raises(refused):
             preprocessing_of_run(tracking, record)
     assert theirs.read_text() == "a stranger's"
 

@@ -42,7 +42,7 @@ def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Pat
 def upload_data(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
     """Store the prepared data with the run, as the option `upload_data` says."""
     artifacts = tracking.artifacts(record)
-    folder = cache_folder(home, task.dataset.fingerprint)
+    folder = task.dataset.folder or cache_folder(home, task.dataset.fingerprint)
     upload(folder, task.config.upload_data, lambda path: artifacts.upload(path, "data"))
 
 

@@ -342,6 +342,7 @@ def data_of_run(
         environment.home(),
         fingerprint or record.data_fingerprint,
         _download_data(tracking, record),
+        record.run_id,
     )
 
 

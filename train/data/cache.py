@@ -109,6 +109,7 @@ def load(folder: Path) -> Dataset:
             val=_rows_of(arrays, "val", preprocessing),
             report=tuple(document["report"]),
             sample=_sample_of(document),
+            folder=folder,
         )
     except FileNotFoundError as error:
         raise DataError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,7 @@ class Dataset:
         report: Plain sentences for the log: rows, columns left out and why, target scale.
         sample: The first raw rows, of the columns that are used: what a prediction is asked with.
             Without columns where an older version prepared the data.
+        folder: Where its two files lie on this disk, if they do.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Dataset:
     val: Rows
     report: tuple[str, ...]
     sample: pa.Table = dataclasses.field(default_factory=lambda: pa.table({}))
+    folder: Path | None = dataclasses.field(default=None, compare=False)
 
 
 def source_fingerprint(config: Config, preprocessing: Preprocessing | None = None) -> str:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from train.files import size_in_words
+from train.files import open_plain, size_in_words
 from train.language import _
 
 MAX_COLUMNS: Final = 1_000_000  # of all arrays together; thousands are used
@@ -77,7 +77,7 @@ def read_hashed(path: Path) -> tuple[dict[str, NDArray[Any]], str]:
     """
     arrays: dict[str, NDArray[Any]] = {}
     sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         num_bytes = file.seek(0, io.SEEK_END)
         file.seek(0)
         reader = _Hashed(file, sha256.update)

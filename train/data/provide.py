@@ -26,13 +26,20 @@ log = logging.getLogger(__name__)
 Download = Callable[[str, Path, int], object]
 
 
-def cache_folder(root: Path, fingerprint: str) -> Path:
+def cache_folder(root: Path, fingerprint: str, run_id: str = "") -> Path:
     """Return where the prepared data of that fingerprint is cached.
+
+    Args:
+        root: The folder under which the cache lies.
+        fingerprint: Of the data.
+        run_id: The run from which it was fetched; default: it was prepared here. A fingerprint is
+            that of the raw table, so that what a run calls by it is believed of that run alone.
 
     Raises:
         UnsafeValue: It is no fingerprint: the tag or checkpoint that has it is not of this program.
     """
-    return root / "data" / untrusted.fingerprint(fingerprint, _("data fingerprint"))[:32]
+    name = untrusted.fingerprint(fingerprint, _("data fingerprint"))[:32]
+    return root / "data" / (f"{name}-{run_id}" if run_id else name)
 
 
 def prepare_cached(config: Config, root: Path, preprocessing: Preprocessing | None) -> Dataset:
@@ -54,10 +61,12 @@ def prepare_cached(config: Config, root: Path, preprocessing: Preprocessing | No
     log.info(_("Preparing data '%s' …"), config.data)
     dataset = prepare(config, preprocessing)
     cache.save(dataset, folder)
-    return dataset
+    return dataclasses.replace(dataset, folder=folder)
 
 
-def recover(config: Config, root: Path, fingerprint: str, download: Download) -> Dataset:
+def recover(
+    config: Config, root: Path, fingerprint: str, download: Download, run_id: str
+) -> Dataset:
     """Return the data of a run that is resumed: cached here, in its artifacts, or made anew.
 
     Args:
@@ -65,25 +74,27 @@ def recover(config: Config, root: Path, fingerprint: str, download: Download) ->
         root: The folder under which the cache lies.
         fingerprint: What the data must be.
         download: Fetches a file of the run's `data/`; raises FileNotFoundError if there is none.
+        run_id: The run.
 
     Raises:
         DataError: It is in none of the places, or the raw table has changed.
     """
     folder = cache_folder(root, fingerprint)
-    found = _find_cached(folder)
+    fetched = cache_folder(root, fingerprint, run_id)
+    found = _find_cached(folder) or _find_cached(fetched)
     if found is None:
         try:
-            _fetch(folder, download)
-            found = cache.load(folder)
+            _fetch(fetched, download)
+            found = cache.load(fetched)
             log.info(_("Data '%s' was fetched from the run's artifacts"), found.name)
         except FileNotFoundError:
-            return _remake(config, folder, fingerprint)
+            return _remake(config, fetched, fingerprint)
     if found.fingerprint != fingerprint:
         raise DataError(
             _(
                 "the prepared data in '{folder}' is of another table: its fingerprint is {found}…, "
                 "the run's is {expected}…. Delete that folder"
-            ).format(folder=folder, found=found.fingerprint[:12], expected=fingerprint[:12])
+            ).format(folder=found.folder, found=found.fingerprint[:12], expected=fingerprint[:12])
         )
     return found
 
@@ -165,7 +176,13 @@ def _saved_preprocessing(path: Path, fingerprint: str) -> Preprocessing | None:
 
 
 def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
-    """Prepare the raw table again, and make sure that it is still the same."""
+    """Prepare the raw table again, and make sure that it is still the same.
+
+    Args:
+        config: The run's options.
+        folder: The run's, where its JSON lies if there is one.
+        fingerprint: What it must be.
+    """
     try:
         fitted = _saved_preprocessing(folder / cache.JSON_NAME, fingerprint)
         # A fork may have used another run's; older versions kept an index.
@@ -176,7 +193,7 @@ def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
                     dataset = prepare(kept, fitted or preprocessing)
                     dataset = dataclasses.replace(dataset, fingerprint=fingerprint)
                     cache.save(dataset, folder)
-                    return dataset
+                    return dataclasses.replace(dataset, folder=folder)
     except DataNotFound as error:
         raise DataError(
             _(
