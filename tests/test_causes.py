@@ -7,7 +7,7 @@ import socket
 import pytest
 from support import cli
 
-from train.errors import StoreRefused, StoreUnavailable
+from train.errors import RequestTooLarge, StoreRefused, StoreUnavailable
 from train.tracking import Artifacts, Tracking
 from train.tracking.causes import status_of, without_html
 from train.tracking.translate import translated
@@ -107,7 +107,7 @@ def test_what_is_too_large_for_a_proxy_is_told_as_that(refusing, tmp_path):
     uri = refusing(413, PAGE, "text/html")
     (tmp_path / "a.txt").write_text("x")
     artifacts = Artifacts("mlflow-artifacts:/0/r/artifacts", os.environ["MLFLOW_TRACKING_URI"])
-    with pytest.raises(StoreRefused, match="client_max_body_size") as caught:
+    with pytest.raises(RequestTooLarge, match="client_max_body_size") as caught:
         artifacts.upload(tmp_path / "a.txt", "logs")
     assert f"was refused by {uri} with 413" in str(caught.value)
 

@@ -20,7 +20,7 @@ VERBS = {
     "upload": lambda artifacts, folder, local: artifacts.upload(local, folder),
     "give": lambda artifacts, folder, local: artifacts.upload(local, folder, give_away=True),
     "download": lambda artifacts, folder, local: artifacts.download(
-        f"{folder}/a.txt", local.with_name("got")
+        f"{folder}/a.txt", local.with_name("got"), 99
     ),
     "delete": lambda artifacts, folder, local: artifacts.delete(f"{folder}/a.txt"),
 }
@@ -147,7 +147,7 @@ def test_no_path_leads_out(tmp_path, root, local, path, verb):
     artifacts = Artifacts(str(root))
     acts = {
         "list": lambda: artifacts.list(path),
-        "download": lambda: artifacts.download(path, local.with_name("got")),
+        "download": lambda: artifacts.download(path, local.with_name("got"), 99),
         "delete": lambda: artifacts.delete(path),
         "upload": lambda: artifacts.upload(local, path),
     }

@@ -181,10 +181,10 @@ def test_the_description_tells_what_to_do_next(tracking, record, status, command
     titles = [line for line in note(tracking, attempt).splitlines() if line.endswith(":")]
     fork = [] if status == "FAILED" else ["Fork from the best epoch:"]
     assert titles == [f"{command}:", *fork]
-    assert ("--epochs 8" in note(tracking, attempt)) == (status == "FINISHED")
     # Each on a line of its own that MLflow's pages can break, so that it is read and copied whole.
     commands = re.findall(r"^\n`(train run [^`]*)`\n$", note(tracking, attempt), re.MULTILINE)
     assert len(commands) == len(titles)
+    assert ("--epochs 8" in commands[0]) == (status == "FINISHED")
 
 
 def test_where_each_attempt_began_is_read_from_its_words():

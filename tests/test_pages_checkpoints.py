@@ -128,7 +128,9 @@ def test_the_page_is_in_the_language_of_whoever_trains():
     """Names of metrics and checkpoints, states and commands are what they are."""
     choose(["zh"])
     try:
-        html = checkpoint_page(RUN_ID, "a run", "RUNNING", MANIFESTS, HISTORY)
+        html = checkpoint_page(
+            Standing(RUN_ID, False, 4, 20), "a run", "RUNNING", MANIFESTS, HISTORY
+        )
     finally:
         choose([])
     assert '<html lang="zh">' in html

@@ -54,7 +54,7 @@ def test_an_error_of_the_artifact_store_tells_no_password(tmp_path, monkeypatch,
     file = tmp_path / "file"
     file.write_text("")
     calls = {
-        "list": [""], "upload": [file, "x"], "download": ["x/file", file], "delete": ["x"]
+        "list": [""], "upload": [file, "x"], "download": ["x/file", file, 9], "delete": ["x"]
     }  # fmt: skip
     with pytest.raises(StoreUnavailable, match="host/x") as caught:
         getattr(artifacts, verb)(*calls[verb])

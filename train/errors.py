@@ -14,8 +14,8 @@
     ├── UnsafeValue (ValueError)                6   the store or the server says what cannot be used
     ├── UnsafeFile (PermissionError)            6   a link, a pipe, a device in place of a file
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
-    │   ├── StoreRefused                        7   what will not go away by itself
-    │   └── RequestTooLarge                     7   a gateway takes no request of that size
+    │   └── StoreRefused                        7   what will not go away by itself
+    │       └── RequestTooLarge                 7   a gateway takes no request of that size
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
     ├── Superseded                              8   a later attempt has taken the run over
     └── Interrupted                            75   stopped by a signal; can be resumed
@@ -272,12 +272,12 @@ class StoreUnavailable(TrainError, ConnectionError):
     retry_after = 0.0  # seconds that the server asks to wait
 
 
-class RequestTooLarge(StoreUnavailable):
-    """What is between here and the store takes no request of that size; smaller ones it may."""
-
-
 class StoreRefused(StoreUnavailable):
     """The answer was no, and will be as long as nobody changes something: waiting does not help."""
+
+
+class RequestTooLarge(StoreRefused):
+    """What is between here and the store takes no request of that size; smaller ones it may."""
 
 
 class TooLarge(TrainError, ValueError):

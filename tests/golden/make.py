@@ -3,7 +3,7 @@
     python tests/golden/make.py
 
 It is made once for a form of what is stored, and never again: what it holds was written by the
-code of its day. `tests/contract/test_golden.py` says what must hold of it.
+code of its day. `tests/contract/test_stored_runs.py` says what must hold of it.
 """
 
 import json

@@ -86,13 +86,6 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
                 "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
             ).format(uri=uri, command=migrate)
         )
-    if re.search(r"\b413 Client Error", str(error)):
-        return RequestTooLarge(
-            _(
-                "{doing} was refused with 413: a gateway before the store takes no request of that "
-                "size. With nginx, client_max_body_size is the setting"
-            ).format(doing=doing)
-        )
     # Files that go through the tracking server are its own affair.
     is_own_store = store != "" and not store.startswith("mlflow-artifacts:")
     asked = store if is_own_store else tracking_uri
@@ -105,7 +98,7 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
         or _not_trusted(redact(asked), error)
     )
     if told:
-        return StoreRefused(told)
+        return (RequestTooLarge if status_of(error) == 413 else StoreRefused)(told)
     return StoreUnavailable(
         _locked(doing, uri, error)
         or _proxy_fails(asked, error)
