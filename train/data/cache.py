@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from train.data.dataset import Dataset, Rows
-from train.data.npz import read_hashed
+from train.data.npz import check_declared
 from train.data.prepare import Features, Preprocessing
 from train.errors import DataError
 from train.files import atomic_write, open_plain, read_json
@@ -92,21 +92,28 @@ def load(folder: Path) -> Dataset:
                     path=record, version=version, own=_FORMAT_VERSION
                 )
             )
-        arrays, found = read_hashed(npz)
-        if found != expected:
-            raise DataError(
-                _("'{path}' is damaged: its sha256 is {found}, not {expected}").format(
-                    path=npz, found=found, expected=expected
-                )
-            )
         preprocessing = Preprocessing.from_dict(document["preprocessing"])
+        # IMPORTANT: it is opened once: what takes its name after it was hashed is another file.
+        with open_plain(npz) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != expected:
+                raise DataError(
+                    _("'{path}' is damaged: its sha256 is {found}, not {expected}").format(
+                        path=npz, found=found, expected=expected
+                    )
+                )
+            check_declared(file, max_bytes=file.tell())  # `save` compresses nothing
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                train = _rows_of(arrays, "train", preprocessing)
+                val = _rows_of(arrays, "val", preprocessing)
         return Dataset(
             name=document["name"],
             source=document["source"],
             fingerprint=document["fingerprint"],
             preprocessing=preprocessing,
-            train=_rows_of(arrays, "train", preprocessing),
-            val=_rows_of(arrays, "val", preprocessing),
+            train=train,
+            val=val,
             report=tuple(document["report"]),
             sample=_sample_of(document),
             folder=folder,
