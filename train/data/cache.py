@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ _FORMAT_VERSION: Final = 1
 _COMPRESSED: Final = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # zstd, LZ4: all of Arrow's
 _UNREADABLE: Final = (
     OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
-    pa.ArrowException,
+    pa.ArrowException, zipfile.BadZipFile,
 )  # fmt: skip
 
 
