@@ -101,6 +101,7 @@ def test_one_at_a_time_is_in_the_block(tmp_path):
         assert not entered.wait(0.05)
     assert entered.wait(60)
     thread.join()
+    assert (tmp_path / "locks").stat().st_mode & 0o777 == 0o700
     (tmp_path / "file").write_text("")
     with exclusively(tmp_path / "file" / "a"):
         pass

@@ -289,8 +289,7 @@ def exclusively(path: Path) -> Iterator[None]:
         path: A file for the lock; where it cannot be made, nobody is kept out.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115 - closed below; its lock goes with it
+        file = os.fdopen(open_own(path), "ab")
     except OSError:
         yield
         return
