@@ -167,7 +167,7 @@ def test_every_test_that_the_design_names_exists():
             f"{path}::{function}"
         )
     invariants = re.split(r"^\*\*\d+\. ", DESIGN, flags=re.MULTILINE)[1:]
-    assert len(invariants) == 10
+    assert len(invariants) == 11
     assert all("`tests/" in text for text in invariants)
 
 
