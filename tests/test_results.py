@@ -481,7 +481,7 @@ def test_a_model_that_is_late_keeps_no_run_open(train, tracking, monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(results, "log_model", slow)
-    result = train("--epochs", "1", "--drain_seconds", "0.2")
+    result = train("--epochs", "1", "--drain_seconds", "5")
     run = the_run(tracking)
     assert run.status == "FINISHED"
     assert f"not done in time: `train sync {run.run_id}` makes them" in result.output
