@@ -1,6 +1,7 @@
 """The pictures of a run: what they show, and that no odd number costs one."""
 
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from babel.messages.pofile import read_po
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given, settings
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from matplotlib import font_manager
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.font_manager import fontManager
+from support import ROOT
 
+from train.language import choose
 from train.metrics import History, Point
 from train.pages import figures, fonts
 
@@ -323,16 +327,39 @@ def no_fonts(monkeypatch):
 @pytest.fixture
 def system_font(tmp_path, no_fonts, monkeypatch):
     """Install a font that has the characters of 价格 and no others, called SimHei."""
+    install("价格", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def chinese_font(tmp_path, no_fonts, monkeypatch):
+    """Install a font that has all characters that the program says in Chinese."""
+    with (ROOT / "train" / "locale" / "zh.po").open("rb") as file:
+        said = "".join(message.string for message in read_po(file))
+    install({c for c in said if not c.isascii()}, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def chinese():
+    """Speak Chinese, and English again after the test."""
+    choose(["zh"])
+    yield
+    choose([])
+
+
+def install(characters, tmp_path, monkeypatch):
+    """Let the system have one font, SimHei, that draws these characters and no others."""
     builder = FontBuilder(1000)
     pen = TTGlyphPen(None)
     for point in [(0, 0), (0, 800), (800, 800), (800, 0)]:
         (pen.lineTo if point != (0, 0) else pen.moveTo)(point)
     pen.closePath()
     square = pen.glyph()
-    builder.setupGlyphOrder([".notdef", "one", "two"])
-    builder.setupCharacterMap({ord("价"): "one", ord("格"): "two"})
-    builder.setupGlyf({".notdef": square, "one": square, "two": square})
-    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", "one", "two"), (1000, 0)))
+    names = {ord(character): f"u{ord(character):x}" for character in characters}
+    glyphs = [".notdef", *names.values()]
+    builder.setupGlyphOrder(glyphs)
+    builder.setupCharacterMap(names)
+    builder.setupGlyf(dict.fromkeys(glyphs, square))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable({"familyName": "SimHei", "styleName": "Regular"})
     builder.setupOS2()
@@ -346,8 +373,8 @@ def test_a_chinese_title_is_drawn_with_a_font_of_the_system(system_font, caplog,
     title = "价格, 5 validation rows"
     figure = figures._predicted_figure(*rows(3), title)
     assert figure.get_suptitle() == title
+    expect_png(figures._png(figure))
     assert figure._suptitle.get_fontfamily()[-1] == "SimHei"
-    expect_png(figures.predicted_against_true(*rows(3), title))
     assert not caplog.records
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
@@ -363,10 +390,70 @@ def test_without_a_font_a_chinese_title_is_escaped(no_fonts, caplog, recwarn):
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
+def every_figure():
+    """Return figures that say everything there is to say in one, a title of one's own included."""
+    nan = math.nan
+    measured = history(train_loss=[3.0, nan, 1.0], val_loss=[2.0] * 3, val_pearson=[0.1, 0.2, 0.3])
+    narrow, wide = rows(2001), rows(2001, spread=3)
+    wide[0][:2], wide[1][2] = -1, nan
+    title = figures.title_of("price", 2001, 3, is_best=True)
+    return [
+        figures._loss_figure(measured, {1: 1, 2: 2}, 3),
+        figures._loss_figure(measured, {1: 1, 2: 2, 3: 2}, None),
+        figures._correlation_figure(measured, {1: 1}, 3),
+        figures._correlation_figure(History(), {}, None),
+        *(draw(*narrow, title) for draw in (figures._predicted_figure, figures._residual_figure)),
+        *(draw(*wide, title) for draw in (figures._predicted_figure, figures._residual_figure)),
+        figures._predicted_figure(*rows(0), figures.title_of("price", 0, 3, is_best=False)),
+    ]
+
+
+def test_figures_are_in_chinese_where_a_font_has_it(chinese_font, chinese, caplog, recwarn):
+    """Titles, labels and legends are; metrics and what the user named are what they are."""
+    drawn = every_figure()
+    names = {"train_loss", "val_loss", "val_pearson", "price", "epoch", "RMSE"}
+    for figure in drawn:
+        assert set(re.findall(r"[A-Za-z_]{2,}", texts(figure))) <= names
+        expect_png(figures._png(figure))
+    said = "\n".join(map(texts, drawn))
+    for text in ("损失", "相关系数", "最佳：第 3 轮", "最佳：0.30000（第 3 轮）", "第 2 次尝试"):
+        assert text in said
+    for text in ("第 2 到第 3 次尝试", "真实值", "price，2,001 行验证数据，最佳轮次 3", "行数"):
+        assert text in said
+    assert not caplog.records
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_without_a_font_figures_stay_english(no_fonts, chinese, caplog, recwarn):
+    """No boxes, nothing escaped, and no warning: whoever named nothing in Chinese reads on."""
+    drawn = every_figure()
+    choose([])
+    assert [texts(figure) for figure in drawn] == [texts(figure) for figure in every_figure()]
+    for figure in drawn:
+        expect_png(figures._png(figure))
+    assert not caplog.records
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_without_a_font_only_the_name_of_a_target_is_escaped(no_fonts, chinese, caplog):
+    """Of the title around it nothing is, and it is warned of once."""
+    title = figures.title_of("价格", 5, 3, is_best=True)
+    for draw in (figures._residual_figure, figures._predicted_figure):
+        shown = draw(*rows(5), title).get_suptitle()
+        assert shown == r"\u4ef7\u683c, 5 validation rows, best epoch 3"
+    assert len(caplog.records) == 1
+
+
+def test_a_character_that_no_font_has_costs_no_other(system_font, caplog):
+    """Of a title what can be drawn is drawn."""
+    assert fonts.drawable("价格 한", 80) == r"价格 \ud55c"
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("title", ["价" * 100, "格" * 39 + "a" * 50])
 def test_a_wide_title_is_cut_by_its_width(system_font, title):
     """A Chinese character is as wide as two letters."""
-    shown, _families = fonts.drawable(title, 80)
+    shown = fonts.drawable(title, 80)
     assert 39 <= len(shown) <= 42
     assert shown.endswith("…")
 

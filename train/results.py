@@ -241,8 +241,8 @@ def _predictions(
     which: str, manifest: Manifest, predictor: Predictor, dataset: Dataset
 ) -> dict[str, bytes]:
     predicted, target = predictor.predict_features(dataset.val.features), dataset.val.target
-    title = f"{dataset.preprocessing.target}, {len(target):,} validation rows, {which} epoch "
-    title += str(manifest.epoch)
+    name, is_best = dataset.preprocessing.target, which == "best"
+    title = figures.title_of(name, len(target), manifest.epoch, is_best)
     return {
         f"{which}_predicted": figures.predicted_against_true(predicted, target, title),
         f"{which}_residuals": figures.residuals(predicted, target, title),

@@ -1,4 +1,8 @@
-"""Pictures of a run as PNG: its curves, and how its predictions compare with the truth."""
+"""Pictures of a run as PNG: its curves, and how its predictions compare with the truth.
+
+They are in the language of whoever trains, if a font of this system has its characters; names of
+metrics are what they are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ from numpy.typing import NDArray
 
 from train.metrics import MONITOR, History
 from train.pages.checkpoints import LOG_RANGE
-from train.pages.fonts import drawable
+from train.pages.fonts import drawable, families
+from train.pages.fonts import translated as _
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,10 +74,24 @@ def residuals(predicted: Array, target: Array, title: str) -> bytes:
     return _png(_residual_figure(predicted, target, title))
 
 
+def title_of(target: str, num_rows: int, epoch: int, is_best: bool) -> str:
+    """Return what the rows of a validation are.
+
+    Args:
+        target: What is predicted.
+        num_rows: How many rows there are.
+        epoch: Whose model predicts.
+        is_best: Whether that is the best one; else it is the last.
+    """
+    best = _("{target}, {rows:,} validation rows, best epoch {epoch}")
+    last = _("{target}, {rows:,} validation rows, last epoch {epoch}")
+    return (best if is_best else last).format(target=target, rows=num_rows, epoch=epoch)
+
+
 def _loss_figure(
     history: History, first_epochs: Mapping[int, int], best_epoch: int | None
 ) -> Figure:
-    figure, axes = _new_figure("Loss")
+    figure, axes = _new_figure(_("Loss"))
     curves = [_curve(history, "train_loss"), _curve(history, "val_loss")]
     _draw_curve(axes, *curves[0], "train_loss", _FIRST)
     _draw_curve(axes, *curves[1], "val_loss", _SECOND)
@@ -80,8 +99,9 @@ def _loss_figure(
     if drawn.size and drawn.min() > 1 / _LARGEST and drawn.max() > LOG_RANGE * drawn.min():
         axes.set_yscale("log")
     if best_epoch is not None:
-        axes.axvline(best_epoch, color=_GOOD, linewidth=1.2, label=f"best: epoch {best_epoch}")
-    axes.set_ylabel("loss")
+        label = _("best: epoch {epoch}").format(epoch=best_epoch)
+        axes.axvline(best_epoch, color=_GOOD, linewidth=1.2, label=label)
+    axes.set_ylabel(_("loss"))
     _finish_curves(axes, curves, first_epochs)
     return figure
 
@@ -89,12 +109,12 @@ def _loss_figure(
 def _correlation_figure(
     history: History, first_epochs: Mapping[int, int], best_epoch: int | None
 ) -> Figure:
-    figure, axes = _new_figure("Correlation")
+    figure, axes = _new_figure(_("Correlation"))
     epochs, values = _curve(history, MONITOR)
     _draw_curve(axes, epochs, values, MONITOR, _FIRST)
     best = values[epochs == best_epoch]
     if best.size and np.isfinite(best[0]):
-        label = f"best: {best[0]:.5f} (epoch {best_epoch})"
+        label = _("best: {score:.5f} (epoch {epoch})").format(score=best[0], epoch=best_epoch)
         axes.plot(epochs[epochs == best_epoch], best, "o", color=_GOOD, markersize=9, label=label)
     axes.set_ylabel(MONITOR)
     _finish_curves(axes, [(epochs, values)], first_epochs)
@@ -127,16 +147,17 @@ def _finish_curves(
     from matplotlib.ticker import MaxNLocator
 
     # Before the attempts' lines: whoever trains on wants to see the curve as wide as it was.
-    axes.set(xlabel="epoch", xlim=_padded(np.concatenate([epochs for epochs, _ in curves])))
+    axes.set(xlabel=_("epoch"), xlim=_padded(np.concatenate([curve[0] for curve in curves])))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_attempts(axes, first_epochs)
     if axes.get_legend_handles_labels()[1]:
         legend = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "frameon": False}
         axes.legend(**legend)
-    num_missing = sum(int(np.isnan(values).sum()) for _, values in curves)
-    notes = [f"values not finite, left out: {num_missing:,}"] if num_missing else []
-    if not any(np.isfinite(values).any() for _, values in curves):
-        notes.append("nothing to draw")
+    num_missing = sum(int(np.isnan(curve[1]).sum()) for curve in curves)
+    left_out = _("values not finite, left out: {number:,}").format(number=num_missing)
+    notes = [left_out] if num_missing else []
+    if not any(np.isfinite(curve[1]).any() for curve in curves):
+        notes.append(_("nothing to draw"))
     place: dict[str, Any] = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
     axes.text(1, 1.01, ", ".join(notes), color=_SOFT, **place)
 
@@ -156,8 +177,8 @@ def _mark_attempts(axes: Axes, first_epochs: Mapping[int, int]) -> None:
         axes.axvline(epoch, color=_SOFT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         if epoch - last < room:
             continue
-        several = len(began) > 1
-        label = f"attempts {began[0]} to {began[-1]}" if several else f"attempt {began[0]}"
+        several = _("attempts {first} to {last}") if len(began) > 1 else _("attempt {first}")
+        label = several.format(first=began[0], last=began[-1])
         # In the middle: a correlation curve is at the top for long, a loss curve at the bottom.
         place: dict[str, Any] = {
             "rotation": 90,
@@ -174,12 +195,12 @@ def _predicted_figure(predicted: Array, target: Array, title: str) -> Figure:
     wide = _is_wide(target)
     limits = _log_limits(predicted, target) if wide else _padded(np.append(predicted, target))
     scale = "log" if wide else "linear"
-    axes.set(xscale=scale, yscale=scale, xlabel="true", ylabel="predicted")
+    axes.set(xscale=scale, yscale=scale, xlabel=_("true"), ylabel=_("predicted"))
     axes.set(xlim=limits, ylim=limits)
     axes.plot(limits, limits, color=_SOFT, linewidth=1, zorder=3)
     counts = _draw_rows(axes, target, _clipped(predicted, limits, notes))
     if counts is not None:
-        figure.colorbar(counts, ax=axes, label="rows")
+        figure.colorbar(counts, ax=axes, label=_("rows"))
     _say(axes, [*_quality(predicted, target), *notes])
     return figure
 
@@ -193,21 +214,22 @@ def _residual_figure(predicted: Array, target: Array, title: str) -> Figure:
         # A difference shows the largest targets alone; what tells of all is the factor.
         across = _log_limits(predicted, target)
         predicted = _clipped(predicted, across, notes)
-        missed, none, scale, what = target / predicted, 1, "log", "true / predicted"
+        missed, none, scale, what = target / predicted, 1, "log", _("residual (true / predicted)")
         up = _log_limits(missed, missed)
         edges = np.geomspace(*up, _BINS + 1)
     else:
         across = _padded(predicted)
-        missed, none, scale, what = target - predicted, 0, "linear", "true - predicted"
+        missed, none, scale = target - predicted, 0, "linear"
+        what = _("residual (true - predicted)")
         up = _padded(missed)
         edges = np.linspace(*up, _BINS + 1)
     axes.set(xscale=scale, yscale=scale, xlim=across, ylim=up)
-    axes.set(xlabel="predicted", ylabel=f"residual ({what})")
+    axes.set(xlabel=_("predicted"), ylabel=what)
     counts = _draw_rows(axes, predicted, missed)
     if counts is not None:
-        figure.colorbar(counts, ax=[axes, side], label="rows")
+        figure.colorbar(counts, ax=[axes, side], label=_("rows"))
     side.hist(missed, bins=list(edges), orientation="horizontal", color=_FIRST)
-    side.set(yscale=scale, ylim=up, xlabel="rows")
+    side.set(yscale=scale, ylim=up, xlabel=_("rows"))
     side.set_xlim(left=0)
     side.tick_params(which="both", labelleft=False)
     for one in (axes, side):
@@ -221,7 +243,8 @@ def _usable(predicted: Array, target: Array) -> tuple[Array, Array, list[str]]:
     rows = np.column_stack([predicted, target]).astype(np.float64)
     usable = (np.abs(rows) <= _LARGEST).all(axis=1)  # NaN is not, either
     num_left = len(rows) - int(usable.sum())
-    notes = [f"rows not finite, left out: {num_left:,}"] if num_left else []
+    left_out = _("rows not finite, left out: {number:,}").format(number=num_left)
+    notes = [left_out] if num_left else []
     return rows[usable, 0], rows[usable, 1], notes
 
 
@@ -259,7 +282,8 @@ def _clipped(values: Array, limits: tuple[float, float], notes: list[str]) -> Ar
     """Return the values with those beyond the axis at its edge, of which a note is added."""
     clipped = np.clip(values, *limits)
     if num_moved := int((clipped != values).sum()):
-        notes.append(f"predictions beyond the axis, drawn at its edge: {num_moved:,}")
+        moved = _("predictions beyond the axis, drawn at its edge: {number:,}")
+        notes.append(moved.format(number=num_moved))
     return clipped
 
 
@@ -305,7 +329,7 @@ def _quality(predicted: Array, target: Array) -> list[str]:
     (['2 rows', 'r -', 'RMSE 1.4142'], ['nothing to draw'])
     """
     if not target.size:
-        return ["nothing to draw"]
+        return [_("nothing to draw")]
     rmse = np.sqrt(np.mean((target - predicted) ** 2))
     correlation = "-"  # undefined where either is constant
     if np.ptp(predicted) > 0 and np.ptp(target) > 0:
@@ -313,7 +337,8 @@ def _quality(predicted: Array, target: Array) -> list[str]:
         scaled = [(v - v.mean()) / np.ptp(v) for v in (predicted, target)]
         norms = [np.sqrt(np.sum(v * v)) for v in scaled]
         correlation = f"{np.sum(scaled[0] * scaled[1]) / (norms[0] * norms[1]):.5f}"
-    return [f"{target.size:,} rows", f"r {correlation}", f"RMSE {rmse:.5g}"]
+    num_rows = _("{number:,} rows").format(number=target.size)
+    return [num_rows, f"r {correlation}", f"RMSE {rmse:.5g}"]
 
 
 def _say(axes: Axes, lines: Sequence[str]) -> None:
@@ -332,9 +357,8 @@ def _new_figure(title: str, columns: Sequence[int] = (1,)) -> tuple[Figure, Axes
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=_SIZE, dpi=100, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
-    shown, families = drawable(title, _TITLE_LENGTH)
     place: dict[str, Any] = {"x": 0.01, "ha": "left", "color": _INK, "fontsize": 16}
-    figure.suptitle(shown, parse_math=False, fontfamily=families, **place)
+    figure.suptitle(drawable(title, _TITLE_LENGTH), parse_math=False, **place)
     grid = figure.subplots(1, len(columns), squeeze=False, width_ratios=columns)
     for axes in grid[0]:
         axes.set_facecolor("white")
@@ -349,6 +373,12 @@ def _new_figure(title: str, columns: Sequence[int] = (1,)) -> tuple[Figure, Axes
 
 
 def _png(figure: Figure) -> bytes:
+    from matplotlib.text import Text
+
+    for text in cast(list[Text], figure.findobj(Text)):
+        needed = families(text.get_text())
+        if len(needed) > 1:
+            text.set_fontfamily(needed)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
     return file.getvalue()

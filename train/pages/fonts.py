@@ -1,4 +1,4 @@
-"""What a title in a picture can be written with: fonts of this system, or ASCII."""
+"""What a picture can be written with: fonts of this system, or ASCII."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import unicodedata
 from typing import Final
 
+from train import language
 from train.language import _
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,15 @@ _FAMILIES: Final = (
 )  # fmt: skip
 
 
-def drawable(text: str, max_width: int) -> tuple[str, list[str]]:
-    r"""Return a text as one line that can be drawn, and the families of fonts to draw it with.
+def translated(message: str) -> str:
+    """Return `message` in the chosen language, if a font of this system has its characters."""
+    say = language._  # the message is a literal where this is called
+    text = say(message)
+    return message if text != message and _families(text)[1] else text
+
+
+def drawable(text: str, max_width: int) -> str:
+    r"""Return a text as one line that can be drawn with the fonts of `families`.
 
     What no font of this system has is escaped, such as \u4ef7, with a warning, once.
 
@@ -32,18 +40,28 @@ def drawable(text: str, max_width: int) -> tuple[str, list[str]]:
         max_width: So many letters at most; a Chinese character is as wide as two.
     """
     line = _cut(" ".join(text.split()), max_width)
-    default = _default_family()
-    lacking = frozenset(line) - _characters_of(default)
-    if not lacking:
-        return line, [default]
-    printable = {c for c in lacking if c.isprintable()}
-    found = next((f for f in _installed() if printable and printable <= _characters_of(f)), None)
-    if found is None and printable:
+    lacking = _families(line)[1]
+    if any(c.isprintable() for c in lacking):
         _warn()
-    families = [default, found] if found else [default]
-    unknown = lacking - printable if found else lacking
-    escaped = [c.encode("unicode_escape").decode() if c in unknown else c for c in line]
-    return _cut("".join(escaped), max_width), families
+    escaped = [c.encode("unicode_escape").decode() if c in lacking else c for c in line]
+    return _cut("".join(escaped), max_width)
+
+
+def families(text: str) -> list[str]:
+    """Return the families of fonts to draw a text with, the default one first."""
+    return _families(text)[0]
+
+
+def _families(text: str) -> tuple[list[str], set[str]]:
+    """Return the families of fonts that a text needs, and the characters that none has."""
+    found = [_default_family()]
+    lacking = set(text) - _characters_of(found[0])
+    printable = {c for c in lacking if c.isprintable()}
+    for family in _installed() if printable else ():
+        if has := printable & _characters_of(family):
+            found.append(family)
+            printable, lacking = printable - has, lacking - has
+    return found, lacking
 
 
 def _cut(line: str, max_width: int) -> str:
