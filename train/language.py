@@ -10,7 +10,7 @@ import gettext
 import io
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("locale")
@@ -49,23 +49,28 @@ def later(message: str) -> str:
     return message
 
 
-def retold(sentence: str, messages: Iterable[str]) -> str:
+def retold(sentence: str, messages: Iterable[str], parts: Mapping[str, Iterable[str]]) -> str:
     """Return a stored English sentence in the chosen language; as it is if it is not known.
 
     Args:
         sentence: What was stored.
         messages: What it may have been made from, with {names} in them.
+        parts: Those of the {names} whose values are words of the program, to what these may have
+            been made from; the other values stay as they are.
 
-    >>> retold("1 of 'a'", ["{number} of '{name}'"])
+    >>> retold("1 of 'a'", ["{number} of '{name}'"], {})
     "1 of 'a'"
     """
     for message in messages:
-        parts = string.Formatter().parse(message)
+        fields = string.Formatter().parse(message)
         pattern = "".join(
-            re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name, *_rest in parts
+            re.escape(text) + (f"(?P<{name}>.+?)" if name else "") for text, name, *_rest in fields
         )
         if found := re.fullmatch(pattern, sentence, re.DOTALL):
-            values = {name: retold(value, messages) for name, value in found.groupdict().items()}
+            values = {
+                name: retold(value, parts.get(name, ()), parts)
+                for name, value in found.groupdict().items()
+            }
             return _translations.gettext(message).format(**values)
     return sentence
 

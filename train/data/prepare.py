@@ -20,7 +20,7 @@ from train.data.features import CategoricalFeature, NumericFeature
 from train.data.recognise import first_known, first_odd
 from train.data.scale import TargetScale
 from train.errors import DataError
-from train.language import _
+from train.language import _, later, retold
 
 VERSION: Final = 1  # raised whenever the same table would give other arrays
 
@@ -29,10 +29,11 @@ _IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken 
 _NAMELESS: Final = "Unnamed: 0"  # as a first column without a name is called; once it was ""
 
 # Why a column is left out, as it is stored.
-_DROPPED: Final = "dropped as asked"
-_INDEX: Final = "a saved pandas index, a row number: keep_index=true takes it"
-_CONSTANT: Final = "the same in all training rows"
-_DISTINCT: Final = "nearly every value different, like an identifier"
+_DROPPED: Final = later("dropped as asked")
+_INDEX: Final = later("a saved pandas index, a row number: keep_index=true takes it")
+_CONSTANT: Final = later("the same in all training rows")
+_DISTINCT: Final = later("nearly every value different, like an identifier")
+_REASONS: Final = (_DROPPED, _INDEX, _CONSTANT, _DISTINCT, later("of type {type}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,10 @@ class Preprocessing:
                 numeric += fitted
         if not numeric and not categorical:
             groups = _grouped(left_out).items()
-            listing = [f"{listed(names, most=5)} ({_told(reason)})" for reason, names in groups]
+            listing = [
+                f"{listed(names, most=5)} ({retold(reason, _REASONS, {})})"
+                for reason, names in groups
+            ]
             reasons = "; ".join(listing) or _("it is the only column")
             raise DataError(
                 _("nothing is left to predict '{target}' from: {reasons}").format(
@@ -287,16 +291,6 @@ def _grouped(left_out: Mapping[str, str]) -> dict[str, list[str]]:
     for name, reason in left_out.items():
         groups.setdefault(reason, []).append(name)
     return groups
-
-
-def _told(reason: str) -> str:
-    """Return why a column was left out, which is stored in English, in the user's language."""
-    return {
-        _DROPPED: _("dropped as asked"),
-        _INDEX: _("a saved pandas index, a row number: keep_index=true takes it"),
-        _CONSTANT: _("the same in all training rows"),
-        _DISTINCT: _("nearly every value different, like an identifier"),
-    }.get(reason, reason)
 
 
 def _fit_column(
