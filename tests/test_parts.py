@@ -282,3 +282,44 @@ def test_a_warning_of_the_connection_is_shown_once(tracking):
             for line in range(1, 74):
                 warnings.warn_explicit("Unverified", InsecureRequestWarning, "x.py", line)
     assert len(seen) == 1
+
+
+def test_a_cut_upload_that_died_is_begun_anew(remote, write, tmp_path, monkeypatch):
+    """Of what went up before it was cut nothing is left there, so that nothing counts as there."""
+    content, manifest = write(1)
+    folder, checks = tmp_path / "spool" / "epoch_1", iter(range(9))
+
+    def die():
+        if next(checks, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CheckpointStore(remote, "r1").put(folder, manifest, check_lease=die)
+    assert (tmp_path / "artifacts" / "checkpoints" / "epoch_1" / "checkpoint.pth").is_dir()
+    monkeypatch.setattr(Gateway, "limit", 1 << 30)  # by the next process whole files may go up
+    store = CheckpointStore(remote, "r1")
+    assert store.list() == []
+    stored = store.put(folder, manifest)
+    got = store.get(stored, tmp_path / "got")
+    assert torch.equal(got["model_state_dict"]["weight"], content["model_state_dict"]["weight"])
+
+
+def test_an_index_that_is_refused_keeps_nothing_from_being_pruned(
+    remote, tracking, record, tmp_path, make_checkpoint, monkeypatch
+):
+    """It goes, too: listings read the manifests themselves."""
+    spool, store = Spool(tmp_path / "spool", 1), CheckpointStore(remote, record.run_id)
+    publisher = Publisher(tracking, store, spool, Retention())
+    store_one = Gateway.log_artifact
+
+    def refuse_index(self, local_file, artifact_path=None):
+        if Path(local_file).name == "index.json":
+            raise OSError("413 Client Error: Request Entity Too Large for url: http://x")
+        store_one(self, local_file, artifact_path)
+
+    for epoch in (1, 2, 3):
+        content, path = make_checkpoint(epoch), spool.path(f"epoch_{epoch}")
+        publisher.commit(write_checkpoint(path, content, attempt=1, kept=False, metrics={}))
+        monkeypatch.setattr(Gateway, "log_artifact", refuse_index)
+    assert [m.epoch for m in store.list()] == [3]
+    assert not (tmp_path / "artifacts" / "checkpoints" / "index.json").exists()

@@ -1,6 +1,7 @@
 """What an attempt left on this disk is published once, and only while nobody has overtaken it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,11 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import JOURNAL_FILE, RunFolder
 from train.config import Config
 from train.errors import StoreUnavailable, Superseded
+from train.maintenance import verify_rows
 from train.metrics import History, Point
 from train.opening import Launcher
 from train.report import Reporter
-from train.source import open_store
+from train.source import find_source, open_store
 from train.sync import publish_waiting, waiting_runs
 from train.tracking import HOST_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
 
@@ -37,13 +39,13 @@ class Disk:
     def store(self):
         return open_store(self.tracking, self.record, self.folder)
 
-    def begin(self, **options):
+    def begin(self, first_epoch=1, **options):
         """Claim the next attempt, as a process that has just started."""
         self.config = Config(log_model=False, **options)
         if self.record.attempts == 0:
             attempt = Attempt.first(self.tracking, self.record)
         else:
-            attempt = Attempt.another(self.tracking, self.record, None, 1, {})
+            attempt = Attempt.another(self.tracking, self.record, None, first_epoch, {})
         attempt.begin({OPTIONS_TAG: json.dumps(self.config.to_dict())})
         self.spool = self.folder.spool(attempt.number)
         self.spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
@@ -430,3 +432,64 @@ def test_samples_of_a_child_that_somebody_deleted_do_not_keep_the_run_open(disk,
     disk.publish()
     assert disk.folder.waiting() == []
     assert disk.record.status == "FINISHED"
+
+
+def test_what_followed_a_fallback_is_published(disk):
+    """A damaged checkpoint that the attempt did not go on from makes nothing of it old."""
+    disk.begin()
+    for epoch in (1, 2, 3):
+        disk.commit(disk.write(epoch), Retention())
+    file = Path(disk.record.artifact_uri) / "checkpoints" / "epoch_3" / "checkpoint.pth"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    disk.begin(first_epoch=3)
+    saved = disk.write_inside(2, 3)
+    (disk.spool.folder / JOURNAL_FILE).unlink()  # then the run's tags tell where it began
+    (disk.spool.folder / JOURNAL_FILE).write_text("{}")
+    disk.publish()
+    assert find_source(disk.record, disk.store, None).manifest == saved
+
+
+def test_commits_before_the_tag_are_no_break(disk):
+    """Where the server could not be told of two, what lies between is no fault."""
+    disk.begin()
+    publisher = Publisher(disk.tracking, disk.store, disk.spool, Retention(), disk.store.list())
+    publisher.commit(disk.write(1, kept=False))
+
+    def fail(epoch):
+        raise StoreUnavailable("away")
+
+    publisher._publish = fail
+    for epoch in (2, 3):
+        with pytest.raises(StoreUnavailable, match="away"):
+            publisher.commit(disk.write(epoch, score=0.05, kept=False))
+    assert find_source(disk.record, disk.store, None).gone is None
+
+
+def test_a_damaged_newest_is_told_as_that_alone(disk):
+    """After a fallback nothing else is missing: verify has one row of it."""
+    disk.begin()
+    publisher = Publisher(disk.tracking, disk.store, disk.spool, Retention(), disk.store.list())
+    for epoch, score in ((4, 0.9), (5, 0.1), (6, 0.1)):
+        publisher.commit(disk.write(epoch, score=score, kept=False))
+    file = Path(disk.record.artifact_uri) / "checkpoints" / "epoch_6" / "checkpoint.pth"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    source = find_source(disk.record, disk.store, None)
+    Publisher(disk.tracking, disk.store, disk.spool, Retention(), source.manifests).settle()
+    rows = {row["name"]: row["status"] for row in verify_rows(disk.tracking, disk.run_id)}
+    assert rows == {"epoch_4": "ok", "epoch_6": "damaged"}
+
+
+def test_a_link_where_a_checkpoint_would_be_holds_nothing_up(disk):
+    """It is told and left alone, and what is trained is published."""
+    disk.begin()
+    disk.commit(disk.write(1))
+    planted = Path(disk.record.artifact_uri) / "checkpoints" / "epoch_9" / "checkpoint.pth"
+    planted.parent.mkdir()
+    planted.symlink_to("/etc/passwd")
+    disk.commit(disk.write(2))
+    assert disk.stored() == [1, 2]
+    assert planted.is_symlink()

@@ -166,7 +166,7 @@ def _resume(launcher: Launcher, record: RunRecord, launch: Launch) -> Opened:
 def _in_place(launcher: Launcher, source: Source) -> Opened:
     record, tracking = source.record, launcher.tracking
     config = resumed_config(source, launcher.given)
-    _report_gone(tracking, source, config.strict)
+    _report_gone(launcher, source, config.strict, {})
     task = make_task(config, recover_data(launcher, source, config))
     _report_drift(launcher, source, task)
     # IMPORTANT: all that is read comes before the claim; the claim is the first change.
@@ -193,12 +193,14 @@ def _report_drift(launcher: Launcher, source: Source, task: TabularTask) -> None
     drift.report(source.record.run_id, found, task.config.strict, fork)
 
 
-def _report_gone(tracking: Tracking, source: Source, strict: bool) -> None:
-    if source.gone is None or is_trained(tracking, source.record):
+def _report_gone(
+    launcher: Launcher, source: Source, strict: bool, asked: Mapping[str, Any]
+) -> None:
+    if source.gone is None or is_trained(launcher.tracking, source.record):
         return
     run_id = source.record.run_id
     if strict:
-        go_on = train_command({"resume_run": run_id, "strict": False})
+        go_on = train_command({"resume_run": run_id, **asked, **launcher.given, "strict": False})
         raise RunNotUsable(
             run_id,
             _("is not continued with strict=true: {gone}. To go on with what is left: {command}")
@@ -212,7 +214,8 @@ def _fork(launcher: Launcher, source: Source) -> Opened:
         why = _("has no checkpoint yet, so there is no fork of it")
         raise RunNotUsable(source.record.run_id, why)
     config = forked_config(source, launcher.given)
-    _report_gone(launcher.tracking, source, config.strict)
+    asked = {"resume_epoch": source.manifest.key if source.manifest else None, "fork": True}
+    _report_gone(launcher, source, config.strict, asked)
     dataset = recover_data(launcher, source, source.config)
     if changes_data(source, launcher.given):
         # Other rows, but the model's inputs stay what they were.

@@ -62,7 +62,9 @@ def verify_rows(tracking: Tracking, run_id: str) -> Iterator[Row]:
         for row in each(lambda item: check(*item), examined.items(), NUM_VERIFIED):
             yield row
             committed += [row] if row["status"] != "uncommitted" else []
-    gone = find_gone(tracking, record, stored, filter(None, examined.values()))
+    ok = {row["name"] for row in committed if row["status"] == "ok"}
+    known = [*stored, *filter(None, examined.values())]
+    gone = find_gone(tracking, record, [m for m in stored if m.name in ok], known)
     if gone is not None:
         yield {"name": MANIFEST_TAG, "status": "damaged", "found": gone, "bytes": None}
     require_committed(record, store, committed)

@@ -76,8 +76,6 @@ class Launcher:
 
     def close(self, status: str) -> None:
         """Close what was opened, after an error."""
-        for folder in self.folders.values():
-            folder.release()
         try:
             if self.attempt is not None:
                 last_epoch = self.attempt.first_epoch - 1
@@ -89,6 +87,9 @@ class Launcher:
                 bounded(lambda: set_status(status), END_SECONDS)
         except (TrainError, OSError) as error:  # the first error is the one to tell
             log.warning(_("The run could not be closed as %s: %s"), status, error)
+        finally:  # last: whoever takes the folder now finds all that was recorded
+            for folder in self.folders.values():
+                folder.release()
 
 
 def begin(

@@ -50,8 +50,6 @@ from train.untrusted import path_part, run_id_in, shown
 
 log = logging.getLogger(__name__)
 
-MAX_TIME = 2.5e11  # in seconds since 1970, to show: no calendar goes beyond the year 9999
-
 
 @dataclass(frozen=True)
 class Source:
@@ -135,11 +133,11 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
 
 def whose(record: RunRecord) -> str:
     """Return a run's name, whose it is, and when it was started: it may be somebody else's."""
-    started = datetime.fromtimestamp(min(max(0, record.start_time_ms / 1000), MAX_TIME))
+    started = record.started
     return _("{name} of {user}, started {started}").format(
         name=shown(record.name),
         user=shown(record.tags.get(USER_TAG) or _("somebody unknown")),
-        started=f"{started:%Y-%m-%d %H:%M}",
+        started=UNKNOWN if started is None else f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}",
     )
 
 

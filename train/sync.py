@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train import environment
-from train.attempt import ENDED_WORDS, VANISHED, Attempt
+from train.attempt import ENDED_WORDS, VANISHED, Attempt, first_epochs
 from train.checkpoint.format import load_content, verify
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.policy import Retention
@@ -110,7 +110,10 @@ def _publish(
     Returns:
         All that the store and the spool held.
     """
-    stored = store.list()
+    # What the attempt did not go on from was damaged when it began: it is not the newest.
+    stored = [
+        m for m in store.list() if m.attempt >= spool.attempt or m.epoch < attempt.first_epoch
+    ]
     newest = stored[-1].order if stored else (-1, -1)
     # The newest in the store too: it may be committed, and its metrics not yet published.
     waiting = [m for m in good_checkpoints(spool) if m.order >= newest]
@@ -147,11 +150,11 @@ def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Att
 
 def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
     """Return what can be told of the run's newest attempt without what it recorded."""
-    child_id = record.child_of(record.attempts) or record.run_id
-    link = run_link(tracking, record)
-    return Attempt(tracking, record.run_id, record.attempts, 1, child_id, link).journal(
-        "RUNNING", 0
-    )
+    number = record.attempts
+    child_id = record.child_of(number) or record.run_id
+    first = first_epochs(record.tags).get(number, 1)
+    attempt = Attempt(tracking, record.run_id, number, first, child_id, run_link(tracking, record))
+    return attempt.journal("RUNNING", first - 1)
 
 
 def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool:

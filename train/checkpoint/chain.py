@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from train.checkpoint.manifest import Manifest
 from train.errors import CheckpointDamaged
@@ -52,6 +52,20 @@ def _signature(manifest: Manifest, key: bytes) -> str:
     return hmac.new(key, manifest.canonical, hashlib.sha256).hexdigest()
 
 
+def _follows(reached: Manifest, anchor: str, by_digest: Mapping[str, Manifest]) -> bool:
+    """Tell whether the commits since the one of that digest lead to `reached`.
+
+    There are several where the tag could not be set for a while: nothing is pruned before it is, so
+    that those between are all there.
+    """
+    before = by_digest.get(reached.previous or "")
+    while before is not None:
+        if before.previous == anchor:
+            return True
+        before = by_digest.get(before.previous or "")
+    return False
+
+
 def find_break(manifests: Iterable[Manifest], reached: Manifest, anchor: str | None) -> str | None:
     """Return, in half a line, what is missing or out of order; None if nothing is.
 
@@ -64,6 +78,8 @@ def find_break(manifests: Iterable[Manifest], reached: Manifest, anchor: str | N
     if anchor in (reached.digest, reached.previous):
         return None  # the latter is an attempt that died between the commit and the tag
     by_digest = {manifest.digest: manifest for manifest in manifests}
+    if anchor is not None and _follows(reached, anchor, by_digest):
+        return None
     if anchor is None:
         before = by_digest.get(reached.previous or "")
         if before is not None and before.run_id is None:

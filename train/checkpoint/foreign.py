@@ -29,13 +29,13 @@ class Foreign:
         """Tell whether a folder is what a killed upload left: no manifest, no file of others."""
         try:
             files = self._artifacts.list(f"{ROOT}/{name}")
+            parts = self._artifacts.list(f"{ROOT}/{name}/{CHECKPOINT_FILE}")  # [] of a file
         except UnsafeFile as error:
             self.names.add(name)
             log.warning("%s", error)
             return False
         if MANIFEST_FILE in files:
             return False
-        parts = self._artifacts.list(f"{ROOT}/{name}/{CHECKPOINT_FILE}")  # [] of a file
         if parts:
             files = [*files, *(f"{CHECKPOINT_FILE}/{part}" for part in parts)]
         foreign = [file for file in files if not is_own_file(file)]

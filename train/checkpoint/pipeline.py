@@ -29,7 +29,7 @@ from train.checkpoint.room import LOOK_SECONDS, Room
 from train.checkpoint.spool import Spool
 from train.checkpoint.staging import MayWait, Staged, Stager
 from train.checkpoint.transfers import show_upload
-from train.errors import StoreRefused
+from train.errors import StoreRefused, UnsafeFile
 from train.language import _
 from train.metrics import MONITOR
 
@@ -380,7 +380,7 @@ class Pipeline:
         with shared.changed:
             if not shared.offline:
                 told = _("%s. What is saved waits on this disk, and is published later")
-                if isinstance(error, StoreRefused):
+                if isinstance(error, StoreRefused | UnsafeFile):
                     told = _("%s. It will not go away by itself: what is saved waits on this disk")
                 log.warning(told, error)
             shared.offline, shared.uploading = True, None

@@ -128,13 +128,16 @@ class Publisher:
     def _prune(self) -> None:
         """Delete what need not stay, and what is left of a killed upload or deletion.
 
-        The index is written first and without it, so that it never names what is gone. A store that
-        refuses to delete is asked again now and then: nothing waits for it.
+        The index is written first and without it, so that it never names what is gone; one that
+        cannot be written, as it is too long for a gateway, goes. A store that refuses to delete is
+        asked again now and then: nothing waits for it.
         """
         gone = self.retention.to_prune(self.manifests)
         stay = [m for m in self.manifests if m not in gone]
         write_index = functools.partial(self.store.write_index, stay, self._spool.folder)
-        self._is_tidy = self.store.try_to("index", write_index)
+        self._is_tidy = self.store.try_to("index", write_index) or self.store.try_to(
+            "old index", self.store.delete_index
+        )
         if not self._is_tidy:
             return
         if time.monotonic() < self._prune_at:

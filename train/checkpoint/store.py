@@ -320,6 +320,10 @@ class CheckpointStore:
         atomic_write(folder / INDEX_FILE, lambda file: file.write(text))
         self._artifacts.upload(folder / INDEX_FILE, ROOT)
 
+    def delete_index(self) -> None:
+        """Remove the index: a listing reads the manifests themselves."""
+        self._artifacts.delete(f"{ROOT}/{INDEX_FILE}")
+
     def upload(self, local_file: Path, folder: str) -> None:
         """Store a file of the run that is no part of a checkpoint, as it is now.
 

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 NUM_TRANSFERS = 4  # at a time
 NUM_TRIES = 3  # of each transfer
-MAX_PAUSE_SECONDS = 30.0  # between two of them, whatever the server asks for
 
 T = TypeVar("T")
 
@@ -41,7 +40,7 @@ def retried(transfer: Callable[[], T]) -> T:
         except StoreUnavailable as error:
             log.debug("try %d: %s", number, error)
             pause = _jitter.uniform(0.5, 1.0) * 0.1 * 4**number  # under 2 s in all
-            time.sleep(max(pause, min(error.retry_after, MAX_PAUSE_SECONDS)))
+            time.sleep(max(pause, error.retry_after))
     return transfer()
 
 

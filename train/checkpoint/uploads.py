@@ -62,6 +62,8 @@ class Uploads:
             if max(entry.bytes for entry in cut.files) > self.part_size.bytes:
                 cut = cut_again(folder, manifest, cut_folder, self.part_size.bytes)
                 here, self._cut[manifest.name] = cut_folder, cut
+                # What went up whole is cleared away for the parts: it must not count as there.
+                (folder / UPLOADED_FILE).unlink(missing_ok=True)
             try:
                 self._send_all(here, cut, check_lease, clear)
             except Smaller:

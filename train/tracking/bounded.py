@@ -25,6 +25,7 @@ from urllib3.util.retry import Retry
 
 from train.language import _
 from train.redact import redact
+from train.tracking.translate import MAX_PAUSE_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class _InTime(Retry):
 
     def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
         asked = super().get_retry_after(response)
-        return None if asked is None else max(0.0, min(asked, _seconds_left()))
+        return None if asked is None else max(0.0, min(asked, _seconds_left(), MAX_PAUSE_SECONDS))
 
 
 class _UntilEnd(io.RawIOBase):

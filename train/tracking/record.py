@@ -227,7 +227,7 @@ class RunRecord:
     def options(self) -> Config | None:
         """Return the options that the newest attempt ran with, None if the tag does not tell.
 
-        Anybody may have written them: see `train.options.confirmed`.
+        Anybody may have written them: see `train.restored`.
         """
         found = self._options()
         try:

@@ -21,6 +21,8 @@ from train.redact import redact
 from train.shell import command, quoted
 from train.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
 
+MAX_PAUSE_SECONDS = 30.0  # before a call is tried again, whatever the server asks for
+
 
 def local_path(artifact_uri: str) -> Path | None:
     """Return the folder that an artifact URI names on this machine, None for a server's.
@@ -67,7 +69,8 @@ def _with_wait(told: StoreUnavailable, error: Exception) -> StoreUnavailable:
     """Note how long the server asks to wait (429, 503), where it says so in seconds."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     seconds = str(headers.get("Retry-After", ""))
-    told.retry_after = float(seconds) if re.fullmatch(r"[0-9]{1,6}", seconds) else 0.0
+    asked = float(seconds) if re.fullmatch(r"[0-9]{1,6}", seconds) else 0.0
+    told.retry_after = min(asked, MAX_PAUSE_SECONDS)
     return told
 
 
