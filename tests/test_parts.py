@@ -18,7 +18,6 @@ from train.checkpoint.publisher import Publisher
 from train.checkpoint.spool import Spool
 from train.checkpoint.store import CheckpointStore
 from train.checkpoint.transfers import retried
-from train.data import cache, provide
 from train.errors import CheckpointDamaged, RequestTooLarge, StoreUnavailable
 from train.tracking import Artifacts, Tracking
 
@@ -254,23 +253,6 @@ def test_what_a_server_asks_to_wait_is_waited_up_to_a_limit(tmp_path, pauses, as
     assert artifacts.list("logs") == ["a.txt"]
     [pause] = pauses
     assert pause == waited if waited else pause < 1
-
-
-def test_data_that_a_gateway_refuses_does_not_keep_a_run_from_starting(tmp_path, caplog):
-    """The record goes up all the same; that another machine will need the raw table is told."""
-    for name in (cache.NPZ_NAME, cache.JSON_NAME):
-        (tmp_path / name).write_bytes(b"x" * 100)
-    stored = []
-
-    def put(path):
-        if path.name == cache.NPZ_NAME:
-            raise RequestTooLarge("refused: client_max_body_size is the setting")
-        stored.append(path.name)
-
-    provide.upload(tmp_path, "auto", put)
-    assert stored == [cache.JSON_NAME]
-    assert "client_max_body_size" in caplog.text
-    assert "will need the raw table" in caplog.text
 
 
 def test_a_warning_of_the_connection_is_shown_once(tracking):

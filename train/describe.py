@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from train import environment, git
+from train.checkpoint.parts import PartSize
 from train.config import Config
 from train.data.dataset import Dataset
-from train.data.provide import cache_folder, upload
+from train.data.provide import cache_folder
+from train.data.stored import RunFiles, upload
 from train.declare import options_of, to_text
 from train.errors import StoreUnavailable
 from train.files import atomic_write, size_in_words
@@ -18,6 +20,7 @@ from train.language import _
 from train.redact import redact
 from train.tasks.tabular import TabularTask
 from train.tracking import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord, Tracking
+from train.tracking.artifacts import Artifacts
 from train.tracking.ui import mark_experiment
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,18 @@ def upload_data(tracking: Tracking, task: TabularTask, record: RunRecord, home: 
     """Store the prepared data with the run, as the option `upload_data` says."""
     artifacts = tracking.artifacts(record)
     folder = task.dataset.folder or cache_folder(home, task.dataset.fingerprint)
-    upload(folder, task.config.upload_data, lambda path: artifacts.upload(path, "data"))
+    upload(folder, task.config.upload_data, data_files(artifacts))
+
+
+def data_files(artifacts: Artifacts) -> RunFiles:
+    """Return what can be done to the files of a run's `data/`."""
+    part_size = PartSize()
+    return RunFiles(
+        put=lambda path, inside: artifacts.upload(path, f"data/{inside}".rstrip("/")),
+        names=lambda inside: artifacts.list(f"data/{inside}".rstrip("/")),
+        download=lambda name, to, max_bytes: artifacts.download(f"data/{name}", to, max_bytes),
+        smaller=lambda refused: part_size.bytes if part_size.refused(refused) else 0,
+    )
 
 
 def machine_tags() -> dict[str, str]:

@@ -25,6 +25,7 @@ from train.language import _
 from train.untrusted import parse_json
 
 CHUNK_BYTES = 1 << 20
+MIN_PART_BYTES = 256 << 10  # of what goes up in parts: no gateway's limit is meant to be less
 
 PRIVATE = 0o600
 PUBLIC = 0o666  # less the umask

@@ -22,7 +22,8 @@ from train.checkpoint.store import CheckpointStore
 from train.config import Config
 from train.data.dataset import Dataset
 from train.data.prepare import Preprocessing
-from train.data.provide import Download, recover, recover_preprocessing
+from train.data.provide import recover, recover_preprocessing
+from train.data.stored import Download
 from train.errors import (
     CheckpointDamaged,
     CheckpointNotFound,

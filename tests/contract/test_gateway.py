@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from gateway import Gateway
 from support import SMALL, client, environment, launch, mlflow_server
@@ -92,6 +93,34 @@ def test_a_gateway_with_nginx_s_default_limit(open_gateway, train, tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert verified.returncode == 0, verified.stdout
+
+
+def test_prepared_data_larger_than_a_gateway_takes(open_gateway, tmp_path):
+    """It goes up in parts; a machine that has no table goes on with the same bytes."""
+
+    def limit(method, path, num_bytes):
+        return 413 if method == "PUT" and num_bytes > 1 << 20 else None
+
+    gateway = open_gateway(limit)
+    draw = np.random.default_rng(0)
+    table, homes = tmp_path / "t.npz", (tmp_path / "home", tmp_path / "other")
+    np.savez(table, X=draw.normal(size=(8000, 90)).astype(np.float32), y=draw.normal(size=8000))
+    words = ("--data", str(table), "--target", "y", *SMALL, "--epochs", "1")
+    first = launch(*words, cwd=tmp_path, env=environment(homes[0], gateway.address))
+    assert first.returncode == 0, first.stdout + first.stderr
+    run_id = re.search(r"^Run ([0-9a-f]{32})", first.stdout, re.MULTILINE)[1]
+    found = client(gateway.address).list_artifacts(run_id, "data/processed_data.npz")
+    assert [f.path.split("/")[-1] for f in found] == [f"part-{i:05d}" for i in range(len(found))]
+    assert len(found) > 2
+    table.unlink()
+    resumed = launch(
+        "--resume_run", run_id, "--epochs", "2",
+        cwd=tmp_path, env=environment(homes[1], gateway.address),
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    sent, joined = ([*home.rglob("processed_data.npz")] for home in homes)
+    assert len(sent) == len(joined) == 1
+    assert sent[0].read_bytes() == joined[0].read_bytes()
 
 
 def test_a_gateway_that_asks_to_wait(open_gateway, train):

@@ -10,13 +10,12 @@ from pathlib import Path
 from train.checkpoint.format import PART_BYTES
 from train.checkpoint.manifest import METRICS_FILE, FileEntry
 from train.errors import RequestTooLarge, StoreUnavailable
-from train.files import size_in_words
+from train.files import MIN_PART_BYTES, size_in_words
 from train.language import _
 from train.tracking.artifacts import Artifacts
 
 log = logging.getLogger(__name__)
 
-MIN_REFUSED_BYTES = 256 << 10  # no gateway's limit is meant to be less
 MIN_SLOW_BYTES = 1 << 20
 PART_SECONDS = 10.0  # that a part is to take on a slow way
 SLOW_SECONDS = 30.0  # that one may take before smaller ones are made
@@ -29,7 +28,7 @@ class Smaller(Exception):
 
 
 class PartSize:
-    """The size of the parts of a run's checkpoints; it only ever shrinks."""
+    """The size of the parts of a run's checkpoints, or of its data; it only ever shrinks."""
 
     def __init__(self, num_bytes: int = PART_BYTES) -> None:
         self.bytes = num_bytes
@@ -42,18 +41,18 @@ class PartSize:
         Each size that is tried is half of the one before.
         """
         with self._lock:
-            if num_bytes <= MIN_REFUSED_BYTES:
+            if num_bytes <= MIN_PART_BYTES:
                 return False
             size = self.bytes
             while size >= num_bytes:
                 size //= 2
-            size = max(size, MIN_REFUSED_BYTES)
+            size = max(size, MIN_PART_BYTES)
             self.bytes = min(size, self.bytes)
             if not self._is_told:
                 self._is_told = True
                 log.warning(
-                    _("A gateway before the store takes no request of %s (413): checkpoints go up "
-                      "in smaller parts. With nginx, client_max_body_size is the setting"),
+                    _("A gateway before the store takes no request of %s (413): larger files go up "
+                      "in parts. With nginx, client_max_body_size is the setting"),
                     size_in_words(num_bytes),
                 )  # fmt: skip
             return True

@@ -70,7 +70,7 @@ def save(dataset: Dataset, folder: Path) -> tuple[Path, Path]:
         "preprocessing": dataset.preprocessing.to_dict(),
         "sample": _sample_to_text(dataset.sample),
     }
-    content = json.dumps(document, indent=1).encode()
+    content = record_to_bytes(document)
     # IMPORTANT: the record is written after the arrays; a crash between the two leaves a record
     # whose hash does not match, never arrays taken for something else.
     atomic_write(record, lambda file: file.write(content))
@@ -160,6 +160,11 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(_("no object"))
     return document
+
+
+def record_to_bytes(document: dict[str, Any]) -> bytes:
+    """Return what `processed_data.json` holds."""
+    return json.dumps(document, indent=1).encode()
 
 
 def _sample_to_text(sample: pa.Table) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,14 +14,11 @@ from train.config import Config
 from train.data import cache
 from train.data.dataset import Dataset, prepare, source_fingerprint
 from train.data.prepare import Preprocessing
-from train.errors import DataError, DataNotFound, RequestTooLarge, TooLarge
+from train.data.stored import Download, fetch
+from train.errors import DataError, DataNotFound, TooLarge
 from train.language import _
-from train.untrusted import shown
 
 log = logging.getLogger(__name__)
-
-# (name of the file, where to put it, how long it may be); raises TooLarge where it is longer
-Download = Callable[[str, Path, int], object]
 
 
 def cache_folder(root: Path, fingerprint: str, run_id: str = "") -> Path:
@@ -84,7 +79,7 @@ def recover(
     found = _find_cached(folder) or _find_cached(fetched)
     if found is None:
         try:
-            _fetch(fetched, download)
+            fetch(fetched, download)
             found = cache.load(fetched)
             log.info(_("Data '%s' was fetched from the run's artifacts"), found.name)
         except FileNotFoundError:
@@ -128,32 +123,6 @@ def recover_preprocessing(
                 )
             ) from error
         return cache.load_preprocessing(fetched)
-
-
-def _fetch(folder: Path, download: Download) -> None:
-    """Fetch a run's prepared data; of the arrays no more than their record says they have.
-
-    Raises:
-        FileNotFoundError: The run has none.
-        DataError: It is longer than it may be, or than the disk has room for.
-    """
-    record = folder / cache.JSON_NAME
-    try:
-        download(cache.JSON_NAME, record, cache.MAX_JSON_BYTES)
-        num_bytes = cache.read_record(record).get("bytes")
-        free = shutil.disk_usage(folder).free
-        if not isinstance(num_bytes, int) or not 0 <= num_bytes <= free:
-            raise DataError(
-                _(
-                    "the run's data is not used: it has {num_bytes} bytes by its record, and the "
-                    "disk of '{folder}' has {free:,} free"
-                ).format(num_bytes=shown(str(num_bytes), 30), folder=folder, free=free)
-            )
-        download(cache.NPZ_NAME, folder / cache.NPZ_NAME, num_bytes)
-    except (TooLarge, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(_("the run's data is not used: {error}").format(error=error)) from error
 
 
 def _find_cached(folder: Path) -> Dataset | None:
@@ -207,39 +176,3 @@ def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
             "data=<path of the same file>, or fork to train on another"
         ).format(data=config.data, fingerprint=fingerprint[:12])
     )
-
-
-MAX_AUTO_UPLOAD_BYTES = 1 << 30
-
-
-def upload(folder: Path, upload_data: str, put: Callable[[Path], None]) -> None:
-    """Store the prepared data with the run, so that a resume elsewhere needs nothing else.
-
-    The small JSON always goes, the arrays as `upload_data` says.
-
-    Args:
-        folder: The cache folder of the data.
-        upload_data: "yes", "no", or "auto": up to 1 GiB.
-        put: Stores a local file in the run's `data/`.
-    """
-    arrays = folder / cache.NPZ_NAME
-    num_bytes = arrays.stat().st_size
-    if upload_data == "yes" or (upload_data == "auto" and num_bytes <= MAX_AUTO_UPLOAD_BYTES):
-        try:
-            put(arrays)
-        except RequestTooLarge as error:
-            log.warning(
-                _("The prepared data (%.1f MB) is not uploaded: %s. Until then a resume on another "
-                  "machine will need the raw table"),
-                num_bytes / 1e6, error,
-            )  # fmt: skip
-    else:
-        log.info(
-            _(
-                "The prepared data (%.1f MB) is not uploaded (upload_data=%s): a resume on another "
-                "machine will need the raw table"
-            ),
-            num_bytes / 1e6,
-            upload_data,
-        )
-    put(folder / cache.JSON_NAME)

@@ -27,7 +27,7 @@ _LAYOUT = re.compile(
                          | (?:epoch|global_step)_[0-9]+/
                            (?: checkpoint\.pth (?:/part-[0-9]{5})?
                              | (?:manifest|checkpoint_metrics)\.json ) )
-          | data/processed_data\.(?:json|npz)
+          | data/processed_data\.(?:json|npz (?:/part-[0-9]{5,})?)
           | logs/attempt_[0-9]+\.log
           | figures/[a-z_]+\.png
           | code/diff\.patch ) (?:\.tmp)?""",
@@ -120,7 +120,7 @@ class Artifacts:
             max_bytes: How long it may be.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            FileNotFoundError: There is no such file; a folder is none.
             TooLarge: It is longer than `max_bytes`; no more than that is ever on the disk.
             StoreUnavailable: The store does not answer.
             UnsafeFile: In a local folder: it is a link, a pipe, a device, or lies behind a link.
@@ -129,7 +129,7 @@ class Artifacts:
         if self._tree is not None:
             with (
                 self._translated(doing, path),
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
             ):
                 return self._tree.fetch(path, local_file, max_bytes)
             raise FileNotFoundError(path)
@@ -141,10 +141,16 @@ class Artifacts:
         except TooLarge:
             raise
         except Exception as error:  # each store raises its own kind for "no such file"
-            if posixpath.basename(path) not in self.list(posixpath.dirname(path)):
+            if not self._has_file(path):
                 raise FileNotFoundError(path) from error
             with self._translated(doing, path):
                 raise
+
+    def _has_file(self, path: str) -> bool:
+        with self._translated(_("listing '{path}' at {uri}"), path):
+            found = self._repository.list_artifacts(posixpath.dirname(path) or None)
+        name = posixpath.basename(path)
+        return any(posixpath.basename(info.path) == name and not info.is_dir for info in found)
 
     def _stream(self, path: str) -> Iterator[bytes]:
         """Yield the bytes of a file behind an HTTP server, as they come."""
