@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import cli
 
 from train import listing
 from train.config import Config
@@ -223,9 +224,31 @@ def test_what_a_checkpoint_holds_is_shown_as_its_characters(capsys):
          "state": {EVIL: EVIL}}
     )  # fmt: skip
     row = {"name": EVIL, "status": "damaged", "bytes": 5, "found": EVIL}
-    listing.show_verified([row])
+    listing.show_verified([row], "r1")
     out = capsys.readouterr().out
     assert out.count("[/red] [link=http://x]my\\x1b[2J\\nrun\\u202e") == 10
     assert "\x1b" not in out
     assert "\u202e" not in out
     assert "pw" not in out
+
+
+def test_what_was_asked_for_as_latest_is_told_by_its_id(tracking, trained, tmp_path):
+    """An hour later "latest" is another run."""
+    result = cli("export", "latest", "--to", tmp_path / "m.pth")
+    assert f"epoch_3 of run {trained.run_id} is in" in result.output
+
+
+def test_a_run_without_a_checkpoint_is_told_as_that(tracking, record):
+    """An empty table would read as all being well."""
+    result = cli("verify", record.run_id)
+    assert f"run '{record.run_id}' has no checkpoint" in result.output
+
+
+def test_checkpoints_of_another_key_are_told_as_that(tracking, trained, tmp_path, monkeypatch):
+    """Whoever gave the wrong one looks at the key, not at the disk."""
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    monkeypatch.setenv("TRAIN_CHECKPOINT_KEY", str(tmp_path / "key"))
+    result = cli("show", trained.run_id)
+    assert result.exit_code == 4
+    result = cli("run", "--resume_run", trained.run_id, "--epochs", 9)
+    assert "is signed by the key that was given" in result.stderr

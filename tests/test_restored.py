@@ -6,7 +6,7 @@ import pytest
 
 from train.config import Config
 from train.describe import params
-from train.restored import options_of_saved, options_of_unsaved
+from train.restored import options_of_saved, options_of_unsaved, report_doubted
 from train.source import find_source, find_store
 from train.tracking import FINGERPRINT_TAG, OPTIONS_TAG
 
@@ -27,8 +27,12 @@ def tagged(tracking, record, options):
 def test_what_is_not_the_tags_to_say_is_the_checkpoints(tracking, record, caplog, name):
     """It is told in a line, and the rest of the tag counts."""
     options = {**SAVED.to_dict(), "epochs": 99, "keep_last": 3, name: THEIRS[name]}
-    config = options_of_saved(tagged(tracking, record, options), SAVED)
+    tagged_run = tagged(tracking, record, options)
+    config, doubted = options_of_saved(tagged_run, SAVED)
     assert config == SAVED.replace(epochs=99, keep_last=3)
+    report_doubted(tagged_run, doubted, {name: THEIRS[name]})
+    assert not caplog.messages, "the command says so itself"
+    report_doubted(tagged_run, doubted, {})
     [told] = caplog.messages
     assert told == (
         f"Of run '{record.run_id}' only the tag train.options says "
@@ -40,8 +44,9 @@ def test_what_is_not_the_tags_to_say_is_the_checkpoints(tracking, record, caplog
 def test_a_tag_that_agrees_is_not_talked_about(tracking, record, caplog):
     """As it is on each healthy resume."""
     options = SAVED.replace(epochs=99).to_dict()
-    config = options_of_saved(tagged(tracking, record, options), SAVED)
+    config, doubted = options_of_saved(tagged(tracking, record, options), SAVED)
     assert config.epochs == 99
+    assert not doubted
     assert not caplog.records
 
 
@@ -59,7 +64,7 @@ def test_values_of_a_tag_pass_the_limits_of_options_given(tracking, record, chan
     """One wrong value, of a wrong type too, and the tag does not count."""
     text = json.dumps({**SAVED.to_dict(), "epochs": 99, **change})
     tracking.client.set_tag(record.run_id, OPTIONS_TAG, text)
-    assert options_of_saved(tracking.get_run(record.run_id), SAVED) == SAVED
+    assert options_of_saved(tracking.get_run(record.run_id), SAVED) == (SAVED, {})
     [told] = caplog.messages
     assert "train.options counts as unknown" in told
     assert "\n" not in told
@@ -78,24 +83,24 @@ def test_before_the_first_checkpoint_the_params_have_the_say(tracking, record, c
     """They were written once, by the first attempt; the tag can be written again."""
     tracking.log_params(record.run_id, params(SAVED), known=())
     theirs = {**SAVED.to_dict(), "epochs": 99, **THEIRS}
-    config = options_of_unsaved(tagged(tracking, record, theirs))
+    config, doubted = options_of_unsaved(tagged(tracking, record, theirs))
     own = {name: getattr(SAVED, name) for name in ("data", "register", "upload_data", "upload")}
     assert {name: getattr(config, name) for name in own} == own
     assert (config.epochs, config.strict) == (99, True)
-    assert "only the tag train.options says data=/home/victim/private.csv" in caplog.text
+    assert doubted["data"] == "/home/victim/private.csv"
 
 
 def test_a_param_as_mlflow_run_logs_it_is_the_same_value(tracking, record, caplog):
     """Quoted for a shell."""
     config = SAVED.replace(data="a b.csv")
     tracking.log_params(record.run_id, {**params(config), "data": "'a b.csv'"}, known=())
-    assert options_of_unsaved(tagged(tracking, record, config.to_dict())) == config
+    assert options_of_unsaved(tagged(tracking, record, config.to_dict())) == (config, {})
     assert not caplog.records
 
 
 def test_without_params_what_is_not_the_tags_to_say_is_the_default(tracking, record):
     """A run that died within its first second."""
-    config = options_of_unsaved(tagged(tracking, record, {**SAVED.to_dict(), **THEIRS}))
+    config, _doubted = options_of_unsaved(tagged(tracking, record, {**SAVED.to_dict(), **THEIRS}))
     default = Config()
     assert (config.data, config.register) == (default.data, None)
     assert (config.lr, config.hidden_size) == (1.0, 10_000)
@@ -105,4 +110,4 @@ def test_a_tag_that_is_none_leaves_nothing_to_start_from(tracking, record):
     """Then the run cannot be resumed, and is said to be none of ours."""
     tracking.set_tags(record.run_id, {FINGERPRINT_TAG: "f" * 64})
     record = tagged(tracking, record, {"epochs": "x"})
-    assert options_of_unsaved(record) is None
+    assert options_of_unsaved(record) == (None, {})

@@ -118,7 +118,7 @@ def verify(ctx: click.Context, run: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     else:
-        listing.show_verified(rows)
+        listing.show_verified(rows, run)
     ctx.exit(CheckpointError.exit_code if any(r["status"] == "damaged" for r in rows) else 0)
 
 
@@ -161,10 +161,13 @@ def prune(
 def export(run: str, epoch: str, to: str) -> None:
     """Write a checkpoint of RUN as one plain .pth file, with the script version's keys."""
     from train import maintenance
+    from train.source import find_run
     from train.tracking import Tracking
 
+    tracking = Tracking()
     with _log_shown():
-        manifest = maintenance.export(Tracking(), run, epoch, Path(to))
+        run = find_run(tracking, run).run_id  # it may have been asked for as "latest"
+        manifest = maintenance.export(tracking, run, epoch, Path(to))
     say(_("{name} of run {run} is in {to}").format(name=manifest.name, run=run, to=to))
 
 
@@ -210,10 +213,13 @@ def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
 def publish(run: str, epoch: str | None, register: str | None) -> None:
     """Log a checkpoint of RUN as its MLflow model, which takes raw rows."""
     from train import serving
+    from train.source import find_run
     from train.tracking import Tracking
 
+    tracking = Tracking()
     with _log_shown():
-        manifest = serving.publish(Tracking(), run, epoch, register)
+        run = find_run(tracking, run).run_id  # it may have been asked for as "latest"
+        manifest = serving.publish(tracking, run, epoch, register)
     say(_("runs:/{run}/model is the model of {name}").format(run=run, name=manifest.name))
 
 

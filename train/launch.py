@@ -38,6 +38,7 @@ from train.options import (
     resumed_config,
 )
 from train.report import Reporter
+from train.restored import report_doubted
 from train.run import Start
 from train.script import check_order, read_checkpoint_file
 from train.shell import command
@@ -166,6 +167,7 @@ def _resume(launcher: Launcher, record: RunRecord, launch: Launch) -> Opened:
 def _in_place(launcher: Launcher, source: Source) -> Opened:
     record, tracking = source.record, launcher.tracking
     config = resumed_config(source, launcher.given)
+    report_doubted(record, source.doubted, launcher.given)
     _report_gone(launcher, source, config.strict, {})
     task = make_task(config, recover_data(launcher, source, config))
     _report_drift(launcher, source, task)
@@ -215,6 +217,7 @@ def _fork(launcher: Launcher, source: Source) -> Opened:
         raise RunNotUsable(source.record.run_id, why)
     config = forked_config(source, launcher.given)
     asked = {"resume_epoch": source.manifest.key if source.manifest else None, "fork": True}
+    report_doubted(source.record, source.doubted, launcher.given)
     _report_gone(launcher, source, config.strict, asked)
     dataset = recover_data(launcher, source, source.config)
     if changes_data(source, launcher.given):

@@ -158,8 +158,12 @@ def _checkpoint_table(rows: list[Row]) -> Table:
     return table
 
 
-def show_verified(rows: list[Row]) -> None:
+def show_verified(rows: list[Row], run_id: str) -> None:
     """Print what `maintenance.verify_rows` found, as a table."""
+    if not rows:
+        told = _("run '{run_id}' has no checkpoint").format(run_id=run_id)
+        make_console().print(_cell(told))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in (_("checkpoint"), _("status"), _("size"), _("found")):
         table.add_column(heading, overflow="fold")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from train.config import Config
@@ -21,8 +22,11 @@ from train.untrusted import shown
 log = logging.getLogger(__name__)
 
 
-def options_of_saved(record: RunRecord, saved: Config) -> Config:
-    """Return the options to go on with from a checkpoint.
+Doubted = Mapping[str, str]  # option to what the tag alone says of it, as text
+
+
+def options_of_saved(record: RunRecord, saved: Config) -> tuple[Config, Doubted]:
+    """Return the options to go on with from a checkpoint, and what of the tag does not count.
 
     Args:
         record: The run.
@@ -30,28 +34,27 @@ def options_of_saved(record: RunRecord, saved: Config) -> Config:
     """
     tag = record.options()
     if tag is None:
-        return saved
+        return saved, {}
     declared = options_of(Config)
     by_tag = {n for n, (_f, o) in declared.items() if o.by_tag and o.on_resume is OnResume.CHANGE}
-    _warn(record, tag, {n: getattr(saved, n) for n in declared if n not in by_tag})
-    return saved.replace(**{name: getattr(tag, name) for name in by_tag})
+    doubted = _doubted(tag, {n: getattr(saved, n) for n in declared if n not in by_tag})
+    return saved.replace(**{name: getattr(tag, name) for name in by_tag}), doubted
 
 
-def options_of_unsaved(record: RunRecord) -> Config | None:
-    """Return the options of a run that died before its first checkpoint; None if it has none.
+def options_of_unsaved(record: RunRecord) -> tuple[Config | None, Doubted]:
+    """Return the same of a run that died before its first checkpoint; None if it has no options.
 
     The tag alone tells them. What is not its to say is taken from the params, which the first
     attempt wrote and nobody can write again; else it is the default.
     """
     tag = record.options()
     if tag is None:
-        return None
+        return None, {}
     own = {}
     for name, (field, opt) in options_of(Config).items():
         if not opt.by_tag:
             own[name] = _by_param(record, name, getattr(tag, name), field.default)
-    _warn(record, tag, own)
-    return tag.replace(**own)
+    return tag.replace(**own), _doubted(tag, own)
 
 
 def _by_param(record: RunRecord, name: str, value: Any, default: Any) -> Any:
@@ -66,13 +69,17 @@ def _by_param(record: RunRecord, name: str, value: Any, default: Any) -> Any:
         return default
 
 
-def _warn(record: RunRecord, tag: Config, taken: dict[str, Any]) -> None:
-    """Tell which options of the tag do not count, if there are any."""
-    told = [
-        f"{name}={shown(to_text(getattr(tag, name)), 60)}"
+def _doubted(tag: Config, taken: Mapping[str, Any]) -> Doubted:
+    return {
+        name: to_text(getattr(tag, name))
         for name, value in taken.items()
         if getattr(tag, name) != value
-    ]
+    }
+
+
+def report_doubted(record: RunRecord, doubted: Doubted, given: Mapping[str, Any]) -> None:
+    """Tell what only the tag says, but for what the command gives itself."""
+    told = [f"{name}={shown(text, 60)}" for name, text in doubted.items() if name not in given]
     if told:
         log.warning(
             _("Of run '%s' only the tag %s says %s, and anybody may have written it: that does not "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from train.data.provide import recover, recover_preprocessing
 from train.data.stored import Download
 from train.errors import (
     CheckpointDamaged,
+    CheckpointError,
     CheckpointNotFound,
     RunNotUsable,
     StoreUnavailable,
 )
 from train.language import _
 from train.redact import redact
-from train.restored import options_of_saved, options_of_unsaved
+from train.restored import Doubted, options_of_saved, options_of_unsaved
 from train.shell import command
 from train.tracking import (
     EPOCH_TAG,
@@ -52,7 +53,7 @@ from train.untrusted import path_part, run_id_in, shown
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A run, and the checkpoint of it to go on from.
 
@@ -64,6 +65,7 @@ class Source:
         checkpoint: Its content, verified; None likewise.
         config: The run's options.
         gone: What is missing of the run's newest checkpoints, in half a line; None if nothing is.
+        doubted: Options that only the run's tag tells, and that do not count; see `restored`.
     """
 
     record: RunRecord
@@ -73,6 +75,7 @@ class Source:
     checkpoint: Mapping[str, Any] | None
     config: Config
     gone: str | None = None
+    doubted: Doubted = dataclasses.field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -211,14 +214,14 @@ def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | N
               "are is not checked, and what is saved from here on is not signed"),
             record.run_id,
         )  # fmt: skip
-    config = options_of_saved(record, Config.from_dict(checkpoint["config"]))
+    config, doubted = options_of_saved(record, Config.from_dict(checkpoint["config"]))
     reached = manifest if newest_wanted else manifests[-1]
     gone = find_break(manifests, reached, record.manifest_sha256)
-    return Source(record, store, good, manifest, checkpoint, config, gone)
+    return Source(record, store, good, manifest, checkpoint, config, gone, doubted)
 
 
 def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
-    config = options_of_unsaved(record) if record.is_ours else None
+    config, doubted = options_of_unsaved(record) if record.is_ours else (None, {})
     require_committed(record, store, [])
     if config is None:
         raise RunNotUsable(
@@ -229,7 +232,7 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
     if resume_epoch not in (None, "latest"):
         wanted = _("epoch {wanted}").format(wanted=resume_epoch)
         raise CheckpointNotFound(record.run_id, wanted, [])
-    return Source(record, store, [], None, None, config)
+    return Source(record, store, [], None, None, config, doubted=doubted)
 
 
 def require_committed(record: RunRecord, store: CheckpointStore, found: Collection[object]) -> None:
@@ -237,7 +240,13 @@ def require_committed(record: RunRecord, store: CheckpointStore, found: Collecti
 
     Raises:
         CheckpointNotFound: It has.
+        CheckpointError: It has some, none of which the key that was given has signed.
     """
+    if not found and store.has_key and store.has_folders:
+        raise CheckpointError(
+            _("no checkpoint of run '{run_id}' is signed by the key that was given: give the one "
+              "that it was trained with").format(run_id=record.run_id)
+        )  # fmt: skip
     if {EPOCH_TAG, MANIFEST_TAG, LATEST_CHECKPOINT_TAG} & set(record.tags) and not found:
         wanted = _(
             "any epoch, though it had some (the newest of epoch {epoch}), at {where}"
@@ -264,7 +273,7 @@ def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
     for manifest in manifests:
         if manifest.key == wanted:
             return manifest
-    named = _("epoch {wanted}").format(wanted=wanted)
+    named = _("any epoch") if wanted == "latest" else _("epoch {wanted}").format(wanted=wanted)
     raise CheckpointNotFound(run_id, named, [m.key for m in manifests])
 
 

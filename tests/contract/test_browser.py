@@ -85,7 +85,8 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
     page.get_by_role("button", name="Expand description").click()
     commands = page.get_by_role("code").filter(has_text=resume)
-    expect(commands).to_contain_text([f"{resume} --epochs 24", "--resume_epoch best --fork true"])
+    longer = " --fork true --epochs 24 --schedule_epochs 24"
+    expect(commands).to_contain_text([resume + longer, "--resume_epoch best --fork true"])
     for number, epochs in ((1, "1-6"), (2, "7-12")):
         done = page.get_by_role("row", name=f"{number} epochs {epochs} on node-{number}, finished")
         expect(done).to_be_visible()
@@ -131,8 +132,8 @@ def test_a_run_is_read_and_resumed_from_mlflows_pages(trained, pages):
     expect(heads.filter(has_text=re.compile("^(epoch|val_pearson|go on)$"))).to_have_count(3)
     for epoch in (3, 6, 9, 12):
         checkpoint = table.get_by_role("row").filter(has_text=f"epoch_{epoch}")
-        older = " --epochs 24" if epoch == 12 else f" --resume_epoch {epoch} --fork true"
-        expect(checkpoint.get_by_role("code")).to_contain_text(resume + older)
+        rest = longer if epoch == 12 else f" --resume_epoch {epoch} --fork true"
+        expect(checkpoint.get_by_role("code")).to_contain_text(resume + rest)
     newest = table.get_by_role("row").filter(has_text="epoch_12")
     expect(newest.get_by_role("code")).to_be_in_viewport(ratio=1)  # the command is seen whole
     expect(files.get_by_text("epoch_9", exact=True)).to_be_in_viewport(ratio=1)  # a tree unfolds

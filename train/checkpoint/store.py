@@ -127,6 +127,11 @@ class CheckpointStore:
         return chain.linked(manifest, self.run_id, previous, self._key)
 
     @property
+    def has_folders(self) -> bool:
+        """Whether there were any folders of checkpoints, committed or not, at the last listing."""
+        return bool(self._names)
+
+    @property
     def has_key(self) -> bool:
         """Whether signatures are made and checked."""
         return self._key is not None

@@ -30,7 +30,7 @@ _NAMELESS: Final = "Unnamed: 0"  # as a first column without a name is called; o
 
 # Why a column is left out, as it is stored.
 _DROPPED: Final = later("dropped as asked")
-_INDEX: Final = later("a saved pandas index, a row number: keep_index=true takes it")
+_INDEX: Final = later("a saved pandas index: keep_index=true takes it")
 _CONSTANT: Final = later("the same in all training rows")
 _DISTINCT: Final = later("nearly every value different, like an identifier")
 _REASONS: Final = (_DROPPED, _INDEX, _CONSTANT, _DISTINCT, later("of type {type}"))

@@ -34,7 +34,7 @@ _SENTENCES: Final = (
         "rare ones share one."
     ),
     later("Left out: {names} (dropped as asked)."),
-    later("Left out: {names} (a saved pandas index, a row number: keep_index=true takes it)."),
+    later("Left out: {names} (a saved pandas index: keep_index=true takes it)."),
     later("Left out: {names} (the same in all training rows)."),
     later("Left out: {names} (nearly every value different, like an identifier)."),
     later("Left out: {names} (of type {type})."),
