@@ -24,7 +24,7 @@ from train.errors import UsageError
 from train.files import require_own
 from train.language import _
 from train.overrides import BOUNDED, FORCED
-from train.shell import command
+from train.shell import command, quoted
 
 log = logging.getLogger(__name__)
 
@@ -186,8 +186,11 @@ def checkpoint_key() -> bytes | None:
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise UsageError(
             _("checkpoint_key='{path}' is no key: it has {num_bytes} bytes, and {least} to {most} "
-              "are needed. `head -c 32 /dev/urandom > {path}` makes one")
-            .format(path=path, num_bytes=len(key), least=MIN_KEY_BYTES, most=MAX_KEY_BYTES)
+              "are needed. `{command}` makes one")
+            .format(
+                path=path, num_bytes=len(key), least=MIN_KEY_BYTES, most=MAX_KEY_BYTES,
+                command=f"head -c 32 /dev/urandom > {quoted(path)}",
+            )
         )  # fmt: skip
     return key
 
