@@ -175,7 +175,7 @@ def test_a_bomb_in_an_old_file_is_refused_too(read, name):
 
 def test_a_long_pickle_is_not_walked(read):
     """Names and histories are short; what is long is not looked at."""
-    with pytest.raises(CheckpointDamaged, match="more than 8 MiB"):
+    with pytest.raises(CheckpointDamaged, match="more than 32 MiB"):
         read(archive(pickled(text(b"a" * MAX_PICKLE_BYTES))))
 
 

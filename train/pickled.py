@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from train.language import _
 
-MAX_PICKLE_BYTES = 8 << 20  # of tensors it holds the names; a history of 100,000 epochs fits
+MAX_PICKLE_BYTES = 32 << 20  # some 200 for each tensor, and 9 for each number of a history
 PROTOCOL = 2  # torch's
 
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Int", "Long", "Short", "Char", "Byte", "Bool")
@@ -67,7 +67,7 @@ def check_pickle(file: BinaryIO, allowed: Collection[str]) -> int:
         for opcode, argument, _position in pickletools.genops(file):
             walk.take(opcode.name, argument)
             if file.tell() - start > MAX_PICKLE_BYTES:
-                raise UnreadableFile(_("beside its tensors it holds more than 8 MiB"))
+                raise UnreadableFile(_("beside its tensors it holds more than 32 MiB"))
         num_bytes = file.tell() - start
     except UnreadableFile:
         raise

@@ -142,7 +142,7 @@ def _pickle_of(file: BinaryIO, num_bytes: int) -> bytes:
             raise UnreadableFile(_("it is a zip archive that torch.save did not write"))
         pickled = archive.getinfo(f"{folder}/data.pkl")
         if pickled.file_size > MAX_PICKLE_BYTES:
-            raise UnreadableFile(_("beside its tensors it holds more than 8 MiB"))
+            raise UnreadableFile(_("beside its tensors it holds more than 32 MiB"))
         return archive.read(pickled)
     except UnreadableFile:
         raise
@@ -170,7 +170,7 @@ class _Sparing(io.RawIOBase):
         limit = MAX_PICKLE_BYTES + 1
         found = self._file.read(limit if size is None or size < 0 else min(size, limit))
         if len(found) == limit:
-            raise UnreadableFile(_("the directory of its archive is longer than 8 MiB"))
+            raise UnreadableFile(_("the directory of its archive is longer than 32 MiB"))
         return found
 
 
