@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from support import cli
 
 from train.errors import RunNotUsable, StoreUnavailable, UnsafeFile
@@ -349,10 +350,20 @@ def test_a_file_that_is_not_there_is_told_apart_from_an_outage(tmp_path, path):
 
 def test_a_download_that_fails_is_not_taken_for_a_missing_file(tmp_path):
     """What is listed but cannot be fetched is an outage: nobody starts from scratch for it."""
-    (tmp_path / "store" / "folder" / "not a file").mkdir(parents=True)
+    (tmp_path / "store" / "folder").mkdir(parents=True)
+    (tmp_path / "store" / "folder" / "file").write_text("x")
+
+    class CutOff(LocalArtifactRepository):
+        def _download_file(self, remote_file_path, local_path):
+            raise OSError("cut off")
+
     artifacts = Artifacts(str(tmp_path / "store"))
-    with pytest.raises(StoreUnavailable, match="downloading 'folder/not a file'") as caught:
-        artifacts.download("folder/not a file", tmp_path / "x", 9)
+    artifacts.folder, artifacts._repository = None, CutOff(str(tmp_path / "store"))
+    with pytest.raises(StoreUnavailable, match="downloading 'folder/file'") as caught:
+        artifacts.download("folder/file", tmp_path / "x", 9)
+    (tmp_path / "store" / "folder" / "file").unlink()
+    with pytest.raises(FileNotFoundError):
+        artifacts.download("folder/file", tmp_path / "x", 9)
     assert one_line(caught.value)
 
 

@@ -135,10 +135,8 @@ class Publisher:
         gone = self.retention.to_prune(self.manifests)
         stay = [m for m in self.manifests if m not in gone]
         write_index = functools.partial(self.store.write_index, stay, self._spool.folder)
-        self._is_tidy = self.store.try_to("index", write_index) or self.store.try_to(
-            "old index", self.store.delete_index
-        )
-        if not self._is_tidy:
+        self._is_tidy = self.store.try_to("index", write_index)
+        if not (self._is_tidy or self.store.try_to("old index", self.store.delete_index)):
             return
         if time.monotonic() < self._prune_at:
             self._is_tidy = False
