@@ -58,6 +58,11 @@ def test_an_unknown_option_suggests_the_near_one():
     [
         (["--checkpoint_freq", "0"], "error: checkpoint_freq=0 is too small: the least is 1"),
         (["--epochs", "0"], "error: epochs=0 is too small: the least is 1"),
+        (["epochs=0"], "error: epochs=0 is too small: the least is 1"),
+        (["--strict", "true", "checkpoint-freq=0"], "error: checkpoint_freq=0 is too small"),
+        (["--tags", "a=b", "tags=a=c", "epochs=0"], "error: epochs=0 is too small"),
+        (["no_such=1"], "error: No such option '--no_such'"),
+        (["resume_run="], "error: resume_run= has no value"),
         (["--epochs", "many"], "error: epochs='many' is not a whole number"),
         (["--schedule", "linear"], "error: schedule='linear' is not one of cosine, plateau, none"),
         (["--fork"], "error: fork needs resume_run=<id>"),

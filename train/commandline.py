@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from train.errors import TrainError
 from train.helptext import Command, Context
 from train.language import _
 from train.untrusted import told
+
+_NAMED = re.compile(r"[A-Za-z][\w-]*=")
 
 
 def say(text: object, err: bool = False) -> None:
@@ -85,7 +88,16 @@ class Group(click.Group):
 
 
 class OptionCommand(Command):
-    """Shows its options under the headings of `Option.group`."""
+    """Takes `name=value` for `--name value`; shows its options under their headings."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read what was typed: messages, like MLflow's -P, have options as `name=value`."""
+        _options, rest, _order = self.make_parser(ctx).parse_args(list(args))
+        for word in filter(_NAMED.match, rest):
+            args.remove(word)
+            name, _equals, value = word.partition("=")
+            args += [f"--{name}", value]
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write them."""
