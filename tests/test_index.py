@@ -1,12 +1,12 @@
 """A saved index of pandas is a row number: no feature, unless it is asked for."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
+from support import only_what_was_fitted
 
 from train.config import Config
 from train.data import cache
@@ -177,13 +177,9 @@ def test_a_run_of_a_version_that_kept_the_index_is_resumed_with_it(frame, tmp_pa
     of_then = prepare(config.replace(keep_index=True))
     cache.save(of_then, tmp_path / "run")
 
-    def download(name, to, _max_bytes):
-        if name != cache.JSON_NAME:
-            raise FileNotFoundError(name)
-        to.parent.mkdir(parents=True)
-        shutil.copyfile(tmp_path / "run" / name, to)
-
-    made = recover(config, tmp_path, of_then.fingerprint, download, "r1")
+    made = recover(
+        config, tmp_path, of_then.fingerprint, only_what_was_fitted(tmp_path / "run"), "r1"
+    )
     assert made.fingerprint == of_then.fingerprint != source_fingerprint(config)
     assert is_source_of(config, of_then.fingerprint)
     assert not is_source_of(config.replace(split_seed=1), of_then.fingerprint)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from support import only_what_was_fitted
 
 from train.config import Config
 from train.data import cache
@@ -263,13 +263,9 @@ def test_a_run_of_a_version_that_took_such_a_column_for_text_is_resumed_with_it(
     of_then = dataclasses.replace(of_then, fingerprint=source_fingerprint(config))
     cache.save(of_then, tmp_path / "run")
 
-    def download(name, to, _max_bytes):
-        if name != cache.JSON_NAME:
-            raise FileNotFoundError(name)
-        to.parent.mkdir(parents=True)
-        shutil.copyfile(tmp_path / "run" / name, to)
-
-    made = recover(config, tmp_path, of_then.fingerprint, download, "r1")
+    made = recover(
+        config, tmp_path, of_then.fingerprint, only_what_was_fitted(tmp_path / "run"), "r1"
+    )
     assert made.preprocessing == of_then.preprocessing
     codes = made.train.features.categorical
     assert codes.tobytes() == of_then.train.features.categorical.tobytes()

@@ -36,6 +36,7 @@ class TrainError(Exception):
     """Base of every error that this program raises on purpose."""
 
     exit_code = 1
+    __str__ = Exception.__str__  # those that are an OSError too would print it in their own way
 
 
 class UsageError(TrainError, ValueError):
@@ -108,9 +109,6 @@ class DataNotFound(DataError, FileNotFoundError):
             ).format(path=path, searched=searched)
         )
 
-    def __str__(self) -> str:  # OSError would print its arguments its own way
-        return str(self.args[0])
-
 
 class CheckpointError(TrainError):
     """A checkpoint that cannot be used."""
@@ -161,9 +159,6 @@ class CheckpointFileNotFound(CheckpointError, FileNotFoundError):
                 "a relative path starts in the project's folder; pass an absolute path"
             ).format(path=path, searched=searched)
         )
-
-    def __str__(self) -> str:  # OSError would print its arguments its own way
-        return str(self.args[0])
 
 
 class CheckpointDamaged(CheckpointError, ValueError):
@@ -260,9 +255,6 @@ class UnsafeFile(TrainError, PermissionError):
                 "look at who may write to that folder, then take it away"
             ).format(path=path, what=what)
         )
-
-    def __str__(self) -> str:  # OSError would print its arguments its own way
-        return str(self.args[0])
 
 
 class StoreUnavailable(TrainError, ConnectionError):
