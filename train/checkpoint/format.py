@@ -123,7 +123,7 @@ def write_checkpoint(
             raise
         files = parts.close()
         small = _PartWriter(temporary, METRICS_FILE, part_bytes)
-        small.write(_dump(numbers))
+        small.write(json.dumps(numbers, indent=1, allow_nan=False).encode())
         manifest = Manifest(
             epoch=plain["epoch"],
             step=plain["step"],
@@ -158,12 +158,8 @@ def cut_again(folder: Path, manifest: Manifest, target: Path, part_bytes: int) -
                 while chunk := file.read(_CHUNK_BYTES):
                     writer.write(chunk)
         cut = dataclasses.replace(manifest, files=(*writer.close(), *others))
-        (temporary / MANIFEST_FILE).write_bytes(_dump(cut.to_dict()))
+        (temporary / MANIFEST_FILE).write_bytes(cut.to_json())
     return cut
-
-
-def _dump(document: object) -> bytes:
-    return json.dumps(document, indent=1, allow_nan=False).encode()
 
 
 class _PartWriter:
