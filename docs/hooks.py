@@ -14,8 +14,8 @@ from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "README.md": "guide.md",
-    "README.zh.md": "guide.zh.md",
+    "README.md": "index.md",
+    "README.zh.md": "index.zh.md",
     "CHANGELOG.md": "changes.md",
     "train/data/README.md": "table.md",
     "docs/decisions": "design.md#decisions",

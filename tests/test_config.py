@@ -286,7 +286,7 @@ def test_launch_takes_what_goes_together(options):
 
 
 def test_every_option_has_a_sentence_of_help():
-    """`--help` and the README's table are made from these sentences."""
+    """`--help` and the tables of docs/options.md are made from these sentences."""
     for config_class in (Config, Launch):
         for name, (_, opt) in options_of(config_class).items():
             assert opt.help.endswith((".", "…")), name

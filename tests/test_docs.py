@@ -17,6 +17,7 @@ import click
 import pytest
 import yaml
 from support import ROOT
+from test_readme import TEXT
 
 from train.cli import main
 from train.config import Config, Launch
@@ -26,7 +27,6 @@ from train.errors import TrainError
 DOCS = ROOT / "docs"
 DESIGN = (DOCS / "design.md").read_text()
 TUTORIAL = (DOCS / "tutorial.md").read_text()
-README = (ROOT / "README.md").read_text()
 FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
 RUN_ID = "0123456789abcdef0123456789abcdef"
 
@@ -238,8 +238,8 @@ CHECKED = {
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_of_the_tutorial_can_be_typed_so(line, tmp_path, monkeypatch):
-    """Each is one of README's, which are run by another test, or has options that exist."""
-    if line in README.splitlines() and not line.startswith("train "):
+    """Each is one of the guide's, which are run by another test, or has options that exist."""
+    if line in TEXT.splitlines() and not line.startswith("train "):
         return
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table.csv").write_text("carat\n1\n")

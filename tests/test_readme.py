@@ -1,6 +1,7 @@
 """README.md and docs/ say what the program does: commands are run, tables and quotes compared.
 
-Every `sh` block of README.md is run by bash, in a copy of the project that holds a run killed after
+README.md is short; `GUIDE` is README.md and the pages that have the rest of what a user does.
+Every `sh` block of them is run by bash, in a copy of the project that holds a run killed after
 epoch 11 of 12, the script version's checkpoint_epoch_10.pth, and table.csv. Each block finds that
 copy as it was. But one after the HTML comment `<!-- continues -->` goes on where the block before
 ended, as a second machine: with a new copy, and a TRAIN_HOME of its own. One after `killed` is
@@ -34,10 +35,14 @@ from train.config import Config, Launch
 from train.declare import OnResume, options_of, to_text
 
 README = ROOT / "README.md"
-TEXT = README.read_text()
-DECISIONS = sorted((ROOT / "docs" / "decisions").iterdir())
-PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
-PAGES += [ROOT / "docs" / "exit-codes.md", ROOT / "docs" / "checkpoints.md"]
+DOCS = ROOT / "docs"
+OPTIONS = DOCS / "options.md"
+GUIDE = [README, DOCS / "resume.md", OPTIONS, DOCS / "runs.md", DOCS / "model.md"]
+GUIDE += [DOCS / "troubleshooting.md"]
+TEXT = "\n".join(page.read_text() for page in GUIDE)
+DECISIONS = sorted((DOCS / "decisions").iterdir())
+PAGES = [*GUIDE, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
+PAGES += [page for page in sorted(DOCS.glob("*.md")) if page not in GUIDE]
 
 # Given to every command that starts a run and does not say otherwise; the killed run's too, so that
 # its checkpoint fits as a file.
@@ -60,7 +65,7 @@ def table(headings, rows):
 
 
 def option_tables():
-    """Return README's tables of options, as `train/config.py` has them."""
+    """Return the tables of docs/options.md, as `train/config.py` has them."""
     resume = [(f"`{name}`", opt.help) for name, (_, opt) in options_of(Launch).items()]
     rows = [
         (f"`{name}`", default_of(field), opt.help, ON_RESUME[opt.on_resume])
@@ -96,13 +101,14 @@ def section(title, text=TEXT):
 
 def test_the_tables_of_options_are_those_of_the_program():
     """Name, default, meaning and what a resume may change are as in `train/config.py`."""
-    shown = re.search(r"<!-- options -->\n(.*?)<!-- end of options -->", TEXT, re.DOTALL)[1]
+    text = OPTIONS.read_text()
+    shown = re.search(r"<!-- options -->\n(.*?)<!-- end of options -->", text, re.DOTALL)[1]
     assert shown.strip() == option_tables(), "run `python tests/test_readme.py` to write them anew"
 
 
 def test_the_exit_codes_are_those_of_the_errors():
-    """The table in docs/ names every class with its code; README's short one has the same codes."""
-    rows = cells((ROOT / "docs" / "exit-codes.md").read_text())
+    """The long table names every class with its code; the short one has the same codes."""
+    rows = cells((DOCS / "exit-codes.md").read_text())
     documented = {name.strip("`"): int(code) for code, name, _, _ in rows if name}
     raised = {
         name: item.exit_code
@@ -122,6 +128,19 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_is_short_and_leads_to_every_page(name):
+    """It is read in minutes; what is not in it is one link away, in the reader's language."""
+    text = (ROOT / name).read_text()
+    assert len(text.splitlines()) <= 180
+    suffix = name.removeprefix("README")
+    pages = {page.name for page in DOCS.glob("*.md")}
+    wanted = {p for p in pages if not p.endswith(".zh.md")}
+    if suffix == ".zh.md":
+        wanted = {z if (z := p.replace(".md", suffix)) in pages else p for p in wanted}
+    assert wanted <= set(re.findall(r"\]\(docs/([\w.-]+\.md)[)#]", text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
     """A relative link names a file that exists, and a heading of it."""
@@ -129,7 +148,7 @@ def test_every_link_leads_somewhere(page):
         path, _, anchor = target.partition("#")
         file = page.parent / path if path else page
         assert file.exists(), f"{page.name}: {target}"
-        if anchor:
+        if anchor and file.parent.name != "reference":  # made from docstrings: the build checks it
             headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             assert anchor in map(slug, headings), f"{page.name}: {target}"
 
@@ -159,14 +178,14 @@ def strings_of(source):
 
 
 def quoted_in(title):
-    """Return the messages that open the entries under a heading, cut where README has `…`."""
+    """Return the messages that open the entries under a heading, cut where a page has `…`."""
     entries = re.findall(r"^\*\*`([^`]+)`\*\*", section(title), re.MULTILINE)
     assert entries, title
     return [part.strip(" .") for entry in entries for part in entry.split("…")]
 
 
 def test_quoted_messages_are_those_of_the_program():
-    """Who searches README for what the program printed finds it."""
+    """Who searches the pages for what the program printed finds it."""
     sources = [path.read_text() for path in (ROOT / "train").rglob("*.py")]
     messages = "\n".join(text for source in sources for text in strings_of(source))
     missing = [q for q in quoted_in("Messages of this program") if q not in messages]
@@ -185,7 +204,7 @@ def test_quoted_messages_are_those_of_the_program():
 
 
 def test_quoted_messages_of_mlflow_are_mlflows():
-    """The messages that README gives as MLflow's own are in the MLflow that is installed."""
+    """The messages that the pages give as MLflow's own are in the MLflow that is installed."""
     import mlflow
 
     folder = Path(mlflow.__file__).parent
@@ -196,13 +215,13 @@ def test_quoted_messages_of_mlflow_are_mlflows():
 
 
 def inline_commands():
-    """Return the commands of our program in README's running text and tables."""
+    """Return the commands of our program in the running text and tables of the pages."""
     without_blocks = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`((?:mlflow run |train |-P )[^`]*)`", without_blocks)
 
 
 def test_commands_in_the_text_name_real_options():
-    """Every `-P name=value` in README, also outside the blocks that are run, is an option."""
+    """Every `-P name=value` of the pages, also outside the blocks that are run, is an option."""
     known = {*options_of(Config), *options_of(Launch), "debug", "name", "help"}
     used = {
         name for command in [*inline_commands(), TEXT] for name in re.findall(r"-P (\w+)=", command)
@@ -212,7 +231,7 @@ def test_commands_in_the_text_name_real_options():
 
 
 def test_our_commands_in_the_text_exist_with_their_options():
-    """Every `train …` of README, and of the pages it leads to, can be typed so."""
+    """Every `train …` of README, and of the pages that it leads to, can be typed so."""
     blocks = re.findall(r"^train .*$", TEXT, re.MULTILINE)
     inline = [c for c in inline_commands() if c.startswith("train ")]
     assert {command.split()[1] for command in blocks} == set(main.commands) - {"run"}
@@ -252,9 +271,9 @@ def test_make_run_starts_the_main_job(words, expected):
 
 @dataclass(frozen=True)
 class Block:
-    """One `sh` block of README; `line` is where it begins."""
+    """One `sh` block of a page; `place` is where it begins."""
 
-    line: int
+    place: str
     text: str
     comment: str  # of the HTML comment right before it
 
@@ -267,17 +286,26 @@ class Block:
         )
 
 
-def stories():
-    """Return the blocks of README; those that continue the one before it are in one list."""
-    found = []
+def stories_of(page):
+    """Return the blocks of a page; those that continue the one before it are in one list."""
+    found, text = [], page.read_text()
     pattern = r"^(?:<!-- ([^\n]*) -->\n)?```(?:sh|console|bash|shell)\n(.*?)^```"
-    for match in re.finditer(pattern, TEXT, re.MULTILINE | re.DOTALL):
-        block = Block(TEXT[: match.start(2)].count("\n") + 1, match[2], match[1] or "")
+    for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
+        place = f"{page.stem}-line-{text[: match.start(2)].count(chr(10)) + 1}"
+        block = Block(place, match[2], match[1] or "")
         if "continues" in block.comment:
             found[-1].append(block)
         else:
             found.append([block])
     return found
+
+
+def stories():
+    """Return those of every page; what two pages show is run once."""
+    once = {}
+    for story in (story for page in GUIDE for story in stories_of(page)):
+        once.setdefault(tuple((block.text, block.comment) for block in story), story)
+    return list(once.values())
 
 
 @dataclass(frozen=True)
@@ -520,16 +548,16 @@ def run_story(story, project, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("story", stories(), ids=lambda story: f"line-{story[0].line}")
+@pytest.mark.parametrize("story", stories(), ids=lambda story: story[0].place)
 def test_commands_do_what_they_say(story, project, tmp_path):
-    """Each command of README succeeds, and prints what its paragraph promises."""
+    """Each command of the pages succeeds, and prints what its paragraph promises."""
     project.restore()
     run_story(story, project, tmp_path)
 
 
 @pytest.mark.slow
 def test_the_table_of_keys_is_that_of_a_checkpoint(project):
-    """README names every key of `checkpoint.pth`, and every file of a run."""
+    """The page names every key of `checkpoint.pth`, and every file of a run."""
     import torch
 
     project.restore()
@@ -544,4 +572,5 @@ def test_the_table_of_keys_is_that_of_a_checkpoint(project):
 
 if __name__ == "__main__":
     between = r"(?<=<!-- options -->\n).*?(?=<!-- end of options -->)"
-    README.write_text(re.sub(between, lambda _: f"{option_tables()}\n", TEXT, flags=re.DOTALL))
+    page = OPTIONS.read_text()
+    OPTIONS.write_text(re.sub(between, lambda _: f"{option_tables()}\n", page, flags=re.DOTALL))

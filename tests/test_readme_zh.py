@@ -1,21 +1,53 @@
-"""README.zh.md is README.md in Chinese: the same sections, commands, options and messages.
+"""README.zh.md and docs/*.zh.md are the English pages in Chinese.
+
+They have the same sections, commands, options and messages.
 
 Whether the commands do what they say is tested once, in test_readme.py: here they are compared.
 """
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from babel.messages.pofile import read_po
 from support import ROOT
-from test_readme import cells, default_of, slug
+from test_readme import DOCS, GUIDE, cells, default_of, slug
 
 from train.config import Config, Launch
 from train.declare import OnResume, options_of
 
-ENGLISH = (ROOT / "README.md").read_text()
-PAGE = ROOT / "README.zh.md"
-CHINESE = PAGE.read_text()
+
+@dataclass(frozen=True)
+class Page:
+    """A page in both languages."""
+
+    file: Path  # the Chinese one
+    english_file: Path
+
+    @property
+    def chinese(self):
+        """The text of the Chinese one."""
+        return self.file.read_text()
+
+    @property
+    def english(self):
+        """The text of the English one."""
+        return self.english_file.read_text()
+
+    def pairs(self):
+        """Return the sections of both, with the Chinese heading; their order is the same."""
+        titles = [title for _, title in headings(self.chinese)]
+        return zip(titles, sections(self.english), sections(self.chinese), strict=True)
+
+
+BOTH = [Page(page.with_name(f"{page.stem}.zh.md"), page) for page in GUIDE]
+OPTIONS, TROUBLESHOOTING = (
+    next(page for page in BOTH if page.english_file.stem == name)
+    for name in ("options", "troubleshooting")
+)
+CHINESE = "\n".join(page.chinese for page in BOTH)
+each_page = pytest.mark.parametrize("page", BOTH, ids=lambda page: page.file.name)
 ON_RESUME = {OnResume.CHANGE: "可以改", OnResume.FORK: "只能分叉", OnResume.NEVER: "不能改"}
 
 # One term for one thing, here and in the messages; each with words that would be another for it.
@@ -63,12 +95,6 @@ def sections(text):
     return re.split(r"^#+ .+\n", without_blocks(text), flags=re.MULTILINE)[1:]
 
 
-def pairs():
-    """Return the sections of both pages, with the Chinese heading; their order is the same."""
-    titles = [title for _, title in headings(CHINESE)]
-    return zip(titles, sections(ENGLISH), sections(CHINESE), strict=True)
-
-
 def messages(text):
     """Return the code in bold that lines of a text begin with."""
     quoted = re.findall(r"^(?:\*\*`[^`]+`(?:\*\*[,、] ?)?)+", text, re.MULTILINE)
@@ -110,44 +136,60 @@ def code_that_begins_a_row(text):
 # --- the same page ----------------------------------------------------------------------------
 
 
-def test_the_pages_have_the_same_sections():
+def test_every_page_in_chinese_has_one_in_english():
+    """And each of those is compared here."""
+    written = {page for folder in (ROOT, DOCS) for page in folder.glob("*.zh.md")}
+    assert written == {page.file for page in BOTH}
+
+
+@each_page
+def test_the_pages_have_the_same_sections(page):
     """There are as many headings, of the same levels, in the same order."""
-    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(ENGLISH)]
+    assert [n for n, _ in headings(page.chinese)] == [n for n, _ in headings(page.english)]
 
 
-def test_blocks_are_those_of_the_english_page():
-    """No byte of a fenced block is translated, and README.zh.md has none of its own."""
-    assert all(block in blocks(ENGLISH) for block in blocks(CHINESE))
-    assert CHINESE.count("```") == 2 * len(blocks(CHINESE)), "a block that is not closed"
+@each_page
+def test_blocks_are_those_of_the_english_page(page):
+    """No byte of a fenced block is translated, and the Chinese page has none of its own."""
+    assert all(block in blocks(page.english) for block in blocks(page.chinese))
+    assert page.chinese.count("```") == 2 * len(blocks(page.chinese)), "a block that is not closed"
 
 
-def test_no_command_is_missing():
-    """The blocks to be typed are those of README.md, in its order."""
-    typed = [text for kind, text in blocks(CHINESE) if kind == "sh"]
-    assert typed == [text for kind, text in blocks(ENGLISH) if kind == "sh"]
+@each_page
+def test_no_command_is_missing(page):
+    """The blocks to be typed are those of the English page, in its order."""
+    typed = [text for kind, text in blocks(page.chinese) if kind == "sh"]
+    assert typed == [text for kind, text in blocks(page.english) if kind == "sh"]
 
 
-def test_each_block_is_in_its_section():
+@each_page
+def test_each_block_is_in_its_section(page):
     """A block stands under the same heading in both pages."""
 
     def places(text):
         parts = re.split(r"^#+ .+\n(?=\n)", text, flags=re.MULTILINE)
         return [[block for block in blocks(part) if block[0] == "sh"] for part in parts]
 
-    assert places(CHINESE) == places(ENGLISH)
+    assert places(page.chinese) == places(page.english)
 
 
-def test_rows_that_begin_with_code_are_those_of_the_english_page():
+@each_page
+def test_rows_that_begin_with_code_are_those_of_the_english_page(page):
     """Options, keys of a checkpoint, exit codes, commands: a row for each, in the same section."""
-    for title, english, chinese in pairs():
+    for title, english, chinese in page.pairs():
         missing = set(code_that_begins_a_row(english)) - set(code_that_begins_a_row(chinese))
         assert not missing, title
 
 
-def test_every_troubleshooting_entry_is_there():
-    """Each section has as many entries as README.md's, with the same messages in the same order."""
-    assert sum(map(len, messages(ENGLISH))) > 30
-    for title, english, chinese in pairs():
+def test_there_are_troubleshooting_entries():
+    """They are found in the text, to be compared."""
+    assert sum(map(len, messages(TROUBLESHOOTING.english))) > 30
+
+
+@each_page
+def test_every_troubleshooting_entry_is_there(page):
+    """Each section has as many entries as in English, with the same messages in the same order."""
+    for title, english, chinese in page.pairs():
         assert messages(chinese) == messages(english), title
         entries = [re.findall(r"^\*\*", text, re.MULTILINE) for text in (english, chinese)]
         assert len(entries[0]) == len(entries[1]), title
@@ -156,7 +198,9 @@ def test_every_troubleshooting_entry_is_there():
 def test_messages_are_quoted_as_the_program_says_them():
     """Each is quoted in Chinese as well, and what is quoted is in a message and its translation."""
     said, quoted = catalog(), dict(quotes(CHINESE))
-    entries = CHINESE.partition("### 本程序的消息")[2].partition("### MLflow 自己的消息")[0]
+    text = TROUBLESHOOTING.chinese
+    entries = text.partition("## 本程序的消息")[2].partition("## MLflow 自己的消息")[0]
+    assert entries
     assert {text for entry in messages(entries) for text in entry} <= set(quoted)
     for english, chinese in quoted.items():
         parts = [part.strip() for part in english.split("…")]
@@ -176,7 +220,7 @@ def test_commands_in_the_text_name_real_options():
 
 def options_shown():
     """Return the rows of the two tables of options."""
-    shown = re.search(r"<!-- options -->\n(.*?)<!-- end of options -->", CHINESE, re.DOTALL)
+    shown = re.search(r"<!-- options -->\n(.*?)<!-- end of options -->", OPTIONS.chinese, re.DOTALL)
     return cells(shown[1])
 
 
@@ -211,41 +255,61 @@ def test_options_mean_what_the_help_says():
 # --- text -------------------------------------------------------------------------------------
 
 
-def test_it_leads_to_the_english_page():
-    """The link to the other language is the first thing under the title."""
-    assert CHINESE.splitlines()[2] == "[English](README.md)"
+@each_page
+def test_each_page_leads_to_the_other_language(page):
+    """The link is the first thing under the title."""
+    assert page.chinese.splitlines()[2] == f"[English]({page.english_file.name})"
+    assert page.english.splitlines()[2] == f"[简体中文]({page.file.name})"
 
 
-def test_every_link_leads_somewhere():
+@each_page
+def test_every_link_leads_somewhere(page):
     """A relative link names a file that exists, and a heading of it."""
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_blocks(CHINESE)):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_blocks(page.chinese)):
         path, _, anchor = target.partition("#")
-        file = ROOT / path if path else PAGE
+        file = page.file.parent / path if path else page.file
         assert file.exists(), target
         if anchor:
             assert anchor in [slug(title) for _, title in headings(file.read_text())], target
 
 
-@pytest.mark.parametrize("page", [PAGE, ROOT / "README.md"], ids=lambda page: page.name)
-def test_no_two_headings_share_an_anchor(page):
+@pytest.mark.parametrize(
+    "file",
+    [file for page in BOTH for file in (page.file, page.english_file)],
+    ids=lambda file: file.name,
+)
+def test_no_two_headings_share_an_anchor(file):
     """GitHub would number the second one, and links to it would lead to the first."""
-    anchors = [slug(title) for _, title in headings(page.read_text())]
+    anchors = [slug(title) for _, title in headings(file.read_text())]
     assert len(anchors) == len(set(anchors))
 
 
-def test_it_links_where_the_english_page_links():
-    """A section leads to the same files and sites."""
-    for title, english, chinese in pairs():
-        links = [re.findall(r"\]\(([^)#\s][^)\s]*)\)", text) for text in (english, chinese)]
-        assert set(links[0]) - {PAGE.name} <= set(links[1]), title
+@each_page
+def test_it_links_where_the_english_page_links(page):
+    """A section leads to the same files and sites; to the Chinese page where there is one."""
+    chinese_of = {other.english_file: other.file for other in BOTH}
+
+    def targets(text, folder):
+        found = re.findall(r"\]\(([^)#\s][^)\s]*)\)", text)
+        sites = {link for link in found if "://" in link}
+        paths = {(folder / link.partition("#")[0]).resolve() for link in found if link not in sites}
+        return sites, paths
+
+    for title, english, chinese in page.pairs():
+        sites, paths = targets(english, page.english_file.parent)
+        sites_there, paths_there = targets(chinese, page.file.parent)
+        assert sites <= sites_there, title
+        wanted = {chinese_of.get(path, path) for path in paths}
+        assert wanted - {page.file} <= paths_there, title
 
 
-def test_the_text_is_chinese():
+@each_page
+def test_the_text_is_chinese(page):
     """Of the text that is not code, most is Chinese, and no line is without it."""
-    han = sum(len(re.findall(HAN, line)) for line in prose(CHINESE))
-    words = sum(len(re.findall(WORD, line)) for line in prose(CHINESE))
+    han = sum(len(re.findall(HAN, line)) for line in prose(page.chinese))
+    words = sum(len(re.findall(WORD, line)) for line in prose(page.chinese))
     assert han > 10 * words
-    english = [line for line in prose(CHINESE) if len(re.findall(WORD, line)) > 3]
+    english = [line for line in prose(page.chinese) if len(re.findall(WORD, line)) > 3]
     assert [line for line in english if not re.search(HAN, line)] == []
 
 

@@ -1,6 +1,7 @@
 """Declaring options: one field of a dataclass each, with default, meaning and limits.
 
-The command line, ``--help``, the README's tables and MLflow's params are all made from them.
+The command line, ``--help``, the tables of docs/options.md and MLflow's params are all made from
+them.
 """
 
 from __future__ import annotations
