@@ -160,12 +160,12 @@ class Dcp(Nothing):
 
 def open_pipeline(folder: Path):
     """Open this project's pipeline, to a new run."""
-    from train.checkpoint.pipeline import Pipeline
-    from train.checkpoint.policy import Retention
-    from train.checkpoint.publisher import Publisher
-    from train.checkpoint.spool import Spool
-    from train.checkpoint.store import CheckpointStore
-    from train.tracking import Tracking
+    from onward.checkpoint.pipeline import Pipeline
+    from onward.checkpoint.policy import Retention
+    from onward.checkpoint.spool import Spool
+    from onward.checkpoint.store import CheckpointStore
+    from onward.publish.publisher import Publisher
+    from onward.tracking.client import Tracking
 
     tracking = Tracking()
     record = tracking.create_run("0", None, {})
@@ -196,7 +196,7 @@ class Ours(Nothing):
         self.held[-1:] = [h + time.perf_counter() - started for h in self.held[-1:]]
 
     def save(self, number: int) -> float:
-        from train.checkpoint.staging import changed_by_step
+        from onward.checkpoint.staging import changed_by_step
 
         started = time.perf_counter()
         self.pipeline.save(self.state(number), {}, True, changed_by_step(self.optimizer))
@@ -275,7 +275,7 @@ def shared_stager():
     """Return a stager whose buffers lie in memory that can be shared with a process."""
     import torch
 
-    from train.checkpoint.staging import Stager
+    from onward.checkpoint.staging import Stager
 
     class SharedStager(Stager):
         def _buffer(self, where: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -291,7 +291,7 @@ def shared_stager():
 
 def work(folder: Path, connection) -> None:
     """Write, hash, upload and commit what is staged elsewhere, until None comes."""
-    from train.checkpoint.staging import Staged
+    from onward.checkpoint.staging import Staged
 
     def lend(state, may_wait) -> Staged:
         staged = Staged(lambda: connection.send("free"))

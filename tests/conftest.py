@@ -15,27 +15,22 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
-from train.checkpoint import downloads, uploads
-from train.checkpoint import pipeline as pipeline_module
-from train.checkpoint import store as store_module
-from train.checkpoint import transfers as transfers_module
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import checkpoint_name
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import RunFolder
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
-from train.errors import StoreUnavailable
-from train.signals import SIGNALS
-from train.tracking import (
-    DATA_TAG,
-    FINGERPRINT_TAG,
-    LATEST_CHECKPOINT_TAG,
-    OPTIONS_TAG,
-    Artifacts,
-    Tracking,
-)
+from onward.checkpoint import downloads, uploads
+from onward.checkpoint import pipeline as pipeline_module
+from onward.checkpoint import store as store_module
+from onward.checkpoint import transfers as transfers_module
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import checkpoint_name
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import RunFolder
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import StoreUnavailable
+from onward.options.run_options import Config
+from onward.publish.publisher import Publisher
+from onward.run.signals import SIGNALS
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import Tracking
+from onward.tracking.record import DATA_TAG, FINGERPRINT_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
 
 settings.register_profile("suite", max_examples=60, deadline=None, database=None)
 settings.load_profile("suite")

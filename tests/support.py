@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from train.config import Config
-from train.data import cache
-from train.declare import OnResume, options_of
-from train.metrics import is_wall_clock
+from onward.metrics import is_wall_clock
+from onward.options.declare import OnResume, options_of
+from onward.options.run_options import Config
+from train.tabular.data import cache
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from train import environment
-from train.attempt import Attempt
-from train.errors import RunNotUsable
-from train.metrics import Point
-from train.tracking import HEARTBEAT_TAG, PARENT_TAG, Tracking
-from train.tracking.ui import run_link
+from onward.attempts.attempt import Attempt
+from onward.errors import RunNotUsable
+from onward.metrics import Point
+from onward.system import environment
+from onward.tracking.client import Tracking
+from onward.tracking.record import HEARTBEAT_TAG, PARENT_TAG
+from onward.tracking.ui import run_link
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.batches import batches, epoch_order, num_batches
+from onward.run.order import batches, epoch_order, num_batches
 
 counts, sizes = st.integers(1, 400), st.integers(1, 60)
 seeds, epochs = st.integers(0, 2**63 - 1), st.integers(0, 10_000)

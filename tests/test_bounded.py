@@ -10,14 +10,16 @@ import time
 import pytest
 from support import cli, wait_for
 
-from train.checkpoint import pipeline as pipeline_module
-from train.checkpoint.pipeline import Pipeline
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import RunFolder
-from train.checkpoint.store import CheckpointStore
-from train.errors import StoreUnavailable
-from train.tracking import Artifacts, Tracking, bounded
+from onward.checkpoint import pipeline as pipeline_module
+from onward.checkpoint.pipeline import Pipeline
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import RunFolder
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import StoreUnavailable
+from onward.publish.publisher import Publisher
+from onward.tracking import bounded
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import Tracking
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"

@@ -8,10 +8,12 @@ import time
 import pytest
 from support import cli
 
-from train import browse, environment
-from train.errors import RunNotUsable, StoreUnavailable
-from train.source import find_run
-from train.tracking import HEARTBEAT_TAG, Tracking
+from onward.cli import browse
+from onward.errors import RunNotUsable, StoreUnavailable
+from onward.opening.source import find_run
+from onward.system import environment
+from onward.tracking.client import Tracking
+from onward.tracking.record import HEARTBEAT_TAG
 
 SERVER = "http://user:secret@127.0.0.1:1"
 

@@ -13,13 +13,13 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
-
 import train.files
-from train.config import Config
-from train.data.cache import JSON_NAME, NPZ_NAME, load, load_preprocessing, save
-from train.data.dataset import prepare
-from train.errors import DataError
-from train.files import atomic_write
+
+from onward.errors import DataError
+from onward.options.run_options import Config
+from onward.system.files import atomic_write
+from train.tabular.data.cache import JSON_NAME, NPZ_NAME, load, load_preprocessing, save
+from train.tabular.data.dataset import prepare
 
 
 @pytest.fixture

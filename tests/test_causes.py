@@ -7,10 +7,11 @@ import socket
 import pytest
 from support import cli
 
-from train.errors import RequestTooLarge, StoreRefused, StoreUnavailable
-from train.tracking import Artifacts, Tracking
-from train.tracking.causes import status_of, without_html
-from train.tracking.translate import translated
+from onward.errors import RequestTooLarge, StoreRefused, StoreUnavailable
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.causes import status_of, without_html
+from onward.tracking.client import Tracking
+from onward.tracking.translate import translated
 
 
 class Answered(Exception):

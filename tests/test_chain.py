@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from train import environment, maintenance
-from train.checkpoint.chain import find_break, linked, require_own
-from train.checkpoint.manifest import FileEntry, Manifest, parse_manifest
-from train.checkpoint.policy import Retention
-from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, UsageError
-from train.listing import checkpoint_rows
-from train.source import find_source, find_store
-from train.tracking import EPOCH_TAG, MANIFEST_TAG
+from onward.checkpoint.chain import find_break, linked, require_own
+from onward.checkpoint.manifest import FileEntry, Manifest, parse_manifest
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.store import CheckpointStore
+from onward.cli import maintenance
+from onward.cli.listing import checkpoint_rows
+from onward.errors import CheckpointDamaged, UsageError
+from onward.opening.source import find_source, find_store
+from onward.system import environment
+from onward.tracking.record import EPOCH_TAG, MANIFEST_TAG
 
 KEY, OTHER_KEY = b"k" * 16, b"o" * 16
 SCORES = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.9}
@@ -206,7 +207,7 @@ def test_a_run_that_is_being_trained_is_not_told_to_have_lost_anything(tracking,
     """What was read of its tags and of its store may be of two moments."""
     store = CheckpointStore(tracking.artifacts(trained), trained.run_id)
     before = dataclasses.replace(trained, tags={**trained.tags, MANIFEST_TAG: "b" * 64})
-    from train.source import find_gone
+    from onward.opening.source import find_gone
 
     assert find_gone(tracking, before, store.list()) is None
     tracking.set_tags(trained.run_id, {MANIFEST_TAG: "b" * 64})

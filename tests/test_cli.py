@@ -10,11 +10,12 @@ import pytest
 from click.testing import CliRunner
 from support import BIN, environment
 
-from train import errors, listing
+from onward import errors
+from onward.cli import listing
+from onward.options.declare import options_of
+from onward.options.run_options import Config, Launch
+from onward.tracking.client import Tracking
 from train.cli import main
-from train.config import Config, Launch
-from train.declare import options_of
-from train.tracking import Tracking
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,7 +130,7 @@ def test_hyphens_are_taken_for_underscores(tracking, command, option, value):
 
 def test_what_others_wrote_is_one_line_of_an_error(opened, monkeypatch):
     """A name with control characters forges no line, and a password in an address is not told."""
-    from train import launch
+    from onward.opening import open as launch
 
     def fail(*_):
         raise errors.RunNotUsable("r\n2026 INFO fine \x1b[2J", "is at http://me:pa/ss@host/x")
@@ -145,7 +146,7 @@ def test_what_others_wrote_is_one_line_of_an_error(opened, monkeypatch):
 @pytest.fixture
 def opened(monkeypatch):
     """Return what `open_run` was called with; it ends there."""
-    from train import launch
+    from onward.opening import open as launch
 
     seen = {}
 

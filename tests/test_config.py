@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.config import Config, Launch
-from train.declare import OnResume, options_of, parse, to_text
-from train.errors import UsageError
+from onward.errors import UsageError
+from onward.options.declare import OnResume, options_of, parse, to_text
+from onward.options.run_options import Config, Launch
 
 CONFIG_OPTIONS = [
     "epochs", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from train.config import Config
-from train.data import cache
-from train.data.cache import JSON_NAME, NPZ_NAME
-from train.data.dataset import prepare
-from train.data.provide import recover
-from train.data.stored import upload
-from train.describe import data_files
-from train.errors import DataError, RequestTooLarge, StoreUnavailable
-from train.files import MIN_PART_BYTES
-from train.tracking.artifacts import Artifacts, is_of_a_run
+from onward.errors import DataError, RequestTooLarge, StoreUnavailable
+from onward.opening.identity import data_files
+from onward.options.run_options import Config
+from onward.system.files import MIN_PART_BYTES
+from onward.tracking.artifacts import Artifacts, is_of_a_run
+from train.tabular.data import cache
+from train.tabular.data.cache import JSON_NAME, NPZ_NAME
+from train.tabular.data.dataset import prepare
+from train.tabular.data.provide import recover
+from train.tabular.data.stored import upload
 
 MIB = 1 << 20
 

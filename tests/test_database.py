@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from train.errors import StoreRefused, StoreUnavailable
-from train.files import exclusively, name_if_free
-from train.tracking import Tracking, database
+from onward.errors import StoreRefused, StoreUnavailable
+from onward.system.files import exclusively, name_if_free
+from onward.tracking import database
+from onward.tracking.client import Tracking
 
 
 @pytest.mark.parametrize(

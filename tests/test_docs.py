@@ -19,10 +19,10 @@ import yaml
 from support import ROOT
 from test_readme import TEXT
 
+from onward.errors import TrainError
+from onward.options.declare import options_of
+from onward.options.run_options import Config, Launch
 from train.cli import main
-from train.config import Config, Launch
-from train.declare import options_of
-from train.errors import TrainError
 
 DOCS = ROOT / "docs"
 DESIGN = (DOCS / "design.md").read_text()
@@ -187,7 +187,7 @@ def test_the_layers_are_those_that_the_tests_hold():
 
 def test_the_picture_shows_the_way_of_a_checkpoint():
     """The steps in the picture are those of the pipeline, in its order."""
-    from train.checkpoint import pipeline
+    from onward.checkpoint import pipeline
 
     steps = re.search(r"checkpoint: (.*?)\.$", pipeline.__doc__.splitlines()[0])[1].split(" → ")
     picture = (DOCS / "images" / "save-pipeline.svg").read_text()

@@ -6,9 +6,9 @@ import math
 import pytest
 from test_run import SCORES, Bench, once_each, train
 
-from train import environment
-from train.drift import Difference, differences, report
-from train.errors import RunNotUsable
+from onward.errors import RunNotUsable
+from onward.opening.drift import Difference, differences, report
+from onward.system import environment
 
 THEN = {
     "host": "there", "platform": "Linux-5", "cpus": 2, "device": "cpu (Fast 1)", "threads": 1,

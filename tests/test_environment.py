@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from train import environment, git
-from train.describe import machine_tags, upload_diff
-from train.environment import is_alive, machine, process
-from train.git import code_diff, code_version
+from onward.opening.identity import machine_tags, upload_diff
+from onward.system import environment, git
+from onward.system.environment import is_alive, machine, process
+from onward.system.git import code_diff, code_version
 
 
 class Code:

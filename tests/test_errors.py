@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from train import errors
-from train.errors import TrainError
+from onward import errors
+from onward.errors import TrainError
 
 CLASSES = {
     name: item

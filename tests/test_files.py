@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import train.files
-from train.errors import UnsafeFile, UsageError
-from train.files import FolderLock, atomic_folder, atomic_write, open_own, require_own
+
+from onward.errors import UnsafeFile, UsageError
+from onward.system.files import FolderLock, atomic_folder, atomic_write, open_own, require_own
 
 
 def fill(folder, content):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from train.config import Config
-from train.errors import CheckpointError
+from onward.errors import CheckpointError
+from onward.options.run_options import Config
+from onward.run.state import TrainState
 from train.fits import fitted
 from train.schedule import Schedule
-from train.state import TrainState
 
 PATH = Path("x.pth")
 

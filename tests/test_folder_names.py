@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from train import environment, listing, maintenance
-from train.artifact_folder import warn_of_percent
-from train.checkpoint.format import write_checkpoint
+from onward.checkpoint.format import write_checkpoint
+from onward.cli import listing, maintenance
+from onward.errors import CheckpointNotFound
+from onward.opening.source import find_source, find_store
+from onward.system import environment
+from onward.tracking.artifact_folder import warn_of_percent
+from onward.tracking.record import EPOCH_TAG, HOST_TAG
+from onward.tracking.translate import local_path, local_uri
 from train.cli import main
-from train.errors import CheckpointNotFound
-from train.source import find_source, find_store
-from train.tracking import EPOCH_TAG, HOST_TAG
-from train.tracking.translate import local_path, local_uri
 
 # Names that MLflow reads as they are, and those that it reads as others.
 NAMES = ["a b", "a+b", "a#b", "a?b=c", "a;b", "a&b", "100%", "数据", "é", "%zz", "a:b", "[a]"]

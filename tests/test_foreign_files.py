@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import is_own_file
-from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, UnsafeFile
-from train.tracking import Artifacts
-from train.tracking.artifacts import is_of_a_run
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import is_own_file
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import CheckpointDamaged, UnsafeFile
+from onward.tracking.artifacts import Artifacts, is_of_a_run
 
 VERBS = {
     "list": lambda artifacts, folder, local: artifacts.list(folder),

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.format import load_checkpoint, to_plain, verify, write_checkpoint
-from train.checkpoint.manifest import (
+from onward.checkpoint.format import load_checkpoint, to_plain, verify, write_checkpoint
+from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -23,7 +23,7 @@ from train.checkpoint.manifest import (
     Manifest,
     parse_manifest,
 )
-from train.errors import CheckpointDamaged, CheckpointError
+from onward.errors import CheckpointDamaged, CheckpointError
 
 CONTENT = {
     "epoch": 3,

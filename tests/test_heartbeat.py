@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import wait_for
 
-from train import environment, heartbeat
-from train.attempt import Attempt
-from train.errors import RunNotUsable, StoreUnavailable, Superseded
-from train.heartbeat import Beat, Heartbeat, vanished_at, wait_until_free
-from train.tracking import HEARTBEAT_TAG, MAX_TAG_CHARS, RunRecord, Tracking
+from onward.attempts import heartbeat
+from onward.attempts.attempt import Attempt
+from onward.attempts.heartbeat import Beat, Heartbeat, vanished_at, wait_until_free
+from onward.errors import RunNotUsable, StoreUnavailable, Superseded
+from onward.system import environment
+from onward.tracking.client import MAX_TAG_CHARS, Tracking
+from onward.tracking.record import HEARTBEAT_TAG, RunRecord
 
 LEASE = heartbeat.LEASE_SECONDS
 LOOK = heartbeat.LOOK_SECONDS

@@ -7,10 +7,10 @@ import pytest
 import torch
 from support import cli
 
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.store import CheckpointStore
-from train.metrics import Point
-from train.tracking import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.store import CheckpointStore
+from onward.metrics import Point
+from onward.tracking.record import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
 
 TEXTS = ["", "[/red]", "9" * 5000, "[" * 5000, '{"epochs": 1e999}', "../../x", "a\n\x1b[2J", "null"]
 TAGS = [

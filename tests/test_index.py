@@ -8,14 +8,14 @@ import pyarrow.parquet
 import pytest
 from support import only_what_was_fitted
 
-from train.config import Config
-from train.data import cache
-from train.data.dataset import is_source_of, prepare, source_fingerprint
-from train.data.prepare import Preprocessing
-from train.data.provide import recover
-from train.data.table import index_columns, read_table
-from train.errors import DataError
-from train.tracking.models import _example
+from onward.errors import DataError
+from onward.options.run_options import Config
+from onward.tracking.models import _example
+from train.tabular.data import cache
+from train.tabular.data.dataset import is_source_of, prepare, source_fingerprint
+from train.tabular.data.prepare import Preprocessing
+from train.tabular.data.provide import recover
+from train.tabular.data.table import index_columns, read_table
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ import pytest
 from babel.messages.pofile import read_po
 from support import ROOT
 
-from train import environment, errors, listing
+from onward import errors
+from onward.cli import listing
+from onward.options.declare import options_of, parse
+from onward.options.run_options import Config, Launch
+from onward.system import environment
+from onward.words.language import _, choose
 from train.cli import main
-from train.config import Config, Launch
-from train.declare import options_of, parse
-from train.language import _, choose
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 SAYING = ("_", "language._", "later")

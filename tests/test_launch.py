@@ -14,13 +14,16 @@ import pytest
 from support import SMALL, cli, client, wait_for, write_table
 from support import environment as environment_of
 
-from train import environment, heartbeat, launch, signals
-from train import run as run_module
-from train.config import Launch
-from train.errors import RunNotUsable
-from train.heartbeat import Beat
-from train.report import Reporter
-from train.tracking import OPTIONS_TAG
+from onward.attempts import heartbeat
+from onward.attempts.heartbeat import Beat
+from onward.errors import RunNotUsable
+from onward.opening import open as launch
+from onward.options.run_options import Launch
+from onward.run import run as run_module
+from onward.run import signals
+from onward.system import environment
+from onward.terminal.report import Reporter
+from onward.tracking.record import OPTIONS_TAG
 
 EPOCHS = 2
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.checkpoint import store as store_module
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import MANIFEST_FILE, FileEntry, Manifest
-from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, CheckpointError, TooLarge
-from train.tracking.artifacts import Artifacts
+from onward.checkpoint import store as store_module
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import MANIFEST_FILE, FileEntry, Manifest
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import CheckpointDamaged, CheckpointError, TooLarge
+from onward.tracking.artifacts import Artifacts
 
 MEGABYTE = b"\0" * (1 << 20)
 

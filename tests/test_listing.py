@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support import cli
 
-from train import listing
-from train.config import Config
-from train.errors import RunNotUsable
-from train.heartbeat import Beat
-from train.metrics import Point
-from train.tracking import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
+from onward.attempts.heartbeat import Beat
+from onward.cli import listing
+from onward.errors import RunNotUsable
+from onward.metrics import Point
+from onward.options.run_options import Config
+from onward.tracking.record import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
 
 SCORES = {1: 0.1, 2: 0.9, 3: float("nan")}
 

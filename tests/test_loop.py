@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from train.config import Config
-from train.data.batches import num_batches
-from train.data.dataset import prepare
-from train.errors import NonFinite
+from onward.errors import NonFinite
+from onward.options.run_options import Config
+from onward.run.order import num_batches
+from onward.run.state import TrainState
 from train.loop import _backward, train_epoch
 from train.schedule import Schedule
-from train.state import TrainState
-from train.tasks.tabular import TabularTask
+from train.tabular.data.dataset import prepare
+from train.tabular.task import TabularTask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

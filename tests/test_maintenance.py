@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import environment, maintenance
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.policy import Retention
-from train.checkpoint.spool import RunFolder
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
-from train.errors import CheckpointDamaged, CheckpointNotFound, RunNotUsable
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import RunFolder
+from onward.checkpoint.store import CheckpointStore
+from onward.cli import maintenance
+from onward.errors import CheckpointDamaged, CheckpointNotFound, RunNotUsable
+from onward.options.run_options import Config
+from onward.run.state import TrainState
+from onward.system import environment
+from onward.tracking.record import HOST_TAG, OPTIONS_TAG
 from train.schedule import Schedule
-from train.state import TrainState
-from train.tracking import HOST_TAG, OPTIONS_TAG
 
 SCORES = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2}
 

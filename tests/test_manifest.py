@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.manifest import (
+from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -15,7 +15,7 @@ from train.checkpoint.manifest import (
     Manifest,
     parse_manifest,
 )
-from train.errors import CheckpointDamaged, CheckpointError
+from onward.errors import CheckpointDamaged, CheckpointError
 
 VALID = {
     "format_version": FORMAT_VERSION,

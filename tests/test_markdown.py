@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from train.markdown import block, code, link, plain
+from onward.tracking.markdown import block, code, link, plain
 
 EVIL = "](//x) ![p](https://x/p.png) <img src=//x> | a\n| b | `c` ```\n# d **e** WWW.x.org me@x.org"
 

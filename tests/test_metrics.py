@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.metrics import History, Point, is_wall_clock
+from onward.metrics import History, Point, is_wall_clock
 
 points = st.lists(
     st.builds(

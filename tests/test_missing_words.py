@@ -9,14 +9,14 @@ import pytest
 import torch
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
-from train.config import Config
-from train.data.columns import MISSING_WORDS
-from train.data.dataset import prepare
-from train.data.features import CategoricalFeature
-from train.data.table import read_table
-from train.tasks.predictor import Predictor
-from train.tasks.tabular import TabularTask
-from train.tracking.pyfunc import _load_pyfunc
+from onward.options.run_options import Config
+from train.tabular.data.columns import MISSING_WORDS
+from train.tabular.data.dataset import prepare
+from train.tabular.data.features import CategoricalFeature
+from train.tabular.data.table import read_table
+from train.tabular.predictor import Predictor
+from train.tabular.pyfunc import _load_pyfunc
+from train.tabular.task import TabularTask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

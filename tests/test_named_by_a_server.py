@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from train.errors import StoreUnavailable
-from train.tracking import Tracking
-from train.tracking.artifacts import is_of_a_run
-from train.tracking.models import _require_empty
+from onward.errors import StoreUnavailable
+from onward.tracking.artifacts import is_of_a_run
+from onward.tracking.client import Tracking
+from onward.tracking.models import _require_empty
 
 RUN_ID = "4f1c"
 

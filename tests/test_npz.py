@@ -6,10 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from train.data import table as table_module
-from train.data.npz import check_declared
-from train.data.table import read_table
-from train.errors import DataError
+from onward.errors import DataError
+from train.tabular.data import table as table_module
+from train.tabular.data.npz import check_declared
+from train.tabular.data.table import read_table
 
 
 def declaring(shape, content=b"\0" * 80, compression=zipfile.ZIP_STORED):

@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 
-from train.checkpoint.manifest import FileEntry, Manifest
-from train.config import Config
-from train.data.dataset import source_fingerprint
-from train.declare import OnResume, options_of
-from train.errors import ForkNeeded, RunNotUsable, UsageError
-from train.options import changes_data, forked_config, require_epochs_left, resumed_config
-from train.source import Source
-from train.tracking import RunRecord
+from onward.checkpoint.manifest import FileEntry, Manifest
+from onward.errors import ForkNeeded, RunNotUsable, UsageError
+from onward.opening.changes import changes_data, forked_config, require_epochs_left, resumed_config
+from onward.opening.source import Source
+from onward.options.declare import OnResume, options_of
+from onward.options.run_options import Config
+from onward.tracking.record import RunRecord
+from train.tabular.data.dataset import source_fingerprint
 
 CONFIG = Config(epochs=10, data="t.csv", target="y", seed=3)
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from support import SMALL, client, environment, launch, mlflow_server, only_run, write_table
 
-from train.environment import prepare_process
-from train.overrides import BOUNDED, FORCED
+from onward.system.environment import prepare_process
+from onward.system.overrides import BOUNDED, FORCED
 
 # Whom to ask, as whom, and where: that is for the user to say, and not about how we log.
 CHOICES = (

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from train.attempt import Attempt, first_epochs
-from train.checkpoint import publisher as publisher_module
-from train.checkpoint.pipeline import Pipeline
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import PAGE_SECONDS, Publisher
-from train.checkpoint.spool import RunFolder
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
-from train.errors import StoreUnavailable, Superseded
-from train.metrics import Point
-from train.pages.page import refresh
-from train.tracking import OPTIONS_TAG
+from onward.attempts.attempt import Attempt, first_epochs
+from onward.checkpoint.pipeline import Pipeline
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import RunFolder
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import StoreUnavailable, Superseded
+from onward.metrics import Point
+from onward.options.run_options import Config
+from onward.publish import publisher as publisher_module
+from onward.publish.page import refresh
+from onward.publish.publisher import PAGE_SECONDS, Publisher
+from onward.tracking.record import OPTIONS_TAG
 
 
 class Clock:

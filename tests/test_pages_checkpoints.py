@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train import environment
-from train.checkpoint.manifest import FileEntry, Manifest
-from train.commands import Standing
-from train.language import choose
-from train.metrics import History, Point
-from train.pages import checkpoints
-from train.pages.checkpoints import MAX_POINTS, checkpoint_page
+from onward.checkpoint.manifest import FileEntry, Manifest
+from onward.metrics import History, Point
+from onward.options.command import Standing
+from onward.publish import checkpoint_page as checkpoints
+from onward.publish.checkpoint_page import MAX_POINTS, checkpoint_page
+from onward.system import environment
+from onward.words.language import choose
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 NASTY = "<script>alert(1)</script> & \"'><img src=x onerror=y>"

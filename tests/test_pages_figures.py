@@ -19,9 +19,10 @@ from matplotlib.colors import LogNorm, to_hex
 from matplotlib.font_manager import fontManager
 from support import ROOT
 
-from train.language import choose
-from train.metrics import History, Point
-from train.pages import figures, fonts
+from onward.metrics import History, Point
+from onward.publish import curves as figures
+from onward.publish import fonts
+from onward.words.language import choose
 
 MAX_BYTES = 200_000
 

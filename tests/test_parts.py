@@ -10,16 +10,17 @@ import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from urllib3.exceptions import InsecureRequestWarning
 
-from train.checkpoint import parts
-from train.checkpoint.format import PART_BYTES, write_checkpoint
-from train.checkpoint.parts import PartSize
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import Spool
-from train.checkpoint.store import CheckpointStore
-from train.checkpoint.transfers import retried
-from train.errors import CheckpointDamaged, RequestTooLarge, StoreUnavailable
-from train.tracking import Artifacts, Tracking
+from onward.checkpoint import parts
+from onward.checkpoint.format import PART_BYTES, write_checkpoint
+from onward.checkpoint.parts import PartSize
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.checkpoint.transfers import retried
+from onward.errors import CheckpointDamaged, RequestTooLarge, StoreUnavailable
+from onward.publish.publisher import Publisher
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import Tracking
 
 MIB = 1 << 20
 

@@ -12,18 +12,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support import wait_for
-
 import train.files
 import train.progress
-from train.checkpoint import pipeline as pipeline_module
-from train.checkpoint.pipeline import Pipeline
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import Spool
-from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointError, StoreRefused, StoreUnavailable, Superseded
-from train.metrics import Point, is_wall_clock
+from support import wait_for
+
+from onward.checkpoint import pipeline as pipeline_module
+from onward.checkpoint.pipeline import Pipeline
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import CheckpointError, StoreRefused, StoreUnavailable, Superseded
+from onward.metrics import Point, is_wall_clock
+from onward.publish.publisher import Publisher
 
 FIRST = "upload checkpoints/epoch_1/checkpoint.pth"
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checkpoint.manifest import FileEntry, Manifest
-from train.checkpoint.policy import Retention, SavePolicy, find_best, ranked
-from train.config import Config
+from onward.checkpoint.manifest import FileEntry, Manifest
+from onward.checkpoint.policy import Retention, SavePolicy, find_best, ranked
+from onward.options.run_options import Config
 
 STEPS = 10  # of each epoch
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from train.config import Config
-from train.data import cache
-from train.data.dataset import prepare, split
-from train.errors import CheckpointDamaged, DataError
-from train.tasks.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor
-from train.tasks.tabular import TabularTask
-from train.tracking.pyfunc import _load_pyfunc
+from onward.errors import CheckpointDamaged, DataError
+from onward.options.run_options import Config
+from train.tabular.data import cache
+from train.tabular.data.dataset import prepare, split
+from train.tabular.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor
+from train.tabular.pyfunc import _load_pyfunc
+from train.tabular.task import TabularTask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

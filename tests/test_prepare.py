@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from train.config import Config
-from train.data.dataset import prepare, source_fingerprint, split
-from train.data.prepare import Preprocessing
-from train.data.scale import TargetScale
-from train.errors import DataError, UsageError
+from onward.errors import DataError, UsageError
+from onward.options.run_options import Config
+from train.tabular.data.dataset import prepare, source_fingerprint, split
+from train.tabular.data.prepare import Preprocessing
+from train.tabular.data.scale import TargetScale
 
 LIMIT = 3.0
 

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from support import cli
 
-from train import progress
-from train.checkpoint import downloads
-from train.errors import CheckpointDamaged
-from train.progress import Moved, show_transfer
-from train.report import Reporter
+from onward.checkpoint import downloads
+from onward.errors import CheckpointDamaged
+from onward.terminal import progress
+from onward.terminal.progress import Moved, show_transfer
+from onward.terminal.report import Reporter
 
 TOTAL = 4_800_000_000
 

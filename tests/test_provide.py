@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from train.config import Config
-from train.data.cache import JSON_NAME, NPZ_NAME, save
-from train.data.dataset import prepare
-from train.data.provide import cache_folder, prepare_cached, recover, recover_preprocessing
-from train.errors import DataError
-from train.tracking.artifacts import Artifacts
+from onward.errors import DataError
+from onward.options.run_options import Config
+from onward.tracking.artifacts import Artifacts
+from train.tabular.data.cache import JSON_NAME, NPZ_NAME, save
+from train.tabular.data.dataset import prepare
+from train.tabular.data.provide import cache_folder, prepare_cached, recover, recover_preprocessing
 
 
 @pytest.fixture

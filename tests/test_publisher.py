@@ -2,14 +2,14 @@
 
 import pytest
 
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import Spool
-from train.checkpoint.store import CheckpointStore
-from train.errors import StoreUnavailable, Superseded
-from train.metrics import History, Point
-from train.tracking import LATEST_CHECKPOINT_TAG
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import StoreUnavailable, Superseded
+from onward.metrics import History, Point
+from onward.publish.publisher import Publisher
+from onward.tracking.record import LATEST_CHECKPOINT_TAG
 
 pytestmark = pytest.mark.usefixtures("one_at_a_time")
 

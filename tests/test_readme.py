@@ -29,10 +29,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, client, environment, group_of, launch, wait_for, write_table
 
-from train import errors
+from onward import errors
+from onward.options.declare import OnResume, options_of, to_text
+from onward.options.run_options import Config, Launch
 from train.cli import main
-from train.config import Config, Launch
-from train.declare import OnResume, options_of, to_text
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"

@@ -14,8 +14,8 @@ from babel.messages.pofile import read_po
 from support import ROOT
 from test_readme import DOCS, GUIDE, cells, default_of, slug
 
-from train.config import Config, Launch
-from train.declare import OnResume, options_of
+from onward.options.declare import OnResume, options_of
+from onward.options.run_options import Config, Launch
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from support import only_what_was_fitted
 
-from train.config import Config
-from train.data import cache
-from train.data.dataset import prepare, source_fingerprint
-from train.data.provide import recover
-from train.data.recognise import as_dates, is_nearly_all, recognise
-from train.errors import DataError
-from train.tasks.predictor import Predictor
-from train.tasks.tabular import TabularTask
+from onward.errors import DataError
+from onward.options.run_options import Config
+from train.tabular.data import cache
+from train.tabular.data.dataset import prepare, source_fingerprint
+from train.tabular.data.provide import recover
+from train.tabular.data.recognise import as_dates, is_nearly_all, recognise
+from train.tabular.predictor import Predictor
+from train.tabular.task import TabularTask
 
 ODD = ["-", "?", "缺失", "n.d.", "<0.1", "1,234", "--", "#DIV/0!", "12a"]
 

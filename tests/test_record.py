@@ -5,13 +5,13 @@ import math
 
 import pytest
 
-from train import listing
-from train.attempt import Attempt, first_epochs
-from train.errors import RunNotUsable, UnsafeValue
-from train.heartbeat import Beat
-from train.metrics import Point
-from train.source import find_run
-from train.tracking import (
+from onward.attempts.attempt import Attempt, first_epochs
+from onward.attempts.heartbeat import Beat
+from onward.cli import listing
+from onward.errors import RunNotUsable, UnsafeValue
+from onward.metrics import Point
+from onward.opening.source import find_run
+from onward.tracking.record import (
     ATTEMPT_PARAM,
     ATTEMPT_TAG,
     DATA_TAG,

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from train.redact import redact, without_login
+from onward.words.redact import redact, without_login
 
 KEY = "AKIA" + "ABCDEFGH12345678"
 SECRET = "hun/ter@2"

@@ -8,8 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from train.config import Config
-from train.report import Reporter
+from onward.options.run_options import Config
+from onward.terminal.report import Reporter
 
 METRICS = {"train_loss": 0.25, "val_loss": 0.5, "val_pearson": 0.9, "epoch_seconds": 1.25}
 ESCAPE = "\x1b"

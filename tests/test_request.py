@@ -5,8 +5,8 @@ import re
 import pytest
 from support import SMALL, cli, write_table
 
-from train.config import Launch
-from train.errors import UsageError
+from onward.errors import UsageError
+from onward.options.run_options import Launch
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from train.config import Config
-from train.describe import params
-from train.restored import options_of_saved, options_of_unsaved, report_doubted
-from train.source import find_source, find_store
-from train.tracking import FINGERPRINT_TAG, OPTIONS_TAG
+from onward.opening.identity import params
+from onward.opening.restored import options_of_saved, options_of_unsaved, report_doubted
+from onward.opening.source import find_source, find_store
+from onward.options.run_options import Config
+from onward.tracking.record import FINGERPRINT_TAG, OPTIONS_TAG
 
 SAVED = Config(data="mine.csv", target="y", lr=0.5, upload_data="no", strict=True)
 # What uses the rights of whoever resumes, or is none of a resume's.

@@ -21,15 +21,16 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from support import SMALL, cli, wait_for, write_table
 
-from train import environment, results
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
-from train.data import cache
-from train.data.provide import cache_folder
-from train.tasks.tabular import TabularTask
-from train.tracking import DATA_TAG
-from train.tracking import models as model_files
-from train.tracking.models import MODEL_TAG
+from onward.checkpoint.store import CheckpointStore
+from onward.options.run_options import Config
+from onward.publish import results
+from onward.system import environment
+from onward.tracking import models as model_files
+from onward.tracking.models import MODEL_TAG
+from onward.tracking.record import DATA_TAG
+from train.tabular.data import cache
+from train.tabular.data.provide import cache_folder
+from train.tabular.task import TabularTask
 
 FIGURES = ["best_predicted", "best_residuals", "correlation", "last_predicted", "last_residuals",
            "loss"]  # fmt: skip

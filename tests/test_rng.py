@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train import rng
+from onward.run import rng
 
 
 def draw():

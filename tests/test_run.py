@@ -20,26 +20,30 @@ from support import wait_for
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from train import environment, metrics, rng, signals
-from train import run as run_module
-from train.attempt import Attempt
-from train.checkpoint import staging
-from train.checkpoint.pipeline import Pipeline
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import RunFolder
-from train.checkpoint.staging import Stager
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
-from train.errors import CheckpointError, Interrupted, NonFinite, RunNotUsable, StoreUnavailable
-from train.metrics import History, is_wall_clock, same_value
-from train.report import Reporter
-from train.run import Run, Start
+from onward import metrics
+from onward.attempts.attempt import Attempt
+from onward.checkpoint import staging
+from onward.checkpoint.pipeline import Pipeline
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import RunFolder
+from onward.checkpoint.staging import Stager
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import CheckpointError, Interrupted, NonFinite, RunNotUsable, StoreUnavailable
+from onward.metrics import History, is_wall_clock, same_value
+from onward.opening.source import find_source, open_store
+from onward.opening.waiting import publish_waiting
+from onward.options.run_options import Config
+from onward.publish.publisher import Publisher
+from onward.run import rng, signals
+from onward.run import run as run_module
+from onward.run.run import Run, Start
+from onward.run.state import TrainState
+from onward.system import environment
+from onward.terminal.report import Reporter
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import Tracking
+from onward.tracking.record import FINGERPRINT_TAG, OPTIONS_TAG
 from train.schedule import Schedule
-from train.source import find_source, open_store
-from train.state import TrainState
-from train.sync import publish_waiting
-from train.tracking import FINGERPRINT_TAG, OPTIONS_TAG, Artifacts, Tracking
 
 SCORES = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.6, 5: 0.1, 6: 0.2}
 STEPS = 2  # optimizer steps an epoch

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.config import Config
+from onward.options.run_options import Config
 from train.schedule import FLOOR, PLATEAU_EPOCHS, PLATEAU_FACTOR, Schedule
 
 

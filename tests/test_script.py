@@ -11,18 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from train.checkpoint.format import FORMAT_VERSION, to_plain
-from train.config import Config
-from train.errors import (
-    CheckpointDamaged,
-    CheckpointError,
-    CheckpointFileNotFound,
-    UsageError,
-)
-from train.metrics import History
+from onward.checkpoint.format import FORMAT_VERSION, to_plain
+from onward.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound, UsageError
+from onward.metrics import History
+from onward.options.run_options import Config
+from onward.run.state import TrainState
 from train.schedule import Schedule
 from train.script import check_order, read_checkpoint_file
-from train.state import TrainState
 
 AUCS = [0.5, 0.75, 0.625]
 

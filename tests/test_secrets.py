@@ -2,10 +2,10 @@
 
 import pytest
 
-from train.config import Config
-from train.describe import hide_secrets, params
-from train.errors import StoreUnavailable
-from train.tracking import Artifacts
+from onward.errors import StoreUnavailable
+from onward.opening.identity import hide_secrets, params
+from onward.options.run_options import Config
+from onward.tracking.artifacts import Artifacts
 
 ADDRESS = "https://me:hun/ter@2@host/x?token=hunter3"
 

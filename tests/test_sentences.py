@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from support import ROOT
 
-from train.config import Config
-from train.data import sentences
-from train.data.dataset import prepare
-from train.errors import DataError
-from train.language import choose, retold
+from onward.errors import DataError
+from onward.options.run_options import Config
+from onward.words.language import choose, retold
+from train.tabular.data import sentences
+from train.tabular.data.dataset import prepare
 
 # What is called the same in every language.
 NAMES = {"UTF", "GBK", "GB", "Parquet", "pandas", "keep_index", "true", "list", "element", "int"}

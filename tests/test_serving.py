@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from train.serving import write
+from train.tabular.serving import write
 
 NOT_IN_CSV = {
     "list": pa.array([[1], None]),

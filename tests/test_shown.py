@@ -13,9 +13,9 @@ import signal
 import pytest
 from support import SMALL, cli, environment, launch_killed, write_table
 
-from train.commands import Standing
-from train.run import Run
-from train.tasks.tabular import TabularTask
+from onward.options.command import Standing
+from onward.run.run import Run
+from train.tabular.task import TabularTask
 
 LR = 2e-3
 AT_THE_FLOOR = "at the last learning rate"  # where that is said, it is meant

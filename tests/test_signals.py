@@ -10,8 +10,8 @@ import sys
 import pytest
 from support import ROOT
 
-from train import signals
-from train.signals import SIGNALS, StopNow, StopRequest, stop_at_once
+from onward.run import signals
+from onward.run.signals import SIGNALS, StopNow, StopRequest, stop_at_once
 
 
 @pytest.fixture

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from support import cli
 
-from train import environment
-from train.artifact_folder import require_local_artifacts
-from train.checkpoint.spool import RunFolder
-from train.config import Config
-from train.errors import (
+from onward.checkpoint.spool import RunFolder
+from onward.errors import (
     CheckpointDamaged,
     CheckpointError,
     CheckpointNotFound,
     RunNotUsable,
     StoreUnavailable,
 )
-from train.source import find_run, find_source, open_store, whose
-from train.tracking import EPOCH_TAG, OPTIONS_TAG, RunRecord
-from train.tracking.translate import local_path
+from onward.opening.source import find_run, find_source, open_store, whose
+from onward.options.run_options import Config
+from onward.system import environment
+from onward.tracking.artifact_folder import require_local_artifacts
+from onward.tracking.record import EPOCH_TAG, OPTIONS_TAG, RunRecord
+from onward.tracking.translate import local_path
 
 SCORES = {1: 0.1, 2: 0.9, 3: 0.5}
 

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
-from train.checkpoint.spool import JOURNAL_FILE, RunFolder, Spool
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
+from onward.checkpoint.spool import JOURNAL_FILE, RunFolder, Spool
 
 
 @pytest.fixture

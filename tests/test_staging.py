@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.checkpoint.staging import Stager, changed_by_step
-from train.errors import CheckpointError
+from onward.checkpoint.staging import Stager, changed_by_step
+from onward.errors import CheckpointError
 
 
 def build():

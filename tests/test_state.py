@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from train import rng
-from train.checkpoint.format import load_checkpoint, write_checkpoint
-from train.config import Config
-from train.metrics import History, Point
+from onward.checkpoint.format import load_checkpoint, write_checkpoint
+from onward.metrics import History, Point
+from onward.options.run_options import Config
+from onward.run import rng
+from onward.run.state import TrainState
 from train.schedule import Schedule
-from train.state import TrainState
 
 
 def new_state(seed):

@@ -9,15 +9,15 @@ import shutil
 import pytest
 import torch
 
-from train.checkpoint import store as store_module
-from train.checkpoint import transfers as transfers_module
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
-from train.checkpoint.spool import Spool
-from train.checkpoint.store import CheckpointStore
-from train.checkpoint.transfers import show_upload
-from train.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, Superseded
-from train.progress import Moved
+from onward.checkpoint import store as store_module
+from onward.checkpoint import transfers as transfers_module
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.checkpoint.transfers import show_upload
+from onward.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, Superseded
+from onward.terminal.progress import Moved
 
 MOMENTS = ["before", "half", "after"]
 

@@ -11,14 +11,14 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import MANIFEST_FILE
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import Spool
-from train.checkpoint.store import CheckpointStore
-from train.errors import CheckpointDamaged, StoreUnavailable
-from train.tracking import Artifacts
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import MANIFEST_FILE
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import CheckpointDamaged, StoreUnavailable
+from onward.publish.publisher import Publisher
+from onward.tracking.artifacts import Artifacts
 
 
 class Remote(Artifacts):

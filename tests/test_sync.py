@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from train import environment
-from train.attempt import Attempt
-from train.checkpoint.format import write_checkpoint
-from train.checkpoint.manifest import checkpoint_name
-from train.checkpoint.policy import Retention
-from train.checkpoint.publisher import Publisher
-from train.checkpoint.spool import JOURNAL_FILE, RunFolder
-from train.config import Config
-from train.errors import StoreUnavailable, Superseded
-from train.maintenance import verify_rows
-from train.metrics import History, Point
-from train.opening import Launcher
-from train.report import Reporter
-from train.source import find_source, open_store
-from train.sync import publish_waiting, waiting_runs
-from train.tracking import HOST_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
+from onward.attempts.attempt import Attempt
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.manifest import checkpoint_name
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import JOURNAL_FILE, RunFolder
+from onward.cli.maintenance import verify_rows
+from onward.errors import StoreUnavailable, Superseded
+from onward.metrics import History, Point
+from onward.opening.begin import Launcher
+from onward.opening.source import find_source, open_store
+from onward.opening.waiting import publish_waiting, waiting_runs
+from onward.options.run_options import Config
+from onward.publish.publisher import Publisher
+from onward.system import environment
+from onward.terminal.report import Reporter
+from onward.tracking.record import HOST_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
 
 
 class Disk:

@@ -6,8 +6,8 @@ from types import ModuleType, SimpleNamespace
 import psutil
 import pytest
 
-from train.metrics import is_wall_clock
-from train.system_metrics import SystemMetrics
+from onward.metrics import is_wall_clock
+from onward.system.system_metrics import SystemMetrics
 
 
 class Nvml(ModuleType):

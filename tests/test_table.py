@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from train.data.table import raw_sha256, read_raw, read_table
-from train.errors import DataError, DataNotFound
+from onward.errors import DataError, DataNotFound
+from train.tabular.data.table import raw_sha256, read_raw, read_table
 
 CSV = b"size,shape,when,ok\n1,round,2024-02-03,true\n2.5,,2024-02-04,false\n,flat,,true\n"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from train.config import Config
-from train.data.dataset import prepare
-from train.tasks.tabular import TabularMLP, TabularTask, choose_threads
+from onward.options.run_options import Config
+from train.tabular.data.dataset import prepare
+from train.tabular.task import TabularMLP, TabularTask, choose_threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

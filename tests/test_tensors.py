@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from train.errors import CheckpointDamaged
-from train.pickled import MAX_PICKLE_BYTES
-from train.tensors import load_tensors
+from onward.errors import CheckpointDamaged
+from onward.system.pickled import MAX_PICKLE_BYTES
+from onward.system.tensors import load_tensors
 
 GROWS = "would grow when read"
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from train.threads import bounded, each
+from onward.system.threads import bounded, each
 
 
 def test_the_results_come_in_the_order_of_the_items():

@@ -13,20 +13,13 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from support import cli
 
-from train.errors import RunNotUsable, StoreUnavailable, UnsafeFile
-from train.metrics import Point
-from train.redact import redact
-from train.tracking import (
-    EPOCH_TAG,
-    FINGERPRINT_TAG,
-    HEARTBEAT_TAG,
-    MAX_TAG_CHARS,
-    Artifacts,
-    RunRecord,
-    Tracking,
-    now_ms,
-)
-from train.tracking.ui import mark_experiment
+from onward.errors import RunNotUsable, StoreUnavailable, UnsafeFile
+from onward.metrics import Point
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import MAX_TAG_CHARS, Tracking, now_ms
+from onward.tracking.record import EPOCH_TAG, FINGERPRINT_TAG, HEARTBEAT_TAG, RunRecord
+from onward.tracking.ui import mark_experiment
+from onward.words.redact import redact
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import hashlib
 import os
 
 import pytest
-
 import train.files
 import train.tracking.tree
-from train.tracking.tree import Tree
+
+from onward.tracking.tree import Tree
 
 tree_module = train.tracking.tree
 

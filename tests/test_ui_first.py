@@ -7,8 +7,9 @@ import sqlite3
 import pytest
 from support import SMALL, cli, write_table
 
-from train.errors import StoreUnavailable
-from train.tracking import Artifacts, Tracking
+from onward.errors import StoreUnavailable
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import Tracking
 
 TWIN = "Default-files"
 

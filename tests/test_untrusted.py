@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from train import untrusted
-from train.errors import UnsafeValue
+from onward.errors import UnsafeValue
+from onward.system import untrusted
 
 BAD_PARTS = ["", ".", "..", "a/b", "/etc", "a\\b", "a\0b", "a\n", "-a", "~", "a b", "é", "a" * 129]
 

@@ -9,17 +9,18 @@ from threading import Thread
 
 import pytest
 
-from train import environment
-from train.attempt import Attempt
-from train.checkpoint.spool import RunFolder
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
-from train.data.provide import cache_folder
-from train.errors import DataError, RunNotUsable, UnsafeFile, UnsafeValue, UsageError
-from train.report import Reporter
-from train.source import Source, data_of_run, preprocessing_of_run
-from train.sync import is_journal, publish_waiting, waiting_runs
-from train.tracking import DATA_TAG, EPOCH_TAG, FINGERPRINT_TAG, Tracking
+from onward.attempts.attempt import Attempt
+from onward.checkpoint.spool import RunFolder
+from onward.checkpoint.store import CheckpointStore
+from onward.errors import DataError, RunNotUsable, UnsafeFile, UnsafeValue, UsageError
+from onward.opening.source import Source, data_of_run, preprocessing_of_run
+from onward.opening.waiting import is_journal, publish_waiting, waiting_runs
+from onward.options.run_options import Config
+from onward.system import environment
+from onward.terminal.report import Reporter
+from onward.tracking.client import Tracking
+from onward.tracking.record import DATA_TAG, EPOCH_TAG, FINGERPRINT_TAG
+from train.tabular.data.provide import cache_folder
 
 NOT_OURS = [
     "../" * 9 + "tmp/x",

@@ -17,23 +17,23 @@ import torch
 from support import cli, write_table
 from test_state import leaves
 
-from train.checkpoint.format import load_checkpoint, verify, write_checkpoint
-from train.checkpoint.manifest import (
+from onward.checkpoint.format import load_checkpoint, verify, write_checkpoint
+from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
     READABLE_VERSIONS,
     parse_manifest,
 )
-from train.checkpoint.store import CheckpointStore
-from train.config import Config
+from onward.checkpoint.store import CheckpointStore
+from onward.opening.source import find_source
+from onward.options.run_options import Config
+from onward.run.state import TrainState
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.record import FINGERPRINT_TAG
 from train.schedule import Schedule
 from train.script import read_checkpoint_file
-from train.source import find_source
-from train.state import TrainState
-from train.tasks.tabular import TabularMLP, TabularTask
-from train.tracking import FINGERPRINT_TAG
-from train.tracking.artifacts import Artifacts
+from train.tabular.task import TabularMLP, TabularTask
 
 DATA = Path(__file__).parent / "data"
 FOLDERS = {

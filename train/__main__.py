@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from onward.system.threads import END_SECONDS, end_within
 from train.cli import main
-from train.threads import END_SECONDS, end_within
 
 
 def console() -> None:

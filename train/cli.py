@@ -12,15 +12,15 @@ from typing import Any
 
 import click
 
-from train import environment
-from train.commandline import ConfigOption, Group, OptionCommand, say, set_debug
-from train.config import Config, Launch
-from train.declare import options_of
-from train.errors import CheckpointError, RunNotUsable, TrainError
-from train.files import size_in_words
-from train.helptext import RunParameter
-from train.language import _
-from train.redact import redact
+from onward.cli.commandline import ConfigOption, Group, OptionCommand, say, set_debug
+from onward.cli.helptext import RunParameter
+from onward.errors import CheckpointError, RunNotUsable, TrainError
+from onward.options.declare import options_of
+from onward.options.run_options import Config, Launch
+from onward.system import environment
+from onward.system.files import size_in_words
+from onward.words.language import _
+from onward.words.redact import redact
 
 _WHICH = "N|global_step_N|latest|best"  # checkpoint
 
@@ -51,15 +51,15 @@ def _run_command(**values: Any) -> None:
     launch = Launch(**{k: given.pop(k) for k in options_of(Launch) if k in given})
     Config(**given)  # refuses bad values before anything is imported or opened
 
-    from train.report import Reporter
-    from train.signals import ignore, stop_at_once
+    from onward.run.signals import ignore, stop_at_once
+    from onward.terminal.report import Reporter
 
     reporter = Reporter()
     reporter.open_log()
     stop_at_once()
     try:
-        logging.getLogger("train").info(_("Loading torch and MLflow …"))
-        from train.launch import open_run
+        logging.getLogger("onward").info(_("Loading torch and MLflow …"))
+        from onward.opening.open import open_run
         from train.loop import train
 
         run, task = open_run(given, launch, reporter)
@@ -77,8 +77,8 @@ def _run_command(**values: Any) -> None:
 def list_command(run: str | None, as_json: bool) -> None:
     """List the experiment's runs that can be resumed, or the checkpoints of RUN."""
     environment.expect_small_downloads()
-    from train import listing
-    from train.tracking import Tracking
+    from onward.cli import listing
+    from onward.tracking.client import Tracking
 
     with _log_shown(as_json):
         tracking = Tracking()
@@ -94,7 +94,7 @@ def _log_shown(as_json: bool = False) -> Iterator[None]:
     """
     from rich.console import Console
 
-    from train.report import Reporter
+    from onward.terminal.report import Reporter
 
     reporter = Reporter(Console(stderr=as_json or not sys.stdout.isatty()))
     reporter.open_log()
@@ -110,8 +110,8 @@ def _log_shown(as_json: bool = False) -> Iterator[None]:
 @click.pass_context
 def verify(ctx: click.Context, run: str, as_json: bool) -> None:
     """Download and check every checkpoint of RUN; exit code 4 if one is damaged."""
-    from train import listing, maintenance
-    from train.tracking import Tracking
+    from onward.cli import listing, maintenance
+    from onward.tracking.client import Tracking
 
     with _log_shown(as_json):
         rows = list(maintenance.verify_rows(Tracking(), run))
@@ -138,8 +138,8 @@ def prune(
     take_over: bool,
 ) -> None:
     """Delete checkpoints of RUN; the newest good one and the best stay always."""
-    from train import maintenance
-    from train.tracking import Tracking
+    from onward.cli import maintenance
+    from onward.tracking.client import Tracking
 
     tracking = Tracking()
     retention = maintenance.retention_of(tracking, run, keep_last, keep_best, keep_every)
@@ -160,9 +160,9 @@ def prune(
 @click.option("--to", required=True, type=click.Path(dir_okay=False), help="The file to write.")
 def export(run: str, epoch: str, to: str) -> None:
     """Write a checkpoint of RUN as one plain .pth file, with the script version's keys."""
-    from train import maintenance
-    from train.source import find_run
-    from train.tracking import Tracking
+    from onward.cli import maintenance
+    from onward.opening.source import find_run
+    from onward.tracking.client import Tracking
 
     tracking = Tracking()
     with _log_shown():
@@ -177,8 +177,8 @@ def export(run: str, epoch: str, to: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON object.")
 def show(run: str, epoch: str, as_json: bool) -> None:
     """Show what a checkpoint of RUN holds: manifest, state, options, environment."""
-    from train import listing, maintenance
-    from train.tracking import Tracking
+    from onward.cli import listing, maintenance
+    from onward.tracking.client import Tracking
 
     with _log_shown(as_json):
         found = maintenance.describe(Tracking(), run, epoch)
@@ -195,8 +195,8 @@ def show(run: str, epoch: str, as_json: bool) -> None:
 @click.option("--to", type=click.Path(dir_okay=False), help="A CSV, or .parquet.  [stdout]")
 def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
     """Predict each row of FILE by RUN's model; write it as CSV with one more column."""
-    from train import serving
-    from train.tracking import Tracking
+    from onward.tracking.client import Tracking
+    from train.tabular import serving
 
     with _log_shown(as_json=to is None):
         table = serving.predict_table(Tracking(), run, epoch, data)
@@ -212,9 +212,9 @@ def predict(run: str, data: str, epoch: str | None, to: str | None) -> None:
 @click.option("--register", metavar="NAME", help="Register the model too, by this name.")
 def publish(run: str, epoch: str | None, register: str | None) -> None:
     """Log a checkpoint of RUN as its MLflow model, which takes raw rows."""
-    from train import serving
-    from train.source import find_run
-    from train.tracking import Tracking
+    from onward.opening.source import find_run
+    from onward.tracking.client import Tracking
+    from train.tabular import serving
 
     tracking = Tracking()
     with _log_shown():
@@ -234,7 +234,7 @@ def publish(run: str, epoch: str | None, register: str | None) -> None:
 )
 def ui(run: str | None, port: int) -> None:
     """Open MLflow's pages in the browser, with RUN (default: the newest) in front."""
-    from train.browse import open_pages
+    from onward.cli.browse import open_pages
 
     with _log_shown():
         open_pages(run, port)
@@ -247,10 +247,10 @@ def ui(run: str | None, port: int) -> None:
 @click.pass_context
 def sync(ctx: click.Context, run: str | None, as_fork: bool) -> None:
     """Publish what waits on this disk: of RUN, or of every run of the server."""
-    from train.launch import sync_run
-    from train.report import Reporter
-    from train.sync import waiting_runs
-    from train.tracking import Tracking
+    from onward.opening.open import sync_run
+    from onward.opening.waiting import waiting_runs
+    from onward.terminal.report import Reporter
+    from onward.tracking.client import Tracking
 
     reporter = Reporter()
     reporter.open_log()

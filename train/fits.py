@@ -9,15 +9,15 @@ from typing import Any, NoReturn
 
 import torch
 
-from train import rng
-from train.config import Config
-from train.errors import CheckpointError
-from train.language import _
+from onward.errors import CheckpointError
+from onward.options.run_options import Config
+from onward.run import rng
+from onward.run.state import MISFITS, TrainState
+from onward.system.tensors import as_number
+from onward.system.untrusted import shown
+from onward.words.language import _
 from train.schedule import Schedule
-from train.state import MISFITS, TrainState
-from train.tasks import Task
-from train.tensors import as_number
-from train.untrusted import shown
+from train.task import Task
 
 _OF_ADAMW = ("betas", "eps", "weight_decay", "amsgrad")  # that decide the arithmetic, beside lr
 

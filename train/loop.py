@@ -9,17 +9,18 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from train import environment, rng
-from train.commands import train_command
-from train.data.batches import batches, num_batches
-from train.errors import NonFinite
-from train.language import _
-from train.run import Run
+from onward.errors import NonFinite
+from onward.options.command import train_command
+from onward.run import rng
+from onward.run.order import batches, num_batches
+from onward.run.run import Run
+from onward.run.state import TrainState
+from onward.system import environment
+from onward.words.language import _
 from train.schedule import Schedule
-from train.state import TrainState
-from train.tasks import Task
+from train.task import Task
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"onward.{__name__}")
 
 
 def train(run: Run, task: Task) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from train.config import Config
+from onward.options.run_options import Config
 
 FLOOR = 0.01  # the cosine ends at this part of lr, and stays there
 PLATEAU_FACTOR = 1 / 3

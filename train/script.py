@@ -13,22 +13,18 @@ from typing import Any
 
 import torch
 
-from train import rng
-from train.checkpoint.format import is_readable, upgraded
-from train.config import Config
-from train.errors import (
-    CheckpointError,
-    CheckpointFileNotFound,
-    UsageError,
-)
-from train.files import private_copy
-from train.language import _
-from train.metrics import MONITOR, History, Point
+from onward.checkpoint.format import is_readable, upgraded
+from onward.errors import CheckpointError, CheckpointFileNotFound, UsageError
+from onward.metrics import MONITOR, History, Point
+from onward.options.run_options import Config
+from onward.run import rng
+from onward.system.files import private_copy
+from onward.system.tensors import as_number, load_tensors
+from onward.system.untrusted import shown
+from onward.words.language import _
 from train.schedule import Schedule
-from train.tensors import as_number, load_tensors
-from train.untrusted import shown
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"onward.{__name__}")
 
 _OUR_KEYS = {
     "step", "scheduler_state_dict", "best_corr", "best_epoch", "history", "rng", "config",

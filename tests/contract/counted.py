@@ -12,7 +12,7 @@ from train import cli
 def count_steps(path: str) -> None:
     """Let each loss that is computed be counted in the file `path`; there is one a step."""
     steps_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    from train.tasks.tabular import TabularTask
+    from train.tabular.task import TabularTask
 
     loss = TabularTask.loss
 

@@ -32,11 +32,14 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from train import cli, files
-from train.checkpoint import format, pipeline
-from train.checkpoint.manifest import MANIFEST_FILE
-from train.checkpoint.store import INDEX_FILE
-from train.tracking import EPOCH_TAG, Artifacts, Tracking
+from onward.checkpoint import format, pipeline
+from onward.checkpoint.manifest import MANIFEST_FILE
+from onward.checkpoint.store import INDEX_FILE
+from onward.system import files
+from onward.tracking.artifacts import Artifacts
+from onward.tracking.client import Tracking
+from onward.tracking.record import EPOCH_TAG
+from train import cli
 
 PART_BYTES = 8192
 

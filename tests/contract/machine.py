@@ -6,7 +6,8 @@ machine.py other run --resume_run …
 import os
 import sys
 
-from train import cli, environment, git
+from onward.system import environment, git
+from train import cli
 
 if __name__ == "__main__":
     name = sys.argv[1]
@@ -14,7 +15,7 @@ if __name__ == "__main__":
     # Whether a developer has changed something in the meantime is no part of what is tested.
     git.code_version, git.code_diff = (lambda: None), (lambda: b"")
     environment.hostname = lambda: name
-    from train import heartbeat
+    from onward.attempts import heartbeat
 
     if "REAL_TIMES" not in os.environ:
         heartbeat.BEAT_SECONDS, heartbeat.LEASE_SECONDS, heartbeat.LOOK_SECONDS = 0.5, 3.0, 0.1

@@ -17,7 +17,7 @@ from support import (
     write_table,
 )
 
-from train.tasks.tabular import TabularTask
+from train.tabular.task import TabularTask
 
 TINY = (*SMALL, "--target", "price", "--epochs", "2")
 

@@ -20,7 +20,7 @@ from support import (
     write_table,
 )
 
-from train.tasks.tabular import TabularTask
+from train.tabular.task import TabularTask
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from support import (
     write_table,
 )
 
-from train.errors import RunNotUsable
-from train.heartbeat import Beat
-from train.tracking import Tracking
+from onward.attempts.heartbeat import Beat
+from onward.errors import RunNotUsable
+from onward.tracking.client import Tracking
 
 pytestmark = pytest.mark.slow
 

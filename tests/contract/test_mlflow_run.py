@@ -23,7 +23,7 @@ from support import (
     write_table,
 )
 
-from train.heartbeat import Beat
+from onward.attempts.heartbeat import Beat
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ from support import (
     write_table,
 )
 
-from train.checkpoint.format import verify
-from train.checkpoint.manifest import parse_manifest
-from train.tracking import LATEST_CHECKPOINT_TAG
+from onward.checkpoint.format import verify
+from onward.checkpoint.manifest import parse_manifest
+from onward.tracking.record import LATEST_CHECKPOINT_TAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a chain is 17 launches
 

@@ -22,9 +22,9 @@ from support import (
     write_table,
 )
 
-from train import errors
+from onward import errors
+from onward.errors import TrainError
 from train.cli import main
-from train.errors import TrainError
 
 EXAMPLES = ROOT / "examples"
 SBATCH, JOB, UNIT = (EXAMPLES / n for n in ("slurm.sbatch", "kubernetes.yaml", "train.service"))

@@ -25,12 +25,12 @@ from support import (
 )
 from torch.nn.utils import clip_grad_norm_
 
-from train import rng
-from train.config import Config
-from train.data.batches import batches
-from train.data.dataset import prepare
+from onward.options.run_options import Config
+from onward.run import rng
+from onward.run.order import batches
 from train.schedule import Schedule
-from train.tasks.tabular import TabularTask
+from train.tabular.data.dataset import prepare
+from train.tabular.task import TabularTask
 
 TINY = (*SMALL, "--target", "price", "--epochs", "5", "--checkpoint_freq", "2", "--dropout", "0.1")
 

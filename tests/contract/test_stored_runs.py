@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import ROOT, checkpoint, cli, client, curves, differences
 
-from train import environment
+from onward.system import environment
 
 HOST = "golden-host"
 MADE_AT = "/tmp/golden"

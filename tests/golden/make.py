@@ -96,9 +96,10 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def child(dies_at: int, words: list[str]) -> None:
     """Be the command line on HOST; a negative `dies_at` keeps epoch 2 from the store, too."""
-    from train import cli, environment
-    from train.checkpoint.store import CheckpointStore
-    from train.tasks.tabular import TabularTask
+    from onward.checkpoint.store import CheckpointStore
+    from onward.system import environment
+    from train import cli
+    from train.tabular.task import TabularTask
 
     environment.machine = environment.hostname = lambda: HOST
     environment.code_version = lambda: "golden"

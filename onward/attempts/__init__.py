@@ -1,0 +1,1 @@
+"""Who works on a run: attempts, their heartbeat, their lease."""

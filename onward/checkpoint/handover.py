@@ -1,0 +1,84 @@
+"""What the threads of a pipeline hand to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.staging import Staged
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What the newest commit cost."""
+
+    stall_seconds: float
+    write_seconds: float
+    upload_seconds: float
+    bytes: int
+
+    def as_metrics(self) -> dict[str, float]:
+        """Return them under the names they are published by, without their `timing_prefix`."""
+        return {f"checkpoint_{name}": float(v) for name, v in dataclasses.asdict(self).items()}
+
+
+@dataclass
+class Totals:
+    """What all checkpoints of an attempt cost, so far."""
+
+    started: float = field(default_factory=time.monotonic)
+    num_saved: int = 0  # set aside by training
+    num_committed: int = 0  # the others were overtaken, or wait
+    stall_seconds: float = 0.0  # that training waited
+    write_seconds: float = 0.0
+    upload_seconds: float = 0.0
+    bytes: int = 0  # committed
+
+    def add(self, timings: Timings) -> None:
+        """Count a commit."""
+        self.num_committed += 1
+        self.write_seconds += timings.write_seconds
+        self.upload_seconds += timings.upload_seconds
+        self.bytes += timings.bytes
+
+
+@dataclass
+class Spooled:
+    """A checkpoint in the spool."""
+
+    manifest: Manifest
+    stall_seconds: float
+    write_seconds: float
+
+
+@dataclass
+class Shared:
+    """What the threads share; read and changed only while `changed` is held."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    spooled: list[Spooled] = field(default_factory=list)
+    uploading: Spooled | None = None
+    begun: float = 0.0  # when that upload was, on the monotonic clock
+    num_writing: int = 0  # handed over by training, not yet in the spool
+    offline: bool = False
+    closing: bool = False  # training is over
+    ending: Callable[[], None] | None = None  # what comes last, once it is known
+    error: BaseException | None = None
+
+    def num_bytes(self) -> int:
+        """Return the size of what is in the spool."""
+        return sum(spooled.manifest.bytes for spooled in self.spooled)
+
+
+@dataclass
+class Item:
+    """A checkpoint on its way."""
+
+    staged: Staged
+    metrics: Mapping[str, float]
+    kept: bool
+    stall_seconds: float

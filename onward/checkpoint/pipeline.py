@@ -1,0 +1,398 @@
+"""The way of a checkpoint: stage → write → upload → commit → publish → point → prune.
+
+Training waits for staging only. Two threads do the rest: one writes to the spool on local disk,
+one brings to the store what is there (see `publisher`).
+
+Checkpoints that are neither kept nor the best give way: to a newer one while they wait for their
+upload, and entirely where the buffers are still being written. Their metrics travel with the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.handover import Item, Shared, Spooled, Timings, Totals
+from onward.checkpoint.manifest import Manifest, checkpoint_name
+from onward.checkpoint.policy import find_best
+from onward.checkpoint.room import LOOK_SECONDS, Room
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.staging import MayWait, Staged, Stager
+from onward.checkpoint.transfers import show_upload
+from onward.errors import StoreRefused, UnsafeFile
+from onward.metrics import MONITOR
+from onward.publish.publisher import Publisher
+from onward.words.language import _
+
+log = logging.getLogger(__name__)
+
+# IMPORTANT: a generator of its own; the global one belongs to the training.
+_jitter = random.Random()
+
+MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
+STALL_SECONDS = 60.0  # without a file that arrives, after which the store counts as away
+PATIENCE_SECONDS = 2.0  # after which a wait is announced
+SILENT_SECONDS = 5.0  # after which a server that owes an answer counts as away
+
+
+class Pipeline:
+    """Saves the checkpoints of one attempt in the background.
+
+    Args:
+        publisher: Brings them to the store.
+        spool: Where they are written first.
+        max_spool_bytes: How much may wait on local disk before training waits.
+        is_sync: Whether `save` waits for the commit, as long as the store answers.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        spool: Spool,
+        max_spool_bytes: float = math.inf,
+        is_sync: bool = False,
+    ) -> None:
+        self.publisher = publisher
+        self.timings: Timings | None = None
+        self.totals = Totals()
+        self.spool, self._is_sync = spool, is_sync
+        self._stager = Stager()
+        self._staged: Staged | None = None  # whose copy may still be under way
+        self._hold_seconds = 0.0
+        best = find_best(publisher.manifests)
+        self._best_score = -math.inf if best is None or best.score is None else best.score
+        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._shared = Shared()
+        # How long the process may still take to end: less than ∞ once a signal asked it to.
+        self.seconds_left: Callable[[], float] = lambda: math.inf
+        self.is_paused = False  # whether the newest checkpoint could not be written
+        self._ends_at = math.inf  # when the end of training has waited long enough
+        self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
+        self._writer = self._thread(self._write_all)
+        self._uploader = self._thread(self._upload_all)
+
+    def open(self) -> None:
+        """Start the threads."""
+        self._writer.start()
+        self._uploader.start()
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        kept: bool,
+        may_wait: MayWait | None = None,
+        required: bool = False,
+    ) -> bool:
+        """Save a checkpoint: stage it now, and do the rest in the background.
+
+        Args:
+            state: What `checkpoint.pth` is to hold.
+            metrics: The epoch's own metrics, for the manifest.
+            kept: Whether it stays for good. One that is neither kept nor a new best is passed
+                over where the one before is still being written.
+            may_wait: Tells the tensors that only an optimizer step changes; see `hold_update`.
+                Default: none are.
+            required: Not to be passed over, though it is not kept.
+
+        Returns:
+            Whether it is set aside, and not passed over.
+
+        Raises:
+            BaseException: What ended one of the threads.
+        """
+        self.check()
+        if not (self._is_best(metrics) or kept or required or self._stager.is_free):
+            return False
+        started = time.monotonic()
+        self._staged = self._stager.stage(state, may_wait)
+        stall_seconds = time.monotonic() - started + self._hold_seconds
+        self._hold_seconds = 0.0
+        self.totals.num_saved += 1
+        self.totals.stall_seconds += stall_seconds
+        with self._shared.changed:
+            self._shared.num_writing += 1
+        self._items.put(Item(self._staged, metrics, kept, stall_seconds))
+        if self._is_sync:
+            self._wait_until_committed()
+        return True
+
+    def hold_update(self) -> None:
+        """Wait, right before the weights change, until they are set aside."""
+        if self._staged is not None:
+            started = time.monotonic()
+            self._staged.hold_update()
+            self._staged = None
+            self._hold_seconds += time.monotonic() - started
+
+    def fail(self, error: BaseException) -> None:
+        """End saving by `error`, which the training thread is told at its next step."""
+        with self._shared.changed:
+            self._shared.error = error
+            self._shared.changed.notify_all()
+
+    @property
+    def condition(self) -> str:
+        """How the way to the store is, in words: "" where nothing is to be told."""
+        with self._shared.changed:
+            number = len(self._shared.spooled)
+            if self._shared.offline or self.publisher.silent_seconds() > SILENT_SECONDS:
+                return _("offline, {number} waiting").format(number=number)
+            if self._is_stalled():
+                seconds = self._stalled_seconds()
+                told = _("no answer for {seconds:.0f} s, {number} waiting")
+                return told.format(seconds=seconds, number=number)
+            return ""
+
+    def _stalled_seconds(self) -> float:
+        """Return for how long nothing of the upload under way has arrived."""
+        since = max(self._shared.begun, self.publisher.store.uploads.moved)
+        return time.monotonic() - since if self._shared.uploading else 0.0
+
+    def _is_stalled(self) -> bool:
+        return self._stalled_seconds() > STALL_SECONDS
+
+    @property
+    def num_waiting(self) -> int:
+        """Checkpoints in the spool that are not committed."""
+        with self._shared.changed:
+            return len(self._shared.spooled)
+
+    def end_writing(self, drain_seconds: float) -> BaseException | None:
+        """Write what is set aside, and take no more; return what ended saving, if something has.
+
+        Args:
+            drain_seconds: How long the end of training may wait for the store in all.
+        """
+        self._ends_at = time.monotonic() + drain_seconds
+        with self._shared.changed:
+            self._shared.closing = True
+            self._shared.changed.notify_all()
+        self._items.put(None)
+        self._writer.join()
+        return self._shared.error
+
+    def close(self, ending: Callable[[], None], drain_seconds: float) -> bool:
+        """Wait until everything is in the store.
+
+        Args:
+            ending: What comes last, in the background: closing the run.
+            drain_seconds: How long to wait; `seconds_left` can make it less.
+
+        Returns:
+            Whether everything is, `ending` included; else the spool holds the rest.
+
+        Raises:
+            BaseException: What ended one of the threads.
+        """
+        if self._writer.is_alive():
+            self.end_writing(drain_seconds)
+        ends = time.monotonic() + drain_seconds
+        with self._shared.changed:
+            self._shared.ending = ending
+            self._shared.changed.notify_all()
+        with show_upload(self.spool, self.spool.list()):
+            self._join_uploader(min(drain_seconds, PATIENCE_SECONDS), lambda: not self.num_waiting)
+            limit, num = min(drain_seconds, self.seconds_left()), self.num_waiting
+            if num and limit > 0:
+                log.info(_("Waiting up to %.3g s for the store (%d to upload) …"), limit, num)
+            self._join_uploader(ends - time.monotonic(), lambda: not self.num_waiting)
+        self._join_uploader(ends - time.monotonic())
+        self.check()
+        return not self._uploader.is_alive()
+
+    def _join_uploader(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Wait so long for the uploader to end, or for `is_enough`; less if a signal asks to."""
+        ends = time.monotonic() + seconds
+        while self._uploader.is_alive() and not is_enough():
+            left = min(ends - time.monotonic(), self.seconds_left())
+            if left <= 0:
+                return
+            self._uploader.join(min(left, LOOK_SECONDS))
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        score = metrics.get(MONITOR, math.nan)
+        if not score > self._best_score:  # NaN is never best
+            return False
+        self._best_score = score
+        return True
+
+    def _wait_until_committed(self) -> None:
+        shared = self._shared
+
+        def is_done() -> bool:
+            nothing_left = not (shared.num_writing or shared.spooled)
+            is_away = shared.offline or self._is_stalled()
+            return nothing_left or is_away or shared.error is not None or self._is_stopping()
+
+        with shared.changed:
+            while not shared.changed.wait_for(is_done, LOOK_SECONDS):
+                pass
+        self.check()
+
+    def _wait_seconds(self) -> float:
+        """Return how long room on the disk may still be waited for."""
+        return min(self._ends_at - time.monotonic(), self.seconds_left())
+
+    def _is_stopping(self) -> bool:
+        return self.seconds_left() < math.inf
+
+    def check(self) -> None:
+        """Raise what ended one of the threads, or was given to `fail`."""
+        if self._shared.error is not None:
+            raise self._shared.error
+
+    def _thread(self, work: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # raised again in the training thread
+                self.fail(error)
+
+        # A daemon: a server that never answers must not keep the process from ending.
+        return threading.Thread(target=guarded, daemon=True)
+
+    # The writer's thread.
+
+    def _write_all(self) -> None:
+        while (item := self._items.get()) is not None:
+            spooled = None
+            try:
+                spooled = self._write(item)
+            except OSError as error:
+                if not self.is_paused:
+                    log.warning(_("Saving is paused, training goes on: %s"), error)
+                self.is_paused = True
+            finally:
+                item.staged.release()
+            with self._shared.changed:
+                self._shared.num_writing -= 1
+                if spooled is not None:
+                    self._shared.spooled.append(spooled)
+                    self._drop_overtaken()
+                self._shared.changed.notify_all()
+
+    def _write(self, item: Item) -> Spooled:
+        item.staged.wait()
+        state, seconds = item.staged.state, 0.0
+
+        def write() -> Manifest:
+            nonlocal seconds
+            started = time.monotonic()
+            manifest = write_checkpoint(
+                self.spool.path(checkpoint_name(state)),
+                state,
+                attempt=self.spool.attempt,
+                kept=item.kept,
+                metrics=item.metrics,
+                part_bytes=self.publisher.store.uploads.part_size.bytes,
+            )
+            seconds = time.monotonic() - started
+            return manifest
+
+        manifest = self._room.write(write)
+        self.is_paused = False
+        return Spooled(manifest, item.stall_seconds, seconds)
+
+    def _drop_overtaken(self) -> None:
+        """Take out of the spool what a newer one makes needless before its upload has begun."""
+        shared = self._shared
+        stored = self.publisher.manifests
+        # The one under way may be committed already: it must not count twice.
+        spooled_manifests = [s.manifest for s in shared.spooled]
+        waiting = [m for m in spooled_manifests if not any(m.is_same(n) for n in stored)]
+        gone = self.publisher.retention.to_prune([*stored, *waiting])
+        for spooled in list(shared.spooled):
+            if spooled.manifest in gone and spooled is not shared.uploading:
+                shared.spooled.remove(spooled)
+                self.spool.remove(spooled.manifest.name)
+
+    # The uploader's thread.
+
+    def _upload_all(self) -> None:
+        shared = self._shared
+        self._until_it_works(self.publisher.settle, None)  # what the attempt before left undone
+        while True:
+            with shared.changed:
+                shared.changed.wait_for(
+                    lambda: (
+                        shared.spooled or shared.error or (shared.ending and not shared.num_writing)
+                    )
+                )
+                spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
+                shared.begun = time.monotonic()
+                if shared.error:
+                    return
+            if spooled is None:
+                self._until_it_works(self.publisher.tidy, None)
+                self._until_it_works(shared.ending or (lambda: None), None)
+                return
+            self._until_it_works(functools.partial(self._upload, spooled), spooled)
+
+    def _upload(self, spooled: Spooled) -> None:
+        started = time.monotonic()
+        manifest = spooled.manifest
+        self.publisher.commit(manifest)
+        if manifest.kept:
+            self.publisher.upload_log()
+        upload_seconds = time.monotonic() - started
+        self.publisher.refresh_page()
+        self.spool.remove(manifest.name)
+        self.timings = Timings(
+            stall_seconds=spooled.stall_seconds,
+            write_seconds=spooled.write_seconds,
+            upload_seconds=upload_seconds,
+            bytes=manifest.bytes,
+        )
+        self.totals.add(self.timings)
+        with self._shared.changed:
+            self._shared.spooled.remove(spooled)
+            self._shared.uploading = None
+            self._shared.changed.notify_all()
+
+    def _until_it_works(self, work: Callable[[], None], spooled: Spooled | None) -> None:
+        """Do it again and again while the server is away, until it is done or overtaken."""
+        for number in itertools.count():
+            try:
+                work()
+            except OSError as error:  # the store is away, or the disk is full
+                if not self._wait_offline(number, error, spooled):
+                    return
+            else:
+                break
+        with self._shared.changed:
+            if self._shared.offline:
+                log.info(_("The server answers again"))
+            self._shared.offline = False
+
+    def _wait_offline(self, number: int, error: Exception, spooled: Spooled | None) -> bool:
+        """Wait for the next try; return False if meanwhile the checkpoint was overtaken."""
+        shared = self._shared
+        with shared.changed:
+            if not shared.offline:
+                told = _("%s. What is saved waits on this disk, and is published later")
+                if isinstance(error, StoreRefused | UnsafeFile):
+                    told = _("%s. It will not go away by itself: what is saved waits on this disk")
+                log.warning(told, error)
+            shared.offline, shared.uploading = True, None
+            self._drop_overtaken()
+            shared.changed.notify_all()
+            # 2**number alone would be too large for a float after hours.
+            seconds = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(number, 10))
+            seconds *= _jitter.uniform(0.5, 1.0)
+
+            def is_overtaken() -> bool:
+                return spooled is not None and spooled not in shared.spooled
+
+            shared.changed.wait_for(is_overtaken, seconds)
+            shared.uploading, shared.begun = spooled, time.monotonic()
+            return not is_overtaken()

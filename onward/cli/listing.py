@@ -1,0 +1,229 @@
+"""`train list`: the runs that can be resumed, and the checkpoints of one run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onward.attempts.heartbeat import vanished_at
+from onward.checkpoint.manifest import CHECKPOINT_FILE, ROOT
+from onward.checkpoint.policy import find_best
+from onward.metrics import MONITOR
+from onward.opening.source import find_store, require_committed
+from onward.options.command import train_command
+from onward.options.declare import to_text
+from onward.system.files import size_in_words
+from onward.system.untrusted import told
+from onward.tracking.client import Tracking
+from onward.tracking.record import UNKNOWN, RunRecord
+from onward.words.language import _
+from onward.words.shell import command
+
+Row = dict[str, Any]
+
+MIN_WIDTH = 130
+MAX_PLAIN = 1e9  # what is larger is written with an exponent
+
+
+def run_rows(tracking: Tracking) -> list[Row]:
+    """Return one row for each run of the experiment that has a checkpoint.
+
+    The newest, which is the one that was worked on last, comes first.
+    """
+    return [_run_row(record) for record in tracking.search_runs(tracking.experiment_id())]
+
+
+def _run_row(record: RunRecord) -> Row:
+    return {
+        "run_id": record.run_id,
+        "name": record.name,
+        "status": record.status,
+        "epoch": record.epoch,
+        "epochs": record.epochs,
+        f"best_{MONITOR}": record.best,
+        "attempts": record.attempts,
+        "started": record.started,
+        "last_active": record.last_active,
+        "vanished": vanished_at(record),
+        "go_on": train_command(record.standing.go_on()),
+    }
+
+
+def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
+    """Return one row for each checkpoint of the run, oldest first.
+
+    Costs three calls to the server, and one for each checkpoint not yet in the index.
+
+    Raises:
+        CheckpointNotFound: It has committed some, and none is there.
+    """
+    record, _folder, store = find_store(tracking, run_id)
+    manifests = store.indexed()
+    require_committed(record, store, manifests)
+    best = find_best(manifests)
+    return [
+        {
+            "epoch": manifest.epoch,
+            "step": manifest.step,
+            "epoch_step": manifest.epoch_step,
+            "val_loss": manifest.metrics.get("val_loss"),
+            MONITOR: manifest.score,
+            "best": manifest == best,
+            "latest": manifest == manifests[-1],
+            "kept": manifest.kept,
+            "attempt": manifest.attempt,
+            "bytes": manifest.bytes,
+            "created": datetime.fromisoformat(manifest.created).timestamp(),
+            "path": f"{ROOT}/{manifest.name}/{CHECKPOINT_FILE}",
+            "status": record.status,
+            "go_on": train_command(record.standing.go_on()),
+        }
+        for manifest in manifests
+    ]
+
+
+def show(rows: list[Row], run_id: str | None, as_json: bool) -> None:
+    """Print the rows as a table, or as JSON with times in seconds since 1970."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    console = make_console()
+    if not rows:
+        what = (
+            _("run '{run_id}' has no checkpoint")
+            if run_id
+            else _("no run here has a checkpoint: `{command}` trains one")
+        )
+        console.print(_cell(what.format(run_id=run_id, command=command("run"))))
+        return
+    console.print(_checkpoint_table(rows) if run_id else _run_table(rows))
+    newest = rows[-1] if run_id else rows[0]
+    hint = _("resume: {command}").format(command=newest["go_on"])
+    console.print(told(hint), markup=False, highlight=False, soft_wrap=True)
+
+
+def make_console() -> Console:
+    """Return a console for tables: no cell is cut, a narrow terminal breaks the lines itself."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
+def _run_table(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(_("run"), no_wrap=True, overflow="fold")
+    for heading in (_("status"), _("epoch"), _("best corr"), _("last active"), _("name")):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(
+            _cell(row["run_id"]),
+            _("vanished {age}").format(age=_age(row["vanished"]))
+            if row["vanished"]
+            else _cell(row["status"]),
+            "/".join(UNKNOWN if n is None else str(n) for n in (row["epoch"], row["epochs"])),
+            _number(row[f"best_{MONITOR}"]),
+            _age(row["last_active"]) if row["last_active"] else UNKNOWN,
+            _cell(row["name"]),
+        )
+    return table
+
+
+def _checkpoint_table(rows: list[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    numbers = (_("epoch"), _("step"), _("val loss"), _("corr"))
+    for heading in (*numbers, "", _("size"), _("age")):
+        table.add_column(heading, no_wrap=True, overflow="fold")
+    table.add_column(_("path"), overflow="fold")
+    marks = {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
+    for row in rows:
+        inside = _("{epoch} + {epoch_step} steps") if row["epoch_step"] else "{epoch}"
+        table.add_row(
+            inside.format(epoch=row["epoch"], epoch_step=row["epoch_step"]),
+            str(row["step"]),
+            _number(row["val_loss"]),
+            _number(row[MONITOR]),
+            " ".join(word for mark, word in marks.items() if row[mark]),
+            size_in_words(row["bytes"]),
+            _age(row["created"]),
+            _cell(row["path"]),
+        )
+    return table
+
+
+def show_verified(rows: list[Row], run_id: str) -> None:
+    """Print what `maintenance.verify_rows` found, as a table."""
+    if not rows:
+        told = _("run '{run_id}' has no checkpoint").format(run_id=run_id)
+        make_console().print(_cell(told))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (_("checkpoint"), _("status"), _("size"), _("found")):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        style = {"ok": "green", "damaged": "bold red"}.get(row["status"], "yellow")
+        size = "" if row["bytes"] is None else size_in_words(row["bytes"])
+        table.add_row(_cell(row["name"]), _cell(row["status"], style), size, _cell(row["found"]))
+    make_console().print(table)
+
+
+def show_checkpoint(found: Row) -> None:
+    """Print what `maintenance.describe` found of a checkpoint, as tables."""
+    console = make_console()
+    manifest = dict(found["manifest"])
+    files, metrics = manifest.pop("files"), manifest.pop("metrics")
+    tables = {
+        _("manifest"): list(manifest.items()),
+        _("files"): [
+            (f["path"], f"{size_in_words(f['bytes'])}, sha256 {f['sha256']}") for f in files
+        ],
+        _("metrics"): [(k, "-" if v is None else f"{v:.6g}") for k, v in metrics.items()],
+        _("options"): [(k, to_text(v)) for k, v in found["options"].items()],
+        _("environment"): list(_flat(found["environment"])),
+        _("state"): list(found["state"].items()),
+    }
+    for title, rows in tables.items():
+        table = Table(title=title, title_justify="left", box=None, show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(_cell(name), _cell(value))
+        console.print(table)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _cell(value: object, style: str = "") -> Text:
+    """Return what a table shows of a value that others may have written: its characters."""
+    return Text(told(value), style)
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.5f}" if abs(value) < MAX_PLAIN else f"{value:.5g}"
+
+
+def _age(timestamp: float) -> str:
+    """Return how long ago that was, in the largest unit that makes sense."""
+    seconds = max(0.0, time.time() - timestamp)
+    if seconds >= 86_400:
+        return _("{number:.0f} d ago").format(number=seconds / 86_400)
+    if seconds >= 3_600:
+        return _("{number:.0f} h ago").format(number=seconds / 3_600)
+    if seconds >= 60:
+        return _("{number:.0f} min ago").format(number=seconds / 60)
+    return _("{number:.0f} s ago").format(number=seconds)

@@ -1,0 +1,204 @@
+"""What options that are given mean for a run that exists: a resume, a fork, or a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onward.errors import ForkNeeded, RunNotUsable, UsageError
+from onward.opening.source import Source
+from onward.options.command import Standing, train_command
+from onward.options.declare import OnResume, options_of, to_text
+from onward.options.run_options import Config
+from onward.words.language import _
+from train.tabular.data.dataset import is_source_of
+
+Given = Mapping[str, Any]
+
+
+def resumed_config(source: Source, given: Given) -> Config:
+    """Return the run's options, with those that were given where that is sound.
+
+    Raises:
+        ForkNeeded: A given option would make it another training.
+        RunNotUsable: The run is finished, and no larger epochs was given.
+        UsageError: Fewer epochs were given than the run has.
+    """
+    run_id = source.record.run_id
+    # What was left to choose was chosen by the first attempt.
+    given = {k: v for k, v in given.items() if v is not None and (k, v) != ("threads", 0)}
+    config = source.config.replace(**given)
+    changes = _changes(source, given)
+    _refuse_another_model(run_id, changes)
+    if changes and source.checkpoint is None:
+        raise ForkNeeded(run_id, changes, _fresh_command(source, given), has_checkpoint=False)
+    if changes:
+        if _order_of(changes):
+            _whole_epochs(source, changes)  # refuses where there is none to fork from
+        raise ForkNeeded(run_id, changes, fork_command(source, given))
+    if source.record.status == "FINISHED" and "epochs" not in given:
+        more = train_command({**_standing(source).go_on(), **given})
+        raise RunNotUsable(
+            run_id,
+            _("is finished after {epoch} epochs: pass a larger epochs, as in {command}").format(
+                epoch=source.epoch, command=more
+            ),
+        )
+    if config.epochs < source.epochs_begun:
+        raise UsageError(
+            _(
+                "epochs={epochs} is fewer than the {begun} that run '{run_id}' has begun: epochs "
+                "counts from the run's beginning"
+            ).format(epochs=config.epochs, begun=source.epochs_begun, run_id=run_id)
+        )
+    return config
+
+
+def forked_config(source: Source, given: Given) -> Config:
+    """Return the options of a fork: the run's, with those that were given.
+
+    Raises:
+        UsageError: A given option would make another model, or another order of the samples in
+            the middle of an epoch; or no epoch is left.
+    """
+    run_id = source.record.run_id
+    changes = _changes(source, given)
+    _refuse_another_model(run_id, changes)
+    _refuse_another_order(source, changes)
+    config = source.config.replace(**given)
+    of = _("run '{run_id}'").format(run_id=run_id)
+    require_epochs_left(config, source.epoch, of)
+    return config
+
+
+def fork_command(source: Source, given: Given) -> str:
+    """Return the command that goes on with the options given all the same: as a fork.
+
+    It names what else the fork needs: epochs to train, a checkpoint at the end of an epoch where
+    the order of the samples changes.
+    """
+    options: dict[str, Any] = {"resume_run": source.record.run_id, "fork": True}
+    standing = _standing(source)
+    if source.config.replace(**given).epochs <= source.epoch:
+        options = standing.anew()
+    elif standing.has_stopped_early:
+        options["early_stopping"] = 0
+    changes = _changes(source, given)
+    if source.epochs_begun > source.epoch and _order_of(changes):
+        options["resume_epoch"] = _whole_epochs(source, changes)[-1]
+    return train_command({**options, **given})
+
+
+def _fresh_command(source: Source, given: Given) -> str:
+    """Return the command that starts afresh with the run's options and those given."""
+    config, default = source.config, Config()
+    options = {
+        name: getattr(config, name)
+        for name in options_of(Config)
+        if getattr(config, name) != getattr(default, name)
+        and name != "threads"  # it was chosen by the machine
+        and (name, config.schedule_epochs) != ("schedule_epochs", config.epochs)  # likewise
+    }
+    return train_command({**options, **given})
+
+
+def _standing(source: Source) -> Standing:
+    config, checkpoint = source.config, source.checkpoint or {}
+    is_finished = source.record.status == "FINISHED"
+    best_epoch = checkpoint.get("best_epoch")
+    run_id = source.record.run_id
+    return Standing.by_config(run_id, is_finished, source.epoch, config, best_epoch)
+
+
+def changes_data(source: Source, given: Given) -> bool:
+    """Tell whether the given options are about another table, or another use of it."""
+    return any(options_of(Config)[name][1].group == "Data" for name in _changes(source, given))
+
+
+def require_epochs_left(config: Config, done: int, of: str) -> None:
+    """Refuse to start from a checkpoint that has all the epochs behind it.
+
+    Raises:
+        UsageError: It has.
+    """
+    if config.epochs <= done:
+        raise UsageError(
+            _(
+                "the checkpoint of {of} has {done} epochs behind it and epochs={epochs}: "
+                "nothing is left to train. Pass a larger epochs"
+            ).format(of=of, done=done, epochs=config.epochs)
+        )
+
+
+def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -> None:
+    for name, (old, new) in changes.items():
+        if options_of(Config)[name][1].on_resume is OnResume.NEVER:
+            raise UsageError(
+                _(
+                    "{name} is {old} in run '{run_id}' and {new} was given: neither a resume nor a "
+                    "fork can change its model or its inputs. Leave the option out, or start a "
+                    "fresh run without resume_run"
+                ).format(name=name, old=old or _("empty"), run_id=run_id, new=new or _("empty"))
+            )
+
+
+def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
+    """Refuse what would change the batches of an epoch that is under way."""
+    changed = _order_of(changes)
+    if changed and source.epochs_begun > source.epoch:
+        raise UsageError(
+            _(
+                "the checkpoint lies inside epoch {epoch}, and with another {changed} the rest of "
+                "the epoch would not be the rest of its samples: fork from the end of an epoch, "
+                "resume_epoch={whole}"
+            ).format(
+                epoch=source.epochs_begun,
+                changed=", ".join(changed),
+                whole="|".join(_whole_epochs(source, changes)[-3:]),
+            )
+        )
+
+
+def _order_of(changes: Mapping[str, Any]) -> list[str]:
+    """Return those of the changes that change which samples an epoch has, or their order."""
+    data = {n for n, (_, opt) in options_of(Config).items() if opt.group == "Data"}
+    return sorted((data | {"seed", "batch_size"}) & set(changes))
+
+
+def _whole_epochs(source: Source, changes: Mapping[str, Any]) -> list[str]:
+    """Return the checkpoints at the end of an epoch, oldest first.
+
+    Raises:
+        UsageError: There is none yet.
+    """
+    whole = [m.key for m in source.manifests if not m.epoch_step]
+    if whole:
+        return whole
+    raise UsageError(
+        _(
+            "run '{run_id}' has no checkpoint at the end of an epoch yet, so {changed} cannot be "
+            "changed: go on with it until it has one, or start afresh: {command}"
+        ).format(
+            run_id=source.record.run_id,
+            changed=", ".join(_order_of(changes)),
+            command=_fresh_command(source, {n: new for n, (_old, new) in changes.items()}),
+        )
+    )
+
+
+def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:
+    """Return the given options that would make it another training: name to (old, new)."""
+    changed = {
+        name: (to_text(getattr(source.config, name)), to_text(value))
+        for name, value in given.items()
+        if value != getattr(source.config, name)
+        and options_of(Config)[name][1].on_resume is not OnResume.CHANGE
+    }
+    if "upload" in given and (given["upload"] == "off") != (source.config.upload == "off"):
+        # The run's checkpoints are in one place, so that there is one answer to which it has.
+        changed["upload"] = (source.config.upload, given["upload"])
+    if "data" in changed:
+        config = source.config.replace(**given)
+        if is_source_of(config, source.data_fingerprint):
+            del changed["data"]  # the same table in another place
+    return changed

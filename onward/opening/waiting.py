@@ -1,0 +1,202 @@
+"""Publishing what a run left on this disk: by the next resume, or by `train sync`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onward.attempts.attempt import ENDED_WORDS, VANISHED, Attempt, first_epochs
+from onward.checkpoint.format import load_content, verify
+from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import RunFolder, Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.checkpoint.transfers import show_upload
+from onward.errors import CheckpointDamaged, CheckpointError, RunNotUsable
+from onward.metrics import History, Point
+from onward.opening.source import data_of_run, find_source
+from onward.options.run_options import Config
+from onward.publish.page import refresh
+from onward.publish.publisher import Publisher
+from onward.publish.results import publish_results
+from onward.system import environment
+from onward.system.untrusted import is_path_part
+from onward.tracking.client import Tracking
+from onward.tracking.record import HOST_TAG, RunRecord
+from onward.tracking.ui import run_link
+from onward.words.language import _
+
+log = logging.getLogger(__name__)
+
+
+def waiting_runs(home: Path, tracking_uri: str) -> list[str]:
+    """Return the IDs of the runs of that server of which something waits on this disk."""
+    prefix = environment.run_prefix(tracking_uri)
+    found = home.glob(f"runs/{prefix}*/attempt_*/journal.json")
+    names = {path.parents[1].name.removeprefix(prefix) for path in found}
+    return sorted(name for name in names if is_path_part(name))
+
+
+def publish_waiting(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, folder: RunFolder
+) -> list[Spool]:
+    """Publish what the run's newest attempt left on this disk, and close that attempt.
+
+    The caller has acquired the folder. A process that died without a word was killed: its run
+    can be resumed.
+
+    Returns:
+        The spools that were overtaken: a later attempt has been claimed, so that theirs may not
+        be published any more. They are kept.
+
+    Raises:
+        StoreUnavailable: The store does not answer; what is left stays on this disk.
+    """
+    overtaken = []
+    for spool in folder.waiting():
+        if spool.attempt != record.attempts:
+            if good_checkpoints(spool):
+                overtaken.append(spool)
+            else:
+                spool.discard()  # it left nothing that could be a run
+            continue
+        journal = spool.read_journal()
+        if not is_journal(journal, record, spool.attempt):
+            journal = _lost_journal(tracking, record)
+        attempt = Attempt.from_journal(tracking, journal)
+        manifests = _publish(tracking, record, store, spool, attempt)
+        if spool.log_file.exists():
+            store.try_to("log", functools.partial(store.upload, spool.log_file, "logs"))
+        vanished = journal["status"] == "RUNNING"
+        status = "KILLED" if vanished else str(journal["status"])
+        epochs = [m.epoch for m in manifests if m.attempt == spool.attempt]
+        try:
+            last_epoch = max([int(journal["last_epoch"]), *epochs])
+            attempt.end(status, last_epoch, VANISHED if vanished else None)
+            _show(tracking, store, spool, attempt)
+            tracking.log_points(attempt.child_id, [Point(*p) for p in journal.get("system", [])])
+        except RunNotUsable as error:  # somebody deleted its child; the run itself is closed
+            log.warning("%s", error)
+        log.info(
+            _("Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s"),
+            spool.attempt, record.run_id, max([0, *epochs]), status,
+        )  # fmt: skip
+        if status == "FINISHED":
+            _finish(tracking, record, store, attempt)
+        spool.discard()
+    return overtaken
+
+
+def _finish(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, attempt: Attempt
+) -> None:
+    """Do what the process did not come to that finished the training."""
+    try:
+        config = find_source(record, store, None).config
+    except (CheckpointError, RunNotUsable) as error:
+        log.warning("%s", error)
+        return
+    find_dataset = functools.partial(data_of_run, tracking, record, config)
+    publish_results(tracking, record.run_id, store, config, find_dataset, attempt.check_lease)
+
+
+def _publish(
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, spool: Spool, attempt: Attempt
+) -> list[Manifest]:
+    """Commit the checkpoints that are still needed, oldest first, with their metrics.
+
+    Returns:
+        All that the store and the spool held.
+    """
+    # What the attempt did not go on from was damaged when it began: it is not the newest.
+    stored = [
+        m for m in store.list() if m.attempt >= spool.attempt or m.epoch < attempt.first_epoch
+    ]
+    newest = stored[-1].order if stored else (-1, -1)
+    # The newest in the store too: it may be committed, and its metrics not yet published.
+    waiting = [m for m in good_checkpoints(spool) if m.order >= newest]
+    if waiting:
+        folder = spool.path(waiting[-1].name)
+        content = load_content(folder, waiting[-1], str(folder))
+        history = History()
+        history.load_state_dict(content["history"])
+        retention = Retention.of(Config.from_dict(content["config"]))
+        publisher = Publisher(
+            tracking, store, spool, retention, stored,
+            points_here=HOST_TAG not in record.tags, check_lease=attempt.check_lease,
+        )  # fmt: skip
+        publisher.add(history.missing_from(tracking.published(record.run_id, record.metrics)))
+        new = [m for m in waiting if not any(m.is_same(n) for n in stored)]
+        gone = retention.to_prune([*stored, *new])
+        needed = [m for m in waiting if m not in gone]
+        with show_upload(spool, needed):
+            for manifest in needed:
+                publisher.commit(manifest)
+    return [*stored, *waiting]
+
+
+def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Attempt) -> None:
+    """Bring what people see of the run up to date."""
+    record = tracking.get_run(attempt.run_id)
+    retention = Retention.of(record.options())
+    publisher = Publisher(
+        tracking, store, spool, retention, store.list(), points_here=HOST_TAG not in record.tags
+    )
+    publisher.published = tracking.published(record.run_id, record.metrics)
+    refresh(attempt, publisher)
+
+
+def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
+    """Return what can be told of the run's newest attempt without what it recorded."""
+    number = record.attempts
+    child_id = record.child_of(number) or record.run_id
+    first = first_epochs(record.tags).get(number, 1)
+    attempt = Attempt(tracking, record.run_id, number, first, child_id, run_link(tracking, record))
+    return attempt.journal("RUNNING", first - 1)
+
+
+def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool:
+    """Tell whether an entry is one that `Attempt.journal` wrote of this attempt of the run.
+
+    What lies on the disk may be damaged, or of somebody who could write there once: it names no
+    other run than those the server names for the attempt.
+    """
+    counts = (entry.get("number"), entry.get("first_epoch"), entry.get("last_epoch"))
+    child_id, stray_id = entry.get("child_id"), entry.get("stray_id")
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and entry["number"] == number
+        and entry.get("run_id") == record.run_id
+        and child_id == record.child_of(number)
+        and (stray_id is None or is_path_part(stray_id))
+        and isinstance(entry.get("link"), str)
+        and entry.get("status") in ("RUNNING", *ENDED_WORDS)
+        and _are_points(entry.get("system", []))
+    )
+
+
+def _are_points(rows: object) -> bool:
+    """Tell whether they are the fields of metric values: key, step, timestamp, value."""
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and [type(field) for field in row[:3]] == [str, int, int]
+        and len(row) == 4
+        and type(row[3]) in (int, float)
+        for row in rows
+    )
+
+
+def good_checkpoints(spool: Spool) -> list[Manifest]:
+    """Return the checkpoints in the spool, verified, oldest first."""
+    good = []
+    for manifest in spool.list():
+        folder = spool.path(manifest.name)
+        try:
+            verify(folder, manifest, str(folder))
+            good.append(manifest)
+        except CheckpointDamaged as error:
+            log.warning(_("%s: it is not published"), error)
+    return good

@@ -1,0 +1,1 @@
+"""Options: declared once, merged into one flat namespace, told as commands."""

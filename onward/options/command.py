@@ -1,0 +1,120 @@
+"""The commands that messages tell the user to run, in the form the user came by."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onward.options.declare import to_text
+from onward.options.run_options import Config
+from onward.system import environment
+from onward.words.shell import quoted
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands: what decides by which options it can be gone on from, to some use.
+
+    Args:
+        run_id: The run.
+        is_finished: Whether it has come to its end, by its epochs or by early stopping.
+        epoch: Epochs completed.
+        epochs: How many it trains to; None if that is not known.
+        early_stopping: The option.
+        best_epoch: Its best epoch so far, None if there is none.
+        horizon: The epochs over which its learning rate falls to near zero; None: it does not.
+    """
+
+    run_id: str
+    is_finished: bool
+    epoch: int
+    epochs: int | None = None
+    early_stopping: int = 0
+    best_epoch: int | None = None
+    horizon: int | None = None
+
+    @classmethod
+    def by_config(
+        cls, run_id: str, is_finished: bool, epoch: int, config: Config, best_epoch: int | None
+    ) -> Standing:
+        """Return how a run with these options stands."""
+        horizon = config.schedule_epochs or config.epochs
+        return cls(
+            run_id, is_finished, epoch, config.epochs, config.early_stopping, best_epoch,
+            horizon if config.schedule == "cosine" else None,
+        )  # fmt: skip
+
+    @property
+    def has_stopped_early(self) -> bool:
+        """Whether early stopping would end it again at once."""
+        waited = self.epoch - (self.best_epoch or 0)
+        return bool(self.early_stopping) and waited >= self.early_stopping
+
+    def in_place(self) -> Options:
+        """Return the options that go on with the run itself."""
+        options: Options = {"resume_run": self.run_id}
+        if not self.is_finished:
+            return options
+        left = (self.epochs or 0) > self.epoch
+        options["epochs"] = self.epochs if left else self._longer
+        return options | self._patience()
+
+    def anew(self) -> Options:
+        """Return the options that train longer as a fork, with a rate that falls later."""
+        options = {"resume_run": self.run_id, "fork": True}
+        return options | self._longer_options() | self._patience()
+
+    def go_on(self) -> Options:
+        """Return the options of most use: the run itself, unless its rate is near zero."""
+        is_at_floor = self.is_finished and self.epoch >= (self.horizon or math.inf)
+        return self.anew() if is_at_floor else self.in_place()
+
+    def fork_from(self, checkpoint: str) -> Options:
+        """Return the options that start a run from a checkpoint: an epoch, "best" or its name.
+
+        From the second half of a run it is a longer one, since little would be left to train.
+        """
+        options = {"resume_run": self.run_id, "resume_epoch": checkpoint, "fork": True}
+        is_late = 2 * self.epoch > min(self.epochs or 0, self.horizon or math.inf)
+        return options | (self._longer_options() if is_late else {})
+
+    @property
+    def _longer(self) -> int:
+        return 2 * max(self.epoch, 1)
+
+    def _longer_options(self) -> Options:
+        epochs = max(self._longer, self.epochs or 0)
+        horizon = {"schedule_epochs": max(epochs, self.horizon)} if self.horizon else {}
+        return {"epochs": epochs} | horizon
+
+    def _patience(self) -> Options:
+        return {"early_stopping": 0} if self.has_stopped_early else {}
+
+
+def train_command(options: Mapping[str, Any], project: str | None = None) -> str:
+    """Return the full command that starts the program with `options`, ready to paste.
+
+    Args:
+        options: Name to value.
+        project: What `mlflow run` is given; default: this project by its full path, which is
+            right in every folder.
+    """
+    words = {name: quoted(to_text(value)) for name, value in options.items()}
+    if environment.launched_run_id() is None:
+        return " ".join(["train run", *(f"--{k} {v}" for k, v in words.items())])
+    start = f"mlflow run {project or _project()} --env-manager local"
+    return " ".join([start, *(f"-P {k}={v}" for k, v in words.items())])
+
+
+def _project() -> str:
+    """Return where `mlflow run` finds this project; it works in the project's folder."""
+    here = Path.cwd()
+    if here.is_relative_to(tempfile.gettempdir()) and here.name.startswith("tmp"):
+        return "<project>"  # a temporary copy of a zip or a git repository
+    return quoted(str(here))

@@ -1,0 +1,184 @@
+"""What follows once a checkpoint is whole on local disk: upload → commit → publish → point → prune.
+
+Each step begins when the one before is done, so that whenever the process dies, what the store
+shows is true: metrics only of epochs that can be resumed, a pointer only to what is committed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from onward.checkpoint.manifest import ROOT, Manifest
+from onward.checkpoint.policy import Retention, find_best
+from onward.checkpoint.spool import Spool
+from onward.checkpoint.store import CheckpointStore
+from onward.metrics import History, Point
+from onward.system.files import atomic_write
+from onward.tracking.client import Tracking
+from onward.tracking.record import EPOCH_TAG, LATEST_CHECKPOINT_TAG, MANIFEST_TAG
+
+PAGE_FILE = "index.html"
+PAGE_SECONDS = 60.0
+PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
+
+
+class Publisher:
+    """Brings a run's store in line with its newest checkpoint; every step can be repeated.
+
+    Args:
+        tracking: Where metrics and tags go.
+        store: The run's checkpoints.
+        spool: Where the local files of the run lie.
+        retention: Which checkpoints stay.
+        manifests: The good checkpoints that the store has already, oldest first. One known to be
+            damaged must not be among them: it would count as the newest, or as the best.
+        points_here: Whether the store is where MLflow's pointer looks.
+        check_lease: Raises `Superseded` once the attempt may not publish any more.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        store: CheckpointStore,
+        spool: Spool,
+        retention: Retention,
+        manifests: Iterable[Manifest] = (),
+        points_here: bool = True,
+        check_lease: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._tracking, self.store, self._spool = tracking, store, spool
+        self.retention, self._points_here = retention, points_here
+        self._check_lease = check_lease
+        self._lock = threading.Lock()
+        self._unpublished: list[Point] = []
+        self.manifests = list(manifests)
+        self.published = History()  # what MLflow has of the run, as far as is known
+        self.page: Callable[[], None] = lambda: None  # brings what people look at up to date
+        self._page_at = -math.inf
+        self._prune_at = -math.inf  # when the store is asked again to delete
+        self._is_tidy = True  # whether nothing is left to prune
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Note metric values, to be published once a checkpoint that holds them is committed."""
+        with self._lock:
+            self._unpublished += points
+
+    def commit(self, manifest: Manifest) -> None:
+        """Upload the spooled checkpoint, and do all that follows; what is done is not repeated.
+
+        Raises:
+            StoreUnavailable: Call again later.
+            Superseded: A later attempt was claimed; nothing more may be published.
+        """
+        if not any(m.is_same(manifest) for m in self.manifests):
+            previous = self.manifests[-1] if self.manifests else None
+            stored = self.store.put(
+                self._spool.path(manifest.name),
+                manifest,
+                self._check_lease,
+                lambda cut: self.store.linked(cut, previous),
+            )
+            self.manifests = [m for m in self.manifests if m.name != manifest.name]
+            self.manifests.append(stored)
+        self.settle()
+
+    def settle(self) -> None:
+        """Do what follows a commit: publish, point, prune.
+
+        A resume begins with it, since the attempt before may have died in between.
+
+        Raises:
+            StoreUnavailable: Call again later.
+        """
+        if not self.manifests:
+            return
+        newest = self.manifests[-1]
+        # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
+        # at any point; a request that was under way then is all that can still land.
+        self._check_lease()
+        # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
+        self._publish(newest.epoch)
+        self._check_lease()
+        self._point_to(newest)
+        self._check_lease()
+        self._prune()
+
+    def _publish(self, epoch: int) -> None:
+        with self._lock:
+            due = [p for p in self._unpublished if p.step <= epoch]
+        self._tracking.log_points(self.store.run_id, due)
+        for point in due:
+            self.published.add(point)
+        with self._lock:
+            self._unpublished = [p for p in self._unpublished if p.step > epoch]
+
+    def _point_to(self, manifest: Manifest) -> None:
+        tags = {EPOCH_TAG: str(manifest.epoch), MANIFEST_TAG: manifest.digest}
+        if self._points_here:
+            name = manifest.files[0].path.split("/")[0]
+            tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"
+        best = find_best(self.manifests)
+        if best is not None:
+            tags["train.best_epoch"] = str(best.epoch)
+        self._tracking.set_tags(self.store.run_id, tags)
+
+    def _prune(self) -> None:
+        """Delete what need not stay, and what is left of a killed upload or deletion.
+
+        The index is written first and without it, so that it never names what is gone; one that
+        cannot be written, as it is too long for a gateway, goes. A store that refuses to delete is
+        asked again now and then: nothing waits for it.
+        """
+        gone = self.retention.to_prune(self.manifests)
+        stay = [m for m in self.manifests if m not in gone]
+        write_index = functools.partial(self.store.write_index, stay, self._spool.folder)
+        self._is_tidy = self.store.try_to("index", write_index)
+        if not (self._is_tidy or self.store.try_to("old index", self.store.delete_index)):
+            return
+        if time.monotonic() < self._prune_at:
+            self._is_tidy = False
+            return
+        for name in [*(m.name for m in gone), *self.store.leftovers(self.manifests)]:
+            self._check_lease()
+            if not self.store.try_to("prune", functools.partial(self.store.delete, name)):
+                self._prune_at = time.monotonic() + PRUNE_SECONDS
+                self._is_tidy = False
+                return
+            self.manifests = [m for m in self.manifests if m.name != name]
+
+    def tidy(self) -> None:
+        """Prune a last time, where the store has refused something before.
+
+        Raises:
+            StoreUnavailable: Call again later.
+            Superseded: A later attempt was claimed.
+        """
+        if not self._is_tidy:
+            self._prune_at = -math.inf
+            self._check_lease()
+            self._prune()
+
+    def silent_seconds(self) -> float:
+        """Return for how long the tracking server has owed an answer."""
+        return self._tracking.silent_seconds()
+
+    def refresh_page(self) -> None:
+        """Bring the page up to date, at most once a minute."""
+        if time.monotonic() - self._page_at >= PAGE_SECONDS:
+            self._page_at = time.monotonic()
+            self.page()
+
+    def upload_page(self, page: str) -> None:
+        """Store the page of the checkpoints."""
+        if self._points_here:
+            file = self._spool.folder / PAGE_FILE
+            atomic_write(file, lambda out: out.write(page.encode()))
+            self.store.try_to("page", lambda: self.store.upload(file, ROOT))
+
+    def upload_log(self) -> bool:
+        """Store the attempt's log, as far as it is written; return whether it is."""
+        return self.store.try_to("log", lambda: self.store.upload(self._spool.log_file, "logs"))

@@ -1,0 +1,1 @@
+"""A run, open for training."""

@@ -1,0 +1,141 @@
+"""Stopping when a signal asks for it, at a moment when nothing is half done."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from onward.words.language import _
+
+# Of a scheduler, Ctrl-C, a closed terminal, and what Slurm is asked to send before its time is up.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """Raised where a signal comes, before training.
+
+    A class of its own: after Python's own, once it has passed through exec(), `python -m` ends by
+    the signal, whatever the exit code is to be.
+    """
+
+
+class _AtOnce:
+    """Handles signals until training begins; remembers one, since what it raises can get lost."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        _say(number, _("stopping"))
+        raise StoppedAtOnce
+
+
+def stop_at_once() -> None:
+    """Until training begins, let every such signal raise `StoppedAtOnce` where it comes."""
+    at_once = _AtOnce()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, at_once)
+
+
+def ignore() -> None:
+    """Let no signal disturb a process that has only to end: all it was asked for is done."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _say(number: int, what: str) -> None:
+    # Not by the log: a signal may have come in the middle of a line of it.
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f"{_name(number)}: {what}\n".encode())
+
+
+def _name(number: int) -> str:
+    """Return what asked to stop: a signal by its name, the alarm by the option that set it."""
+    return "max_minutes" if number == signal.SIGALRM else signal.Signals(number).name
+
+
+class StopNow(BaseException):
+    """Ends a block of `StopRequest.at_once`; not an error, so that nothing takes it for one."""
+
+
+class StopRequest:
+    """Remembers the first signal; the loop asks for it between two steps.
+
+    A second signal of the same kind ends the process at once, as if there were no handler. One of
+    another kind changes nothing, since `mlflow run` answers Ctrl-C with a SIGTERM of its own.
+    A signal that was ignored at start (`nohup`) stays ignored.
+
+    Args:
+        max_seconds: After so many seconds the process is asked to stop in the same way.
+    """
+
+    def __init__(self, max_seconds: float = math.inf) -> None:
+        self._ends_at = time.monotonic() + max_seconds
+        self.received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._at_once = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Take over the signals, and set the alarm."""
+        for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
+            before = self._previous[number] = signal.signal(number, self._handle)
+            if isinstance(before, _AtOnce) and before.received and self.received is None:
+                self.received, self._received_at = before.received, time.monotonic()
+        if self._ends_at < math.inf:
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
+            signal.setitimer(signal.ITIMER_REAL, max(self._ends_at - time.monotonic(), 0.001))
+
+    def uninstall(self) -> None:
+        """Give the signals back."""
+        if signal.SIGALRM in self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # first: nobody else expects it
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    @property
+    def received_name(self) -> str:
+        """What asked to stop: "SIGTERM", …, or "max_minutes"."""
+        assert self.received is not None
+        return _name(self.received)
+
+    def seconds_left(self, grace_seconds: float) -> float:
+        """Return what is left of the time that the process may take to end; ∞ without a signal."""
+        if self.received is None:
+            return math.inf
+        return max(0.0, grace_seconds - (time.monotonic() - self._received_at))
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let a signal end the block where it comes.
+
+        Raises:
+            StopNow: One has come, in the block or before.
+        """
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise StopNow
+            yield
+        finally:
+            self._at_once = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+            _say(number, _("saving what is under way, then stopping"))
+        signal.signal(number, signal.SIG_DFL)
+        if self._at_once:
+            self._at_once = False
+            raise StopNow

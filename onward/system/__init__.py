@@ -1,0 +1,1 @@
+"""This machine and process: environment, files, threads, what others wrote."""

@@ -1,0 +1,373 @@
+"""This process and its machine: environment variables, folders, threads, versions, code.
+
+The only module that reads or sets `os.environ`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from onward.errors import UsageError
+from onward.system import git
+from onward.system.files import require_own
+from onward.system.overrides import BOUNDED, FORCED
+from onward.words.language import _
+from onward.words.shell import command, quoted
+
+log = logging.getLogger(__name__)
+
+MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
+PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
+_STARTED = time.monotonic()  # this process, but for some milliseconds
+
+
+def prepare_process() -> None:
+    """Set what must be set before torch and mlflow are imported.
+
+    Idle OpenMP threads sleep instead of spinning (on a loaded machine spinning costs tens of
+    seconds an epoch), and CUDA's sums have a fixed order. What the user set of these stays. Of
+    MLflow's settings those stay that leave its calls what is relied on: synchronous, tried again
+    within bounds, and without a report to MLflow's makers.
+    """
+    for name, value in {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name, forced in FORCED.items():
+        _override(name, forced)
+    for name, (low, high, default) in BOUNDED.items():
+        if not _is_between(os.environ.get(name), low, high):
+            _override(name, default)
+
+
+def _is_between(text: str | None, low: float, high: float) -> bool:
+    """Tell whether a variable is a whole number within bounds, as MLflow reads it."""
+    try:
+        return text is not None and low <= int(text) <= high
+    except ValueError:
+        return False
+
+
+def _override(name: str, value: str | None) -> None:
+    """Set a variable, or remove it; what the user had set is told to whoever debugs."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    if before not in (None, value):
+        log.debug("%s=%s of the environment is not used, but %s", name, before, value)
+
+
+def require_one_process() -> None:
+    """Refuse to be one of several processes that torchrun, or the like, has started.
+
+    Raises:
+        UsageError: Each of them would train a run of its own.
+    """
+    started = os.environ.get("WORLD_SIZE", "")
+    if started.isdecimal() and int(started) > 1:
+        raise UsageError(
+            _(
+                "WORLD_SIZE={number}: torchrun, or the like, starts this program {number} times, "
+                "and each would train a run of its own, since training on several ranks is not "
+                "supported yet. Start it once, by `{command}`, or unset WORLD_SIZE"
+            ).format(number=started, command=command("run"))
+        )
+
+
+def expect_small_downloads() -> None:
+    """Save MLflow the call by which it asks the server whether it can download in parts."""
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+
+
+def seconds_left(max_minutes: float) -> float:
+    """Return what is left of the minutes that this process may run; ∞ for 0."""
+    if not max_minutes:
+        return math.inf
+    return 60 * max_minutes - (time.monotonic() - _STARTED)
+
+
+def languages() -> list[str]:
+    """Return the languages to speak, the dearest first, as gettext would choose them.
+
+    The locale is that of LC_ALL, LC_MESSAGES or LANG, whichever is set first. LANGUAGE, a list
+    with colons, stands in its place, unless the locale is C or POSIX, or none is set.
+    """
+    settings = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    locale = next(filter(None, settings), "C")
+    if locale.split(".")[0] in ("C", "POSIX"):
+        return []
+    listed = os.environ.get("LANGUAGE", "").split(":")
+    return [language for language in listed if language] or [locale]
+
+
+def home() -> Path:
+    """Return TRAIN_HOME: where the data cache and the spool live; not created here.
+
+    Default: `resumable-train` in the user's cache folder. It is never the working directory,
+    which under `mlflow run` of a git URI is gone after the run.
+
+    Raises:
+        UsageError: Others may write to it, and so to what is trained.
+    """
+    chosen = os.environ.get("TRAIN_HOME")
+    if chosen:
+        folder = Path(chosen).expanduser().absolute()
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = Path(cache).expanduser().absolute() / "resumable-train"
+    require_own(folder / "runs")
+    require_own(folder / "data")
+    # A volume is as whoever mounted it made it, often writable for a group; what is in it is ours.
+    if not (folder.is_mount() and folder.stat().st_uid == 0):
+        require_own(folder)
+    return folder
+
+
+def run_prefix(tracking_uri: str) -> str:
+    """Return how the names of the folders begin that are of runs of that server."""
+    server = tracking_uri.rstrip("/").lower().replace("://localhost", "://127.0.0.1")
+    return f"{hashlib.sha256(server.encode()).hexdigest()[:12]}-"
+
+
+def run_folder(tracking_uri: str, run_id: str) -> Path:
+    """Return this disk's folder for the run: what is on its way to the store, or stays here.
+
+    Args:
+        tracking_uri: The server.
+        run_id: The run, as a `RunRecord` has it: checked.
+
+    Raises:
+        UsageError: Others may write to it.
+    """
+    folder = home() / "runs" / f"{run_prefix(tracking_uri)}{run_id}"
+    require_own(folder)
+    return folder
+
+
+def set_checkpoint_key(path: str) -> None:
+    """Let the whole process use the key in this file."""
+    os.environ["TRAIN_CHECKPOINT_KEY"] = path
+
+
+def checkpoint_key() -> bytes | None:
+    """Return the key by which checkpoints are signed, None if none is given.
+
+    Raises:
+        UsageError: Its file cannot be read, or holds none.
+    """
+    path = os.environ.get("TRAIN_CHECKPOINT_KEY")
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            key = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            _("checkpoint_key='{path}' cannot be read: {reason}").format(
+                path=path, reason=error.strerror or error
+            )
+        ) from error
+    if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
+        raise UsageError(
+            _("checkpoint_key='{path}' is no key: it has {num_bytes} bytes, and {least} to {most} "
+              "are needed. `{command}` makes one")
+            .format(
+                path=path, num_bytes=len(key), least=MIN_KEY_BYTES, most=MAX_KEY_BYTES,
+                command=f"head -c 32 /dev/urandom > {quoted(path)}",
+            )
+        )  # fmt: skip
+    return key
+
+
+def launched_run_id() -> str | None:
+    """Return the run that `mlflow run` made for this process, or None."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def run_name() -> str | None:
+    """Return the name that MLflow's variable chooses for a new run, or None."""
+    return os.environ.get("MLFLOW_RUN_NAME") or None
+
+
+def experiment() -> tuple[str | None, str | None]:
+    """Return the (ID, name) of the experiment that MLflow's variables choose."""
+    return (
+        os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
+        os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
+    )
+
+
+def hostname() -> str:
+    """Return this machine's name."""
+    return socket.gethostname()
+
+
+def with_variables(**values: str) -> dict[str, str]:
+    """Return this process's environment with `values` set, for another one."""
+    return {**os.environ, **values}
+
+
+def has_screen() -> bool:
+    """Tell whether a browser can be opened without taking the terminal over."""
+    named = any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
+    return named or sys.platform in ("darwin", "win32")
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return package name to version, Python included; not of what is not installed.
+
+    Of torch also which build it is, as in 2.13.0+cu130.
+    """
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # running from a folder, not installed
+            continue
+    if "torch" in found:
+        import torch
+
+        # What pip knows of PyPI's wheels does not name the build: they may not have such a version.
+        found["torch"] = str(torch.__version__)
+    return found
+
+
+def num_cpus() -> int:
+    """Return how many cores this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(name: str) -> str:
+    """Return the device of that name, or for "auto" the first GPU, or the CPU.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        found = " ".join(str(error).split())[:100]
+        raise UsageError(
+            _("device='{name}' cannot be used here ({found}): try auto").format(
+                name=name, found=found
+            )
+        ) from error
+    return name
+
+
+def set_threads(num_threads: int) -> None:
+    """Let torch compute with `num_threads` CPU threads, and in an order that repeats."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def describe(device: str, threads: int) -> dict[str, object]:
+    """Return what a checkpoint says of the machine it was made on.
+
+    Args:
+        device: Where torch computes.
+        threads: With how many CPU threads.
+    """
+    import torch
+
+    is_gpu = device.startswith("cuda")
+    return {
+        "host": hostname(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"{device} ({_cpu_name()})",
+        "threads": threads,
+        "cuda": torch.version.cuda if is_gpu else None,
+        "code": git.code_version(),
+        "versions": versions(),
+    }
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def free_memory_bytes() -> int:
+    """Return how much memory could be taken now without pushing anything out."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def hardware() -> str:
+    """Return cores, memory and GPUs of this machine, in half a line."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory_gb = psutil.virtual_memory().total / 1e9
+    return ", ".join([f"{num_cpus()} cores", f"{memory_gb:.0f} GB", *gpus])
+
+
+@cache
+def machine() -> str:
+    """Return what two processes share that can see each other: boot and PID namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux: the machine's own number
+        return f"{uuid.getnode():x}"
+
+
+def process() -> tuple[int, float]:
+    """Return this process's ID, and when it started; see `is_alive`."""
+    return os.getpid(), _started(os.getpid())
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Tell whether the process of that ID that started then is alive, on this `machine`.
+
+    Args:
+        pid: Its ID.
+        started: When it started, in seconds since the machine did: the wall clock may be set.
+    """
+    import psutil
+
+    try:
+        is_dead = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return not is_dead and abs(_started(pid) - started) < 0.1
+    except (psutil.Error, OSError):
+        return False
+
+
+def _started(pid: int) -> float:
+    import psutil
+
+    path = Path(f"/proc/{pid}/stat")
+    if not path.exists():  # not Linux
+        return psutil.Process(pid).create_time()
+    after_name = path.read_bytes().rpartition(b")")[2].split()  # the name may hold anything
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")

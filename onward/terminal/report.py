@@ -1,0 +1,216 @@
+"""What the user sees while it runs: log lines, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from onward.metrics import MONITOR, timing_prefix
+from onward.options.run_options import Config
+from onward.system.files import open_own
+from onward.system.untrusted import told
+from onward.terminal import progress
+from onward.words.language import _
+
+log = logging.getLogger(__name__)
+epoch_log = logging.getLogger("onward.epochs")  # a line an epoch; a shorter one where a bar is
+
+_REFRESH_SECONDS = 0.1
+
+
+class _Lasting:
+    """A stream that may be lost, as a closed terminal or a broken pipe is: then nothing is shown.
+
+    Training goes on; the log file has it all.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose the stream."""
+        with self._kept():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or lose the stream."""
+        with self._kept():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is left in its buffer must not turn up as an error at the process's end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _make_console() -> Console:
+    if sys.stdout is None:  # closed by whoever started the process: rich writes nowhere then
+        return Console()
+    # A bar only where there is a terminal: FORCE_COLOR alone makes none.
+    stream: Any = _Lasting(sys.stdout)
+    return Console(file=stream, force_interactive=None if sys.stdout.isatty() else False)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints messages above the progress bar, if there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == epoch_log.name and self.console.is_interactive:
+            return
+        if record.name == progress.log.name and self.console.is_interactive:
+            return
+        message = told(record.getMessage())
+        if record.levelno >= logging.ERROR:
+            message = _("error: {error}").format(error=message)
+        elif record.levelno >= logging.WARNING:
+            message = _("warning: {message}").format(message=message)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+class _FileFormatter(logging.Formatter):
+    """A line of the log file: one, whatever the message holds."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        record.message = told(record.message)
+        return super().formatMessage(record)
+
+
+class _OwnFileHandler(logging.FileHandler):
+    """Writes to a file that is this user's alone, and to none that was put in its place."""
+
+    def _open(self) -> Any:
+        return os.fdopen(open_own(Path(self.baseFilename)), "a", encoding=self.encoding)
+
+
+class Reporter:
+    """Log lines and the progress bar of one process.
+
+    Args:
+        console: Where to write; a bar is shown only where it is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or _make_console()
+        self._bar: Progress | None = None
+        self._next_refresh = 0.0
+        self._early: logging.handlers.MemoryHandler | None = None
+
+    def open_log(self) -> None:
+        """Send the log to the terminal, and keep it for the file that `log_to` names."""
+        logger = logging.getLogger("onward")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        self._early = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+        logger.handlers = [_ConsoleHandler(self._console), self._early]
+
+    def log_to(self, path: Path) -> None:
+        """Write the log, from its first line, to the file `path`."""
+        file = _OwnFileHandler(path, encoding="utf-8")
+        file.setFormatter(_FileFormatter())
+        if self._early is not None:
+            self._early.setTarget(file)
+            self._early.flush()
+            logging.getLogger("onward").removeHandler(self._early)
+        logging.getLogger("onward").addHandler(file)
+
+    def close_log(self) -> None:
+        """Stop logging, and close the file."""
+        logger = logging.getLogger("onward")
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers = []
+
+    def begin(self, config: Config, epochs_done: int) -> None:
+        """Show the bar, with `epochs_done` epochs behind it."""
+        if not self._console.is_interactive:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:3.0f} % ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._epochs = config.epochs
+        first = self._number(epochs_done + 1)
+        self._bar.add_task(first, total=config.epochs, completed=epochs_done)
+        self._bar.start()
+
+    def advance(self, epochs_done: float) -> None:
+        """Move the bar; cheap enough to be called at every step."""
+        if self._bar is not None and time.monotonic() >= self._next_refresh:
+            self._next_refresh = time.monotonic() + _REFRESH_SECONDS
+            self._bar.update(self._bar.task_ids[0], completed=epochs_done)
+
+    def epoch(
+        self,
+        epoch: int,
+        metrics: Mapping[str, float],
+        best_epoch: int | None,
+        note: str,
+    ) -> None:
+        """Tell how an epoch went; `note` says what is to be said of its checkpoint."""
+        shown = [
+            f"{k} {metrics[k]:.5f}" for k in ("train_loss", "val_loss", MONITOR) if k in metrics
+        ]
+        best = _(" (best)") if epoch == best_epoch else _(" (best: epoch {best_epoch})")
+        best = best.format(best_epoch=best_epoch) if best_epoch else ""
+        line = f"epoch {epoch}  {'  '.join(shown)}{best}"
+        line += f"  [{note}]" if note else ""
+        seconds = metrics[f"{timing_prefix(metrics)}epoch_seconds"]
+        epoch_log.info("%s  %.1f s", line, seconds)
+        if self._bar is not None:
+            done = f"{self._number(epoch)} {_('loss')} {metrics.get('val_loss', math.nan):.4g}"
+            done += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}{best}"
+            done += f" [{note}]" if note else ""
+            self._console.print(told(f"{done} {seconds:.1f} s"), markup=False, highlight=False)
+            ahead = self._number(min(epoch + 1, self._epochs))
+            ahead += f" {_('best')} {best_epoch}" if best_epoch else ""
+            ahead += f" [{note}]" if note and note != _("kept") else ""
+            self._bar.update(
+                self._bar.task_ids[0], completed=epoch, description=escape(told(ahead))
+            )
+
+    def _number(self, epoch: int) -> str:
+        return _("epoch {epoch}/{epochs}").format(epoch=epoch, epochs=self._epochs)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,69 @@
+"""Connecting to the tracking server: MLflow's client, as this project needs it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from onward.tracking.database import open_store
+from onward.tracking.translate import translated
+from onward.words.language import _
+from onward.words.redact import redact
+
+if TYPE_CHECKING:
+    from onward.tracking.bounded import BoundedCalls
+
+log = logging.getLogger(__name__)
+
+
+def open_client() -> tuple[str, Any, BoundedCalls | None]:
+    """Return the tracking server that MLflow's variables choose: address, client, how it is called.
+
+    Raises:
+        StoreUnavailable: It is of a kind that MLflow does not open.
+    """
+    import mlflow
+    from urllib3.exceptions import HTTPWarning
+
+    _leave_out_unreadable()
+    # What they would say is told by our own errors; theirs come with tracebacks.
+    for noisy in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    # Such as one of a certificate that is not checked: once says it, not at each request.
+    warnings.filterwarnings("once", category=HTTPWarning)
+    uri = mlflow.get_tracking_uri()
+    with translated(_("connecting")):
+        calls = _bound_calls(uri) if uri.startswith(("http:", "https:")) else None
+        return uri, open_store(uri), calls
+
+
+def _bound_calls(uri: str) -> BoundedCalls:
+    """Let MLflow's calls to the server end in time; what it does besides, as for TLS, stays."""
+    from mlflow import environment_variables as variables
+    from mlflow.utils.request_utils import _TRANSIENT_FAILURE_RESPONSE_CODES, _get_request_session
+
+    from onward.tracking.bounded import BoundedCalls
+
+    session = _get_request_session(  # as `http_request` asks for it
+        variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+        variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
+        variables.MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
+        _TRANSIENT_FAILURE_RESPONSE_CODES,
+        True,
+        variables.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
+    )
+    return BoundedCalls.mount(session, uri)
+
+
+def _leave_out_unreadable() -> None:
+    """Let no variable that MLflow cannot read, such as a number in words, end a call to it."""
+    from mlflow import environment_variables
+
+    for variable in vars(environment_variables).values():
+        if isinstance(variable, environment_variables._EnvironmentVariable):
+            try:
+                variable.get()
+            except ValueError as error:
+                log.debug("left out: %s", redact(str(error)))
+                variable.unset()

@@ -1,0 +1,279 @@
+"""MLflow's logged models, and its registry of models.
+
+A logged model is made PENDING, filled, and only then READY. What died on the way is found by the
+next try, and deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onward.errors import StoreUnavailable, TrainError, UsageError
+from onward.metrics import Point
+from onward.system import environment
+from onward.system.untrusted import is_path_part
+from onward.tracking.client import Tracking
+from onward.tracking.record import RunRecord
+from onward.tracking.translate import local_path, one_line, translated
+from onward.words.language import _
+from train.tabular.data.columns import numbers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MODEL_NAME = "model"  # so that `runs:/<run ID>/model` is the one that was logged last
+MODEL_TAG = "train.model"  # of the run: ID of its logged model
+REGISTERED_ALIAS = "newest"  # of a registered model: the version that was registered last
+_PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pyarrow")  # what loading a model needs
+
+
+def log_model(
+    tracking: Tracking,
+    record: RunRecord,
+    content: Path,
+    loader: str,
+    sample: pa.Table,
+    points: Sequence[Point],
+    tags: Mapping[str, str],
+) -> str:
+    """Log a model of the run, that MLflow can serve; return its ID.
+
+    Args:
+        tracking: The server.
+        record: The run.
+        content: The folder that the loader reads.
+        loader: The module whose `_load_pyfunc` reads it. The program's own code goes along.
+        sample: Some raw rows, as an example of what the model takes, and for the types of its
+            columns.
+        points: Metrics of the model: those of its run, with which they are compared.
+        tags: What else is to be said of it.
+
+    Raises:
+        StoreUnavailable: The server does not answer. Call again later.
+    """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client
+    doing = _("logging a model of run '{run_id}'").format(run_id=record.run_id)
+    with translated(doing, record.run_id):
+        for stale in _models_of(client, record, LoggedModelStatus.PENDING):
+            client.delete_logged_model(stale.model_id)
+        model = client.create_logged_model(
+            record.experiment_id,
+            name=MODEL_NAME,
+            source_run_id=record.run_id,
+            tags=dict(tags),
+            params={k: v for k, v in record.params.items() if not k.startswith("train.")},
+            model_type="regressor",
+        )
+    _require_empty(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        try:  # what goes wrong here is not the server's
+            _save(path, content, loader, sample, model)
+        except MlflowException as error:
+            raise TrainError(
+                _("MLflow refuses the model: {reason}").format(reason=one_line(error))
+            ) from error
+        with translated(doing, record.run_id):
+            client.log_model_artifacts(model.model_id, str(path))
+            client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            step = points[-1].step if points else 0
+            client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, step)])
+            client.log_batch(record.run_id, metrics=_linked(client, record, model, points))
+    return str(model.model_id)
+
+
+def _require_empty(model: Any) -> None:
+    """Refuse a local folder for a new model that holds files: they are somebody's.
+
+    Raises:
+        StoreUnavailable: It does.
+    """
+    folder = local_path(str(model.artifact_location))
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise StoreUnavailable(
+            _("the folder '{folder}' that the server names for a new model holds files").format(
+                folder=folder
+            )
+        )
+
+
+def is_ready(tracking: Tracking, model_id: str) -> bool:
+    """Tell whether there is a logged model of that ID, and whole."""
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    if not is_path_part(model_id):
+        return False
+    try:
+        found = tracking.client.get_logged_model(model_id)
+    except MlflowException:
+        return False
+    return bool(found.status == LoggedModelStatus.READY)
+
+
+def is_registered(tracking: Tracking, model_id: str, name: str) -> bool:
+    """Tell whether a logged model is a version of the registered model `name`."""
+    with translated(_("registering model '{name}'").format(name=name)):
+        return bool(_versions(tracking.client, name, f"models:/{model_id}"))
+
+
+def _versions(client: Any, name: str, source: str) -> list[int]:
+    """Return the numbers of the versions that were made of `source`."""
+    found = client.search_model_versions(f"name = {_quoted(name)}")
+    return [int(version.version) for version in found if version.source == source]
+
+
+def _quoted(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"{quote}{name}{quote}"
+
+
+def register_model(
+    tracking: Tracking, record: RunRecord, model_id: str, name: str, tags: Mapping[str, str]
+) -> int:
+    """Make a logged model the newest version of the registered model `name`; return its number.
+
+    The alias `newest` is moved to it. A model that is registered there already is not again.
+
+    Raises:
+        StoreUnavailable: The server does not answer, or has no registry.
+        UsageError: The server does not take the name.
+    """
+    client, source = tracking.client, f"models:/{model_id}"
+    doing = _("registering model '{name}'").format(name=name)
+    with translated(doing):
+        wrong = _make_registered(client, name)
+    if wrong:
+        raise UsageError(_("{doing} failed: {reason}").format(doing=doing, reason=wrong))
+    with translated(doing):
+        found = _versions(client, name, source)
+        number = max(found, default=0) or int(
+            client.create_model_version(
+                name, source, run_id=record.run_id, tags=dict(tags), model_id=model_id
+            ).version
+        )
+        client.set_registered_model_alias(name, REGISTERED_ALIAS, str(number))
+    return number
+
+
+def _make_registered(client: Any, name: str) -> str:
+    """Make the registered model, if there is none; return what is wrong with its name, if any."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":  # again would not help
+            return one_line(error)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return ""
+
+
+def _linked(client: Any, record: RunRecord, model: Any, points: Sequence[Point]) -> list[Any]:
+    """Return metrics of the model on its run's dataset; the run has these very points already."""
+    from mlflow.entities import Metric
+
+    inputs = client.get_run(record.run_id).inputs.dataset_inputs
+    on = {}
+    if inputs:
+        dataset = inputs[0].dataset
+        on = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
+    return [
+        Metric(p.key, p.value, p.timestamp_ms, p.step, model_id=model.model_id, **on)
+        for p in points
+    ]
+
+
+def _models_of(client: Any, record: RunRecord, status: Any) -> list[Any]:
+    found = client.search_logged_models(
+        [record.experiment_id], filter_string=f"source_run_id = '{record.run_id}'"
+    )
+    return [model for model in found if model.status == status]
+
+
+def _save(path: Path, content: Path, loader: str, sample: pa.Table, model: Any) -> None:
+    """Write what `mlflow models serve` needs to the folder `path`."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    code = path.with_name("code") / "train"
+    _copy_code(Path(__file__).parents[1], code)
+    pins = environment.versions(_PACKAGES).items()
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module=loader,
+        data_path=content,
+        code_paths=[str(code)],
+        mlflow_model=Model(model_uuid=model.model_id, model_id=model.model_id),
+        pip_requirements=[f"{k}=={v.partition('+')[0]}" for k, v in pins if k != "python"],
+        signature=_signature(sample),
+        input_example=_example(sample) if sample.num_columns else None,
+    )
+
+
+def _copy_code(package: Path, to: Path) -> None:
+    """Copy the program, and nothing else that somebody may have put beside it."""
+    for file in package.rglob("*"):
+        if file.suffix in (".py", ".po") and file.is_file() and not file.is_symlink():
+            target = to / file.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+
+def _example(sample: pa.Table) -> Any:
+    """Return the rows as JSON can hold them: times of day, durations and decimals as numbers."""
+    import pyarrow as pa
+
+    for i, field in enumerate(sample.schema):
+        is_time = pa.types.is_time(field.type) or pa.types.is_duration(field.type)
+        if is_time or pa.types.is_decimal(field.type):
+            values = pa.array(numbers(sample[field.name]), from_pandas=True)
+            sample = sample.set_column(i, field.name, values)
+    return _without_index(sample)
+
+
+def _without_index(sample: pa.Table) -> Any:
+    """Return a DataFrame of all the columns: pandas' notes would make an index of some.
+
+    Its other notes are kept, such as on whole numbers with gaps, if they are sound.
+    """
+    try:
+        notes = sample.schema.pandas_metadata
+        columns = [
+            {**column, "name": column["name"] or column["field_name"]}  # an index may have no name
+            for column in notes["columns"]
+            if not column["numpy_type"].startswith("period")
+        ]
+        notes = {**notes, "index_columns": [], "columns": columns}
+        return sample.replace_schema_metadata({"pandas": json.dumps(notes)}).to_pandas()
+    except (ValueError, TypeError, KeyError, AttributeError):  # none, or not pandas' own
+        return sample.replace_schema_metadata(None).to_pandas()
+
+
+def _signature(sample: pa.Table) -> Any:
+    """Return the columns; of which type they are is left to the preprocessing, which knows better.
+
+    MLflow's types refuse what comes in practice: whole numbers, or none at all, in a column of
+    doubles; a column of text in which all values are missing; dates that are text, as CSV and JSON
+    have them; pandas' categories.
+    """
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
+
+    if not sample.num_columns:
+        return None
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), name) for name in sample.column_names]),
+        outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))]),
+    )

@@ -1,0 +1,1 @@
+"""Regression on a table: the task that is shipped, one among others."""

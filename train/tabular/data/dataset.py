@@ -1,0 +1,260 @@
+"""A table made ready: read, split, preprocessed.
+
+Shapes: N rows, D numeric features, C categorical features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from onward.errors import DataError, UsageError
+from onward.options.run_options import Config
+from onward.words.language import _
+from train.tabular.data import prepare as preparation
+from train.tabular.data.prepare import Features, Preprocessing, listed, target_values
+from train.tabular.data.recognise import recognised
+from train.tabular.data.table import Raw, index_columns, locate, raw_sha256, read_raw
+
+_SAMPLE_ROWS = 5
+_DEFAULT_TARGETS = {"diamonds": "price"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows, ready to train on or to be judged by.
+
+    Shape:
+        features.numeric: float32 [N, D]
+        features.categorical: int64 [N, C]
+        target: float64 [N], on its own scale
+    """
+
+    features: Features
+    target: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Everything about the data that a run needs; it can be saved and loaded whole.
+
+    Args:
+        name: The table's short name.
+        source: Where the raw table was read, absolute.
+        fingerprint: Hash of all that decides the arrays; see `source_fingerprint`.
+        preprocessing: What was fitted on the training rows, or taken from a run that was forked.
+        train: The training rows.
+        val: The validation rows.
+        report: Plain sentences for the log: rows, columns left out and why, target scale.
+        sample: The first raw rows, of the columns that are used: what a prediction is asked with.
+            Without columns where an older version prepared the data.
+        folder: Where its two files lie on this disk, if they do.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    preprocessing: Preprocessing
+    train: Rows
+    val: Rows
+    report: tuple[str, ...]
+    sample: pa.Table = dataclasses.field(default_factory=lambda: pa.table({}))
+    folder: Path | None = dataclasses.field(default=None, compare=False)
+
+
+def source_fingerprint(config: Config, preprocessing: Preprocessing | None = None) -> str:
+    """Return the hash of all that decides the arrays: bytes, options, and code.
+
+    The table's name and place are no part of it.
+
+    Args:
+        config: The options; those of the group Data count.
+        preprocessing: A fitted one that is to be used in place of a new one.
+
+    Raises:
+        DataNotFound: The table is not there.
+        DataError: It cannot be read.
+    """
+    # A column that is left out counts as one that was dropped, and an option only where it is no
+    # default: data that older versions prepared keeps its fingerprint, if it would be the same.
+    left_out = {*config.drop, *_index_of(config, preprocessing)}
+    parts = {
+        "version": preparation.VERSION,
+        "raw": raw_sha256(config.data),
+        "target": _target_of(config),
+        "drop": sorted(left_out),
+        "val_fraction": config.val_fraction,
+        "split_seed": config.split_seed,
+        "target_scale": config.target_scale,
+        "preprocessing": preprocessing and preprocessing.to_dict(),
+    }
+    if config.odd_values != "refuse":
+        parts["odd_values"] = config.odd_values
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def is_source_of(config: Config, fingerprint: str) -> bool:
+    """Tell whether data of that fingerprint is made of the table; older versions kept an index."""
+    kept = (config, config.replace(keep_index=True))
+    return any(source_fingerprint(one) == fingerprint for one in kept)
+
+
+def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Dataset:
+    """Read the table, split it, and preprocess it.
+
+    Args:
+        config: The options; those of the group Data count.
+        preprocessing: Use this fitted one, such as a forked run's; default: fit a new one to the
+            training rows.
+
+    Raises:
+        DataNotFound: The table is not there.
+        DataError: It cannot be read, or cannot be trained on.
+        UsageError: The options contradict `preprocessing`.
+    """
+    raw = read_raw(config.data, _text_columns(preprocessing))
+    target = _require_target(config, raw.table)
+    index = _index_of(config, preprocessing)
+    table, notes = _recognised(
+        config, raw, target, {*config.drop, *index, *_text_columns(preprocessing)}
+    )
+    targets = target_values(table, target)
+    has_target = np.isfinite(targets)
+    num_dropped = int(len(targets) - has_target.sum())
+    if num_dropped:
+        table, targets = table.filter(pa.array(has_target)), targets[has_target]
+    if len(targets) < 2:
+        raise DataError(
+            _(
+                "data '{data}' has {num_rows} rows with a value in target '{target}': "
+                "at least 2 are needed, to train on and to validate"
+            ).format(data=config.data, num_rows=len(targets), target=target)
+        )
+    train, val = split(len(targets), config.val_fraction, config.split_seed)
+    fitted = preprocessing or Preprocessing.fit(
+        table.take(pa.array(train)),
+        target=target,
+        drop=config.drop,
+        index=index,
+        target_scale=config.target_scale,
+    )
+    _check_agrees(config, target, fitted)
+    features = fitted.transform(table)
+    path = locate(config.data)
+    return Dataset(
+        name=path.name.split(".")[0] or path.name,
+        source=str(path),
+        fingerprint=source_fingerprint(config, preprocessing),
+        preprocessing=fitted,
+        train=_take(features, targets, train),
+        val=_take(features, targets, val),
+        report=(
+            f"{len(targets):,} rows: {len(train):,} to train on, {len(val):,} to validate on.",
+            *([f"{num_dropped:,} rows without a value in '{target}' dropped."] * (num_dropped > 0)),
+            *raw.told,
+            *notes,
+            *fitted.report(),
+        ),
+        sample=_sample(table, fitted),
+    )
+
+
+def split(
+    num_rows: int, val_fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the row numbers to train on and those to validate on, at least one of each.
+
+    Args:
+        num_rows: Number of rows, at least 2.
+        val_fraction: Part of the rows to validate on, in (0, 1).
+        seed: Seed of the permutation; the same seed gives the same rows, whatever the version
+            of NumPy (the raw stream of a bit generator is fixed, `permutation` is not).
+
+    Shape:
+        int64 [N_train], int64 [N_val]
+    """
+    order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
+    num_val = min(max(round(num_rows * val_fraction), 1), num_rows - 1)
+    return order[num_val:], order[:num_val]
+
+
+def _text_columns(preprocessing: Preprocessing | None) -> list[str]:
+    """Return the columns that are text, or that no-one looks at, where that is decided already."""
+    return preprocessing.text_columns if preprocessing else []
+
+
+def _index_of(config: Config, preprocessing: Preprocessing | None) -> list[str]:
+    """Return the columns to leave out as row numbers; what is fitted already has decided it."""
+    if config.keep_index or preprocessing is not None:
+        return []
+    return [name for name in index_columns(config.data) if name != _target_of(config)]
+
+
+def _recognised(
+    config: Config, raw: Raw, target: str, as_text: set[str]
+) -> tuple[pa.Table, list[str]]:
+    if raw.has_types and config.odd_values != "missing":
+        return raw.table, []
+    return recognised(raw.table, config.data, target, config.odd_values, as_text)
+
+
+def _sample(table: pa.Table, preprocessing: Preprocessing) -> pa.Table:
+    used = [name for name in table.column_names if name in preprocessing.columns]
+    return table.select(used).slice(0, _SAMPLE_ROWS).combine_chunks()
+
+
+def _take(features: Features, targets: NDArray[np.float64], rows: NDArray[np.int64]) -> Rows:
+    return Rows(Features(features.numeric[rows], features.categorical[rows]), target=targets[rows])
+
+
+def _target_of(config: Config) -> str | None:
+    return config.target or _DEFAULT_TARGETS.get(config.data)
+
+
+def _require_target(config: Config, table: pa.Table) -> str:
+    target = _target_of(config)
+    if target is None:
+        raise DataError(
+            _("data '{data}' needs a target: pass target=<column>, one of {columns}").format(
+                data=config.data, columns=listed(table.column_names)
+            )
+        )
+    if target in config.drop:
+        raise UsageError(
+            _("target '{target}' is also in drop={drop}").format(
+                target=target, drop=",".join(config.drop)
+            )
+        )
+    return target
+
+
+def _check_agrees(config: Config, target: str, preprocessing: Preprocessing) -> None:
+    scale = preprocessing.scale.kind
+    dropped = preprocessing.columns & set(config.drop)
+    if target != preprocessing.target:
+        wrong = _("target={target} was given, it predicts '{own}'").format(
+            target=target, own=preprocessing.target
+        )
+    elif config.target_scale not in ("auto", scale):
+        wrong = _("target_scale={scale} was given, its scale is {own}").format(
+            scale=config.target_scale, own=scale
+        )
+    elif dropped:
+        wrong = _("drop={drop} was given, it uses {columns}").format(
+            drop=",".join(config.drop), columns=listed(sorted(dropped))
+        )
+    else:
+        return
+    raise UsageError(
+        _("the model's preprocessing is fixed: {wrong}. Leave the option out").format(wrong=wrong)
+    )
