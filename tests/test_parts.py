@@ -266,6 +266,7 @@ def test_a_warning_of_the_connection_is_shown_once(tracking):
     assert len(seen) == 1
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_a_cut_upload_that_died_is_begun_anew(remote, write, tmp_path, monkeypatch):
     """Of what went up before it was cut nothing is left there, so that nothing counts as there."""
     content, manifest = write(1)
