@@ -120,7 +120,7 @@ def test_what_can_change_numbers_is_told_so(shown, what):
     assert "last bits" in shown([Difference(what, "1", "2")])[-1]
 
 
-@pytest.mark.parametrize("what", ["mlflow", "code", "resumable-train"])
+@pytest.mark.parametrize("what", ["mlflow", "code", "onward"])
 def test_what_does_not_change_numbers_is_only_shown(shown, what):
     """No false alarm: another MLflow computes nothing."""
     assert shown([Difference(what, "1", "2")]) == [

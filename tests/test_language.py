@@ -324,4 +324,4 @@ def test_the_catalog_is_installed_with_the_package():
     """Each catalog lies where the package data of pyproject.toml looks for it."""
     files = [p.relative_to(ROOT) for p in (ROOT / "train" / "locale").iterdir()]
     assert files == [Path("train/locale/zh.po")]
-    assert '"train" = ["locale/*.po"]' in (ROOT / "pyproject.toml").read_text()
+    assert '"train" = ["py.typed", "locale/*.po"]' in (ROOT / "pyproject.toml").read_text()

@@ -318,7 +318,7 @@ def project(tmp_path_factory):
 def copy_of_the_project(folder):
     """Copy what git has of the project, as far as a run needs it."""
     folder.mkdir()
-    for name in ("MLproject", "Makefile", "conda.yaml", "pyproject.toml"):
+    for name in ("MLproject", "Makefile", "conda.yaml", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "train", folder / "train", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".venv").symlink_to(sys.prefix)

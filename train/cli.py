@@ -38,7 +38,7 @@ Through MLflow each option is a parameter:
 
 
 @click.group(cls=Group, epilog=_EXAMPLES)
-@click.version_option(package_name="resumable-train")
+@click.version_option(package_name="onward")
 def main() -> None:
     """Train on one machine, lose it, go on from the run ID on another."""
     environment.prepare_process()

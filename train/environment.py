@@ -29,7 +29,7 @@ from train.shell import command, quoted
 log = logging.getLogger(__name__)
 
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
-PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
+PACKAGES = ("torch", "numpy", "mlflow", "scipy", "onward")
 _STARTED = time.monotonic()  # this process, but for some milliseconds
 
 

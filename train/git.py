@@ -22,7 +22,7 @@ MAX_DIFF_BYTES = 1 << 20
 # Plain: a program that the user's configuration names may decrypt what it shows.
 _DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
 # What makes the program, beside its package; nothing else of a repository is anybody's business.
-SOURCE_FILES = ("MLproject", "conda.yaml", "pyproject.toml")
+SOURCE_FILES = ("MLproject", "conda.yaml", "constraints.txt", "pyproject.toml")
 
 
 @cache
