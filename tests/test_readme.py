@@ -520,6 +520,7 @@ def run_story(story, project, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.parametrize("story", stories(), ids=lambda story: f"line-{story[0].line}")
 def test_commands_do_what_they_say(story, project, tmp_path):
     """Each command of README succeeds, and prints what its paragraph promises."""
