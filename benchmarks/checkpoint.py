@@ -160,6 +160,7 @@ class Dcp(Nothing):
 
 def open_pipeline(folder: Path):
     """Open this project's pipeline, to a new run."""
+    from onward.attempts.attempt import Attempt
     from onward.checkpoint.pipeline import Pipeline
     from onward.checkpoint.policy import Retention
     from onward.checkpoint.spool import Spool
@@ -171,7 +172,8 @@ def open_pipeline(folder: Path):
     record = tracking.create_run("0", None, {})
     spool = Spool(folder / "spool", 1)
     store = CheckpointStore(tracking.artifacts(record), record.run_id)
-    pipeline = Pipeline(Publisher(tracking, store, spool, Retention()), spool)
+    attempt = Attempt.first(tracking, record)
+    pipeline = Pipeline(Publisher(attempt, store, spool, Retention()), spool)
     pipeline.open()
     spool.folder.mkdir()
     spool.log_file.touch()

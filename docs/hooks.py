@@ -17,7 +17,7 @@ PAGES = {
     "README.md": "index.md",
     "README.zh.md": "index.zh.md",
     "CHANGELOG.md": "changes.md",
-    "train/data/README.md": "table.md",
+    "train/tabular/data/README.md": "table.md",
     "docs/decisions": "design.md#decisions",
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")

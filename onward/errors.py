@@ -86,13 +86,13 @@ class ForkNeeded(UsageError):
 
 
 class DataError(TrainError, ValueError):
-    """A table that cannot be read, or cannot be trained on."""
+    """Data that cannot be read, or cannot be trained on."""
 
     exit_code = 3
 
 
 class DataNotFound(DataError, FileNotFoundError):
-    """The table is not where it was said to be.
+    """The data is not where it was said to be.
 
     Args:
         path: The path as it was given.

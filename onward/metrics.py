@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-MONITOR = "val_pearson"  # the metric that decides which epoch is best; higher is better
-MAX_SCORE = 1.001  # of a correlation, rounding included
 # What MLflow's pages show as "System metrics". A section of another name would come first, above
 # the losses.
 SYSTEM = "system/"
@@ -39,15 +37,6 @@ def timing_prefix(known: Iterable[str]) -> str:
     return SYSTEM if _OLD_KEYS.isdisjoint(known) else ""
 
 
-def is_score(value: float) -> bool:
-    """Tell whether `value` can be one of the monitored metric, which is a correlation.
-
-    >>> is_score(-1.0), is_score(1e308), is_score(math.nan)
-    (True, False, False)
-    """
-    return -MAX_SCORE <= value <= MAX_SCORE
-
-
 def same_value(a: float, b: float) -> bool:
     """Tell whether two values are equal, as MLflow stores them: NaN is itself, ∞ is ±1.8e308.
 
@@ -57,6 +46,20 @@ def same_value(a: float, b: float) -> bool:
     largest = 1.7976931348623157e308
     clamped = (max(min(value, largest), -largest) for value in (a, b))  # NaN stays NaN
     return a == b or (math.isnan(a) and math.isnan(b)) or len(set(clamped)) == 1
+
+
+_MAX_PLAIN = 1e9  # what is larger is written with an exponent
+
+
+def in_words(value: float | None) -> str:
+    """Return a value of a metric as people read it; a dash where there is none.
+
+    >>> in_words(0.5), in_words(2e9), in_words(math.nan), in_words(None)
+    ('0.50000', '2e+09', '-', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.5f}" if abs(value) < _MAX_PLAIN else f"{value:.5g}"
 
 
 class Point(NamedTuple):
@@ -113,6 +116,12 @@ class History:
     def values(self, key: str) -> list[float]:
         """Return the values of `key`, oldest first; [] if there is none."""
         return self._rows.get(key, array("d"))[2::3].tolist()
+
+    def series(self, key: str) -> Iterator[tuple[int, float]]:
+        """Yield step and value of every point of `key`, in the order of their recording."""
+        rows = self._rows.get(key, array("d"))
+        for step, value in zip(rows[0::3], rows[2::3], strict=True):
+            yield int(step), value
 
     def at(self, step: int) -> dict[str, float]:
         """Return key to value of every metric that has one at `step`."""

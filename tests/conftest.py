@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
+from support import attempt_of
 
 from onward.checkpoint import downloads, uploads
 from onward.checkpoint import pipeline as pipeline_module
@@ -25,12 +26,19 @@ from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable
-from onward.options.run_options import Config
+from onward.monitor import UNDECLARED
 from onward.publish.publisher import Publisher
 from onward.run.signals import SIGNALS
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
-from onward.tracking.record import DATA_TAG, FINGERPRINT_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
+from onward.tracking.names import (
+    DATA_TAG,
+    FINGERPRINT_TAG,
+    LATEST_CHECKPOINT_TAG,
+    MONITOR_TAG,
+    OPTIONS_TAG,
+)
+from train.tabular.options import Config
 
 settings.register_profile("suite", max_examples=60, deadline=None, database=None)
 settings.load_profile("suite")
@@ -44,7 +52,7 @@ def isolated(tmp_path, monkeypatch):
     for number, handler in signals.items():
         if handler is signal.SIG_IGN:  # by `nohup`, on which no test must depend
             signal.signal(number, signal.SIG_DFL)
-    logger = logging.getLogger("train")
+    logger = logging.getLogger("onward")
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     for name in environment:
         if name.startswith(("MLFLOW_", "TRAIN_")):
@@ -272,7 +280,8 @@ def make_checkpoint():
     def make(epoch, epoch_step=0, **more):
         weights = {"weight": torch.full((3,), float(epoch))}
         counts = {"epoch": epoch, "step": 10 * epoch + epoch_step, "epoch_step": epoch_step}
-        content = {**counts, "model_state_dict": weights}
+        content = {**counts, "model_state_dict": weights, "history": {}, "rng": {}}
+        content |= {"epoch_sums": {}, "epoch_seconds": 0.0}
         rest = {"config": Config().to_dict(), "data": {"fingerprint": "d" * 64}}
         return {**content, **rest, **more}
 
@@ -284,19 +293,23 @@ def commit_to(tracking, tmp_path, make_checkpoint):
     """Return a function that commits checkpoints to a run, as an attempt of ours does.
 
     It takes the run and, for each epoch, the score that decides which is best. In place of an epoch
-    there may be (epoch, epoch_step), inside one; those have no score.
+    there may be (epoch, epoch_step), inside one; those have no score. It is one of `monitor`.
     """
 
-    def commit(record, scores, kept=True):
+    def commit(record, scores, kept=True, monitor=UNDECLARED):
         store = CheckpointStore(tracking.artifacts(record), record.run_id)
         spool = RunFolder(tmp_path / "committing" / record.run_id).spool(1)
-        publisher = Publisher(tracking, store, spool, Retention())
+        publisher = Publisher(attempt_of(tracking, record.run_id), store, spool, Retention())
         identity = {FINGERPRINT_TAG: "f" * 64, DATA_TAG: "d" * 64}
         tracking.set_tags(record.run_id, {**identity, OPTIONS_TAG: json.dumps(Config().to_dict())})
+        judged = {}
+        if monitor != UNDECLARED:
+            judged = {"monitor": str(monitor), "format_version": 3}
+            tracking.set_tags(record.run_id, {MONITOR_TAG: str(monitor)})
         for where, score in scores.items():
             epoch, epoch_step = where if isinstance(where, tuple) else (where, 0)
-            metrics = {} if epoch_step else {"val_loss": 1 / epoch, "val_pearson": score}
-            content = make_checkpoint(epoch, epoch_step)
+            metrics = {} if epoch_step else {"val_loss": 1 / epoch, monitor.name: score}
+            content = make_checkpoint(epoch, epoch_step, **judged)
             path = spool.path(checkpoint_name(content))
             manifest = write_checkpoint(path, content, attempt=1, kept=kept, metrics=metrics)
             publisher.commit(manifest)

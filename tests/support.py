@@ -21,8 +21,8 @@ import torch
 
 from onward.metrics import is_wall_clock
 from onward.options.declare import OnResume, options_of
-from onward.options.run_options import Config
 from train.tabular.data import cache
+from train.tabular.options import Config
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -259,6 +259,13 @@ def differences(a, b, where: str = "") -> list[str]:
     return [] if a == b or both_nan else [f"{where}: {a!r} != {b!r}"]
 
 
+def attempt_of(tracking, run_id: str, number: int = 10**6):
+    """Return an attempt at a run that no other one comes after."""
+    from onward.attempts.attempt import Attempt
+
+    return Attempt(tracking, run_id, number, 1, run_id, "http://server/#/run")
+
+
 def comparable(saved: dict) -> dict:
     """Return a checkpoint without what two equal runs may differ in."""
     kept = {k: v for k, v in saved.items() if k not in NOT_COMPARED}
@@ -268,7 +275,7 @@ def comparable(saved: dict) -> dict:
         if not is_wall_clock(key)
     }
     kept["config"] = {
-        name: saved["config"][name]
+        name: saved["config"].get(name)  # new ones are left out at their defaults
         for name, (_, option) in options_of(Config).items()
         if option.on_resume is not OnResume.CHANGE and name != "data"  # a path
     }

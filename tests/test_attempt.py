@@ -10,7 +10,7 @@ from onward.errors import RunNotUsable
 from onward.metrics import Point
 from onward.system import environment
 from onward.tracking.client import Tracking
-from onward.tracking.record import HEARTBEAT_TAG, PARENT_TAG
+from onward.tracking.names import HEARTBEAT_TAG, PARENT_TAG
 from onward.tracking.ui import run_link
 
 

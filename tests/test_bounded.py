@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from support import cli, wait_for
+from support import attempt_of, cli, wait_for
 
 from onward.checkpoint import pipeline as pipeline_module
 from onward.checkpoint.pipeline import Pipeline
@@ -129,8 +129,10 @@ def test_the_store_behind_the_server_is_given_up_too(server, verb):
     """What is asked of it besides files, whose size nobody knows here."""
     Tracking()
     artifacts = Artifacts("mlflow-artifacts:/0/r1/artifacts", server.address)
+    ends = time.monotonic() + 30
     with pytest.raises(StoreUnavailable, match="does not answer"):
         getattr(artifacts, verb)("checkpoints")
+    assert time.monotonic() < ends, "MLflow's own limit is 120 s"
 
 
 def test_the_users_limit_holds_where_it_is_less(server, monkeypatch):
@@ -159,7 +161,8 @@ def test_a_server_that_owes_an_answer_counts_as_away(server, tmp_path, monkeypat
     tracking.probe()
     store = CheckpointStore(Artifacts(str(tmp_path / "store")), "r1")
     spool = RunFolder(tmp_path / "run").spool(1)
-    pipeline = Pipeline(Publisher(tracking, store, spool, Retention()), spool)
+    publisher = Publisher(attempt_of(tracking, "r1"), store, spool, Retention())
+    pipeline = Pipeline(publisher, spool)
     assert pipeline.condition == ""
     server.pieces, asked = (lambda: iter(())), server.num_pieces
 

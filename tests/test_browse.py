@@ -13,7 +13,7 @@ from onward.errors import RunNotUsable, StoreUnavailable
 from onward.opening.source import find_run
 from onward.system import environment
 from onward.tracking.client import Tracking
-from onward.tracking.record import HEARTBEAT_TAG
+from onward.tracking.names import HEARTBEAT_TAG
 
 SERVER = "http://user:secret@127.0.0.1:1"
 

@@ -13,13 +13,13 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
-import train.files
+from support import ROOT
 
 from onward.errors import DataError
-from onward.options.run_options import Config
 from onward.system.files import atomic_write
 from train.tabular.data.cache import JSON_NAME, NPZ_NAME, load, load_preprocessing, save
 from train.tabular.data.dataset import prepare
+from train.tabular.options import Config
 
 
 @pytest.fixture
@@ -208,12 +208,13 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
 
 
 KILLED = """
-import os, pathlib, signal, train.files
+import os, pathlib, signal
+from onward.system.files import atomic_write
 def write(file):
     file.write(b"half of the new one")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-train.files.atomic_write(pathlib.Path("f"), write)
+atomic_write(pathlib.Path("f"), write)
 """
 
 
@@ -223,8 +224,7 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_none(tmp_path, old):
     path = tmp_path / "f"
     if old is not None:
         path.write_bytes(old)
-    package_root = os.path.dirname(os.path.dirname(train.files.__file__))
-    environment = os.environ | {"PYTHONPATH": package_root}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     child = subprocess.run([sys.executable, "-c", KILLED], env=environment, check=False)
     assert child.returncode == -signal.SIGKILL
     assert (path.read_bytes() if path.exists() else None) == old

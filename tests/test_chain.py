@@ -16,7 +16,8 @@ from onward.cli.listing import checkpoint_rows
 from onward.errors import CheckpointDamaged, UsageError
 from onward.opening.source import find_source, find_store
 from onward.system import environment
-from onward.tracking.record import EPOCH_TAG, MANIFEST_TAG
+from onward.tracking.names import EPOCH_TAG, MANIFEST_TAG
+from train.kind import find_task
 
 KEY, OTHER_KEY = b"k" * 16, b"o" * 16
 SCORES = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.9}
@@ -51,7 +52,7 @@ def epochs_of(tracking, record):
 
 def open_source(tracking, record, wanted=None):
     _record, _folder, store = find_store(tracking, record.run_id)
-    return find_source(tracking.get_run(record.run_id), store, wanted)
+    return find_source(tracking.get_run(record.run_id), store, wanted, find_task())
 
 
 def make(epoch, run_id="r1", previous=None, key=None):

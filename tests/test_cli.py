@@ -12,10 +12,12 @@ from support import BIN, environment
 
 from onward import errors
 from onward.cli import listing
+from onward.cli import main as onward_cli
 from onward.options.declare import options_of
-from onward.options.run_options import Config, Launch
+from onward.options.request import Launch
 from onward.tracking.client import Tracking
 from train.cli import main
+from train.tabular.options import Config
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,12 +27,25 @@ def call(*arguments):
     return CliRunner().invoke(main, arguments)
 
 
-def test_help_lists_the_commands():
-    """`train --help` names what can be done."""
-    result = call("--help")
+@pytest.mark.parametrize("program", [main, onward_cli.main], ids=["train", "onward"])
+def test_help_lists_the_commands(program):
+    """`train --help`, and `onward --help`, names what can be done."""
+    result = CliRunner().invoke(program, ["--help"])
     assert result.exit_code == 0
-    assert "run" in result.output
-    assert "list" in result.output
+    listed = result.output.partition("Commands:")[2]
+    for name, command in program.commands.items():
+        assert f"  {name} " in listed
+        assert command.help.split(";")[0].split(",")[0][:30] in " ".join(listed.split())
+    assert "list" in program.commands
+    assert ("run" in program.commands) == (program is main)
+
+
+def test_train_has_all_that_onward_has():
+    """What looks after runs whatever they train is in both, with the same options at least."""
+    assert set(main.commands) - set(onward_cli.main.commands) == {"run", "predict", "publish"}
+    for name, command in onward_cli.main.commands.items():
+        both = [{o for p in c.params for o in p.opts} for c in (command, main.commands[name])]
+        assert both[0] <= both[1], name
 
 
 def test_help_lists_every_option_under_its_heading():
@@ -150,8 +165,8 @@ def opened(monkeypatch):
 
     seen = {}
 
-    def open_run(given, launch, reporter):
-        seen.update(given=given, launch=launch)
+    def open_run(kind, given, launch, reporter):
+        seen.update(kind=kind, given=given, launch=launch)
         raise errors.UsageError("seen")
 
     monkeypatch.setattr(launch, "open_run", open_run)
@@ -179,6 +194,7 @@ def test_only_what_was_given_reaches_the_run(opened, arguments, given, launch):
     """A default is told from a given value: on a resume the others keep the run's values."""
     result = call("run", *arguments)
     assert result.stderr == "error: seen\n"
+    assert opened["kind"].name == "tabular"
     assert opened["given"] == given
     assert opened["launch"] == Launch(**launch)
 
@@ -269,11 +285,11 @@ def test_list_of_an_unknown_run_is_one_line_and_exit_code_6(tracking):
     assert result.stderr.count("\n") == 1
 
 
-def modules_after(*arguments, **environment):
+def modules_after(*arguments, program="train.cli", **environment):
     """Return the top-level modules that a process has after a command."""
     code = (
         "import sys\n"
-        "from train.cli import main\n"
+        f"from {program} import main\n"
         f"main({list(arguments)!r}, standalone_mode=False)\n"
         "print('\\n' + ' '.join({name.split('.')[0] for name in sys.modules}))\n"
     )
@@ -292,6 +308,17 @@ def test_help_is_quick(arguments):
 
 
 @pytest.mark.slow
+def test_onward_does_without_the_trainer(tracking, record, commit_to):
+    """A listing by `onward` imports neither torch nor anything of `train`."""
+    commit_to(record, {1: 0.5})
+    where = {"program": "onward.cli.main", "MLFLOW_TRACKING_URI": tracking.uri}
+    assert not {"torch", "mlflow", "train"} & modules_after("list", "--help", **where)
+    modules = modules_after("list", record.run_id, **where)
+    assert "mlflow" in modules
+    assert not {"torch", "train"} & modules
+
+
+@pytest.mark.slow
 def test_list_does_without_torch(tracking, record, commit_to):
     """A listing imports mlflow, which it needs, and not torch."""
     commit_to(record, {1: 0.5})
@@ -299,6 +326,18 @@ def test_list_does_without_torch(tracking, record, commit_to):
         modules = modules_after(*arguments, MLFLOW_TRACKING_URI=tracking.uri)
         assert "mlflow" in modules
         assert "torch" not in modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["train", "onward"])
+def test_each_module_is_its_program(tmp_path, program):
+    """`python -m onward` is `onward`: it lists what `train` lists."""
+    env = environment(tmp_path / "home", f"sqlite:///{tmp_path}/mlflow.db")
+    commands = [[sys.executable, "-m", program, "list"], [BIN / program, "list"]]
+    for command in commands:
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "no run here has a checkpoint" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Options: text and back, limits, what a resume may change, and what a fingerprint covers."""
 
+import dataclasses
 import json
 import math
 
@@ -8,19 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onward.errors import UsageError
-from onward.options.declare import OnResume, options_of, parse, to_text
-from onward.options.run_options import Config, Launch
+from onward.monitor import DIRECTIONS
+from onward.opening.identity import params
+from onward.options.declare import DATA, OnResume, option, options_of, parse, to_text
+from onward.options.merged import merged
+from onward.options.request import Launch
+from onward.options.run_options import RunOptions
+from train.loop_options import LoopOptions
+from train.tabular.options import Config
 
 CONFIG_OPTIONS = [
-    "epochs", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",
-    "schedule_epochs", "max_grad_norm", "early_stopping", "max_minutes", "precision", "seed",
-    "threads", "device",
-    "hidden_size", "num_layers", "dropout",
-    "data", "target", "drop", "keep_index", "odd_values", "val_fraction", "split_seed",
-    "target_scale", "upload_data",
+    "epochs", "early_stopping", "monitor", "max_minutes", "seed", "threads", "device",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
     "upload_diff",
+    "task", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",
+    "schedule_epochs", "max_grad_norm", "precision",
+    "hidden_size", "num_layers", "dropout",
+    "data", "target", "drop", "keep_index", "odd_values", "val_fraction", "split_seed",
+    "target_scale", "upload_data",
 ]  # fmt: skip
 LAUNCH_OPTIONS = [
     "resume_run", "resume_epoch", "resume_from", "resume_from_weights_only", "checkpoint_key",
@@ -31,6 +38,7 @@ RESUME_MAY_CHANGE = {
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
     "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
     "upload_diff",
+    "task",  # what of the run it was trained by is looked at by its name
 }  # fmt: skip
 NOT_EVEN_A_FORK_MAY_CHANGE = {
     "hidden_size",
@@ -53,7 +61,7 @@ OTHER = {
     "strict": True, "checkpoint_freq": 2, "checkpoint_minutes": 0.5, "checkpoint_steps": 100,
     "keep_last": 2, "keep_best": 3, "upload": "sync", "max_spool_bytes": 0, "drain_seconds": 1.5,
     "grace_seconds": 5.0, "log_model": False, "register": "prices",
-    "upload_diff": "no",
+    "upload_diff": "no", "task": "./my_task.py", "monitor": "val_rmse:min",
 }  # fmt: skip
 OF_THE_DATA = {
     "data",
@@ -80,6 +88,8 @@ def options(draw, config_class):
     kind = str(field.type)
     if opt.choices:
         value = st.sampled_from(opt.choices)
+    elif name == "monitor":
+        value = st.tuples(plain_text, st.sampled_from(DIRECTIONS)).map(":".join)
     elif kind.startswith("int"):
         value = st.integers(int(opt.minimum), int(opt.maximum or 2**63))
     elif kind.startswith("float"):
@@ -291,3 +301,153 @@ def test_every_option_has_a_sentence_of_help():
         for name, (_, opt) in options_of(config_class).items():
             assert opt.help.endswith((".", "…")), name
             assert opt.help[0].isupper(), name
+
+
+GOLDEN = {
+    "d69c4d9a3d25387e2c958ee1697ffcb155590668a629d8c743993431621bdc61": {},
+    "d9495a797d6d3351c7c4b5c4f5c4f72bdbadd2b6745aa2143dbd1c3472dc7d7b": {
+        "target": "price", "seed": 3, "lr": 0.01, "batch_size": 64, "drop": ("a", "b"),
+        "num_layers": 0, "dropout": 0.25, "threads": 2, "epochs": 7, "schedule_epochs": 9,
+        "precision": "bf16",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", GOLDEN)
+def test_fingerprints_are_what_they_were(expected):
+    """By them runs of every version are found again: these are of the first ones."""
+    assert Config(**GOLDEN[expected]).fingerprint("tabular", "ab" * 32) == expected
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own:
+    """Options of a task of somebody's own."""
+
+    depth: int = option(2, "Layers.", "Model", minimum=1, on_resume=OnResume.NEVER)
+    rate: float = option(0.5, "Share.", "Model", on_resume=OnResume.FORK)
+    folder: str = option("here", "Where.", "Data", on_resume=OnResume.FORK, covers=DATA)
+    words: tuple[str, ...] = option(("a",), "Some.", "Model", on_resume=OnResume.FORK)
+    loud: bool = option(True, "Whether to tell.", "Model")
+    late: int | None = option(None, "Came later.", "Model", on_resume=OnResume.FORK, is_new=True)
+
+
+MERGED = merged(Own, LoopOptions, RunOptions)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_fixed"),
+    [
+        ("depth", 3, True),
+        ("rate", 0.25, True),
+        ("words", ("a", "b"), True),
+        ("late", 7, True),
+        ("folder", "there", False),
+        ("loud", False, False),
+        ("lr", 0.5, True),
+        ("epochs", 3, False),
+    ],
+)
+def test_options_of_a_task_of_ones_own_count_as_the_others(name, value, is_fixed):
+    """In the fingerprint, in what is stored, and in MLflow's params; those of every run too."""
+    plain, changed = MERGED(), MERGED(**{name: value})
+    differs = changed.fingerprint("own", "d1") != plain.fingerprint("own", "d1")
+    assert differs is is_fixed
+    assert MERGED.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+    assert params(changed)[name] == to_text(value)
+    assert list(params(changed)) == list(options_of(MERGED))
+    assert isinstance(changed, RunOptions)
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "value"),
+    [(MERGED, "late", 7), (MERGED, "monitor", "acc:max"), (Config, "monitor", "val_rmse:min")],
+)
+def test_a_new_option_at_its_default_is_not_there(made, name, value):
+    """Older programs go on with such a run, and its fingerprint is what it was; else it counts."""
+    default, changed = made(), made(**{name: value})
+    assert name not in default.to_dict()
+    assert changed.to_dict() == {**default.to_dict(), name: value}
+    assert changed.fingerprint("t", "d") != default.fingerprint("t", "d")
+
+
+def test_which_task_it_is_comes_with_its_name():
+    """The option is a place, which may be another one on a resume; the name is in the hash."""
+    assert "task" not in Config().to_dict()
+    assert Config(task="./my.py").to_dict()["task"] == "./my.py"
+    moved = Config(task="./my.py").fingerprint("my", "d")
+    assert moved == Config(task="/other/my.py").fingerprint("my", "d")
+    assert moved != Config().fingerprint("tabular", "d")
+
+
+def test_a_fingerprint_does_not_know_options_that_are_not_there():
+    """A class without an option hashes as one with a new option at its default."""
+    without = dataclasses.make_dataclass(
+        "Without",
+        [(f.name, f.type, f) for f in dataclasses.fields(Own) if f.name != "late"],
+        frozen=True,
+        kw_only=True,
+    )
+    older = merged(without, LoopOptions, RunOptions)
+    assert older().fingerprint("own", "d") == MERGED().fingerprint("own", "d")
+    assert older().to_dict() == MERGED().to_dict()
+
+
+def declared(**fields):
+    """Return a frozen dataclass of these fields."""
+    made = type("Declared", (), {"__annotations__": {k: v for k, (v, _) in fields.items()}})
+    for name, (_, default) in fields.items():
+        setattr(made, name, default)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(made)
+
+
+@pytest.mark.parametrize("name", ["epochs", "monitor", "lr", "task"])
+def test_a_name_that_is_taken_is_refused(name):
+    """All options are in one namespace: what is there already would be another one in silence."""
+    own = declared(
+        mine=("int", option(1, "Mine.", "Model")), **{name: ("int", option(1, "x", "x"))}
+    )
+    with pytest.raises(
+        UsageError, match=f"^Declared: the option {name} is there already"
+    ) as caught:
+        merged(own, LoopOptions, RunOptions)
+    assert "mine" not in str(caught.value)
+
+
+def test_what_is_no_option_is_refused():
+    """By name, before anything is trained: a plain field, a type that no command line can tell."""
+    with pytest.raises(UsageError, match=r"^Declared\.size is to be made by option\("):
+        merged(declared(size=("int", 3)), RunOptions)
+    with pytest.raises(
+        UsageError, match=r"^Declared\.size is of dict, and options are of bool, int"
+    ):
+        merged(declared(size=("dict", option(None, "x", "x"))), RunOptions)
+    with pytest.raises(UsageError, match=r"^int is to be a dataclass with frozen=True"):
+        merged(int, RunOptions)
+
+    @dataclasses.dataclass
+    class Thawed:
+        size: int = 3
+
+    with pytest.raises(UsageError, match=r"^Thawed is to be a dataclass with frozen=True"):
+        merged(Thawed, RunOptions)
+
+
+def test_options_of_every_run_alone_are_enough():
+    """A training without a loop of ours has those of `RunOptions`, and what else is passed over."""
+    assert merged(RunOptions)().to_dict() == RunOptions().to_dict()
+    known = RunOptions.known_of({**Config(epochs=7, lr=0.5).to_dict(), "zeal": 1})
+    assert known == RunOptions(epochs=7)
+    with pytest.raises(UsageError, match="epochs=0"):
+        RunOptions.known_of({"epochs": 0})
+
+
+@pytest.mark.parametrize("text", ["val_rmse", "val_rmse:", ":min", "val_rmse:down", " x:max", ""])
+def test_a_monitor_that_is_none_is_refused(text):
+    """A name and a direction; the message has an example."""
+    with pytest.raises(UsageError, match=r"^monitor='.*' is not .* such as val_loss:min"):
+        Config(monitor=text)
+
+
+def test_a_name_of_a_metric_may_have_a_colon():
+    """The direction is what is behind the last one."""
+    assert Config(monitor="val/acc: top 1:max").monitor == "val/acc: top 1:max"

@@ -11,7 +11,6 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from onward.errors import DataError, RequestTooLarge, StoreUnavailable
 from onward.opening.identity import data_files
-from onward.options.run_options import Config
 from onward.system.files import MIN_PART_BYTES
 from onward.tracking.artifacts import Artifacts, is_of_a_run
 from train.tabular.data import cache
@@ -19,6 +18,7 @@ from train.tabular.data.cache import JSON_NAME, NPZ_NAME
 from train.tabular.data.dataset import prepare
 from train.tabular.data.provide import recover
 from train.tabular.data.stored import upload
+from train.tabular.options import Config
 
 MIB = 1 << 20
 

@@ -22,7 +22,7 @@ def shown(caplog):
 
     def show(found, strict=False):
         caplog.clear()
-        with caplog.at_level(logging.INFO, "train"):
+        with caplog.at_level(logging.INFO, "onward"):
             report("r1", found, strict, "train run --resume_run r1 --fork true")
         return [r.getMessage() for r in caplog.records]
 
@@ -120,7 +120,7 @@ def test_what_can_change_numbers_is_told_so(shown, what):
     assert "last bits" in shown([Difference(what, "1", "2")])[-1]
 
 
-@pytest.mark.parametrize("what", ["mlflow", "code", "resumable-train"])
+@pytest.mark.parametrize("what", ["mlflow", "code", "onward"])
 def test_what_does_not_change_numbers_is_only_shown(shown, what):
     """No false alarm: another MLflow computes nothing."""
     assert shown([Difference(what, "1", "2")]) == [

@@ -16,13 +16,15 @@ from onward.system import environment, git
 from onward.system.environment import is_alive, machine, process
 from onward.system.git import code_diff, code_version
 
+OWN = "onward/system/git.py"
+
 
 class Code:
     """A git repository that this program's code lies in."""
 
     def __init__(self, folder):
         self.folder = folder
-        self.write("train/git.py", "one\n")
+        self.write(OWN, "one\n")
         self.git("init", "--quiet")
         self.commit()
 
@@ -60,7 +62,7 @@ def code(tmp_path, monkeypatch):
     for name, where in {"HOME": tmp_path, "GIT_CONFIG_NOSYSTEM": "1"}.items():
         monkeypatch.setenv(name, str(where))
     code = Code(tmp_path / "repository")
-    monkeypatch.setattr(git, "__file__", str(code.folder / "train/git.py"))
+    monkeypatch.setattr(git, "__file__", str(code.folder / OWN))
     yield code
     code_version.cache_clear()
     code_diff.cache_clear()
@@ -76,24 +78,24 @@ def test_a_change_has_a_version_of_its_own(code):
     """Two runs with other changes are not taken for the same code; undone, it is as before."""
     commit, seen = code.version, set()
     for text in ("two\n", "three\n", "two\n"):
-        code.write("train/git.py", text)
+        code.write(OWN, text)
         version = code.version
         assert re.fullmatch(re.escape(commit) + r"\+changes\.[0-9a-f]{8}", version)
         seen.add(version)
     assert len(seen) == 2
-    code.write("train/git.py", "one\n")
+    code.write(OWN, "one\n")
     assert code.version == commit
 
 
 def test_code_of_nobody_has_no_version(code, tmp_path, monkeypatch):
     """Neither an installed copy inside somebody's repository nor one outside has a commit."""
-    code.write("site-packages/git.py", "")
+    code.write(f"site-packages/{OWN}", "")
     code.write(".gitignore", "site-packages\n")
     code.commit()
-    code.git("rm", "--quiet", "--cached", "site-packages/git.py")
+    code.git("rm", "--quiet", "--cached", f"site-packages/{OWN}")
     for folder in (code.folder / "site-packages", tmp_path / "outside"):
-        folder.mkdir(exist_ok=True)
-        monkeypatch.setattr(git, "__file__", str(folder / "git.py"))
+        (folder / OWN).parent.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(git, "__file__", str(folder / OWN))
         assert code.version is None
         assert code.diff == b""
 
@@ -107,7 +109,7 @@ def test_without_git_there_is_no_version(code, monkeypatch):
 
 def test_a_git_that_hangs_or_fails_ends_nothing(code, monkeypatch):
     """The diff is a convenience: a run starts without it."""
-    code.write("train/git.py", "two\n")
+    code.write(OWN, "two\n")
     assert code.diff != b""
     run_git = git._git
     for error in (subprocess.TimeoutExpired("git", 10), subprocess.CalledProcessError(1, "git")):
@@ -123,10 +125,10 @@ def test_a_git_that_hangs_or_fails_ends_nothing(code, monkeypatch):
 
 def test_the_diff_holds_what_was_changed(code):
     """The program's own files, as a patch that git applies."""
-    code.write("train/tasks/tabular.py", "a\nb\n")
+    code.write("train/tabular/task.py", "a\nb\n")
     commit = code.commit()
-    code.write("train/git.py", "two\n")
-    code.write("train/tasks/tabular.py", "a\nc\n")
+    code.write(OWN, "two\n")
+    code.write("train/tabular/task.py", "a\nc\n")
     code.write("train/new.py", "added\n")
     code.git("add", "train/new.py")
     diff = code.diff
@@ -135,7 +137,7 @@ def test_the_diff_holds_what_was_changed(code):
     (code.folder.parent / "diff.patch").write_bytes(diff)
     code.git("reset", "--quiet", "--hard", commit)
     code.git("apply", "../diff.patch")
-    assert (code.folder / "train/git.py").read_text() == "two\n"
+    assert (code.folder / OWN).read_text() == "two\n"
     assert (code.folder / "train/new.py").read_text() == "added\n"
 
 
@@ -149,10 +151,12 @@ SECRET = [
 
 
 @pytest.mark.parametrize("name", SECRET)
-@pytest.mark.parametrize("known", ["changed", "added", "deleted"])
-def test_the_diff_never_holds_a_secret(code, name, known):
+@pytest.mark.parametrize(
+    ("known", "package"), [("changed", "train"), ("added", "onward"), ("deleted", "train")]
+)
+def test_the_diff_never_holds_a_secret(code, name, known, package):
     """A file whose name says that it holds one is left out, even where git tracks it."""
-    name = f"train/{name}"
+    name = f"{package}/{name}"
     if known == "added":
         code.write(name, "hunter2\n")
         code.git("add", "--force", name)
@@ -162,7 +166,7 @@ def test_the_diff_never_holds_a_secret(code, name, known):
         (code.folder / name).unlink()
         if known == "changed":
             code.write(name, "hunter2 and 3\n")
-    code.write("train/git.py", "two\n")
+    code.write(OWN, "two\n")
     diff = code.diff
     assert b"hunter2" not in diff
     assert name.encode() not in diff
@@ -172,7 +176,7 @@ def test_the_diff_never_holds_a_secret(code, name, known):
 def test_the_diff_holds_nothing_that_git_does_not_know(code):
     """Notes, data and keys that lie about are nobody's business."""
     code.write("notes.txt", "hunter2\n")
-    code.write("train/git.py", "two\n")
+    code.write(OWN, "two\n")
     assert b"+two" in code.diff
     assert b"hunter2" not in code.diff
 
@@ -217,7 +221,7 @@ def test_the_diff_runs_no_program_of_the_users(code, setting):
 def test_a_large_diff_is_cut(code, monkeypatch):
     """A data set that is tracked and changed does not go up with every attempt."""
     monkeypatch.setattr(git, "MAX_DIFF_BYTES", 1000)
-    code.write("train/git.py", "".join(f"line {n}\n" for n in range(10_000)))
+    code.write(OWN, "".join(f"line {n}\n" for n in range(10_000)))
     diff = code.diff
     assert len(diff) < 1100
     assert b"+line 1\n" in diff
@@ -227,7 +231,7 @@ def test_a_large_diff_is_cut(code, monkeypatch):
 OF_OTHERS = [
     "settings.py", "config.py", "docker-compose.yml", "database.ini", "notes/login.md", "wp.php",
     "terraform/main.tf", "k8s/deploy.yaml", "notebooks/try.ipynb", ".vscode/settings.json",
-    "trainer/own.py", "src/train/own.py", ".env", "id_rsa",
+    "trainer/own.py", "src/train/own.py", "src/onward/own.py", "onwards/own.py", ".env", "id_rsa",
 ]  # fmt: skip
 
 
@@ -240,7 +244,7 @@ def test_nothing_else_of_the_repository_is_told(code):
         code.write(name, "hunter2\n")
     assert code.version == commit
     assert code.diff == b""
-    code.write("train/git.py", "two\n")
+    code.write(OWN, "two\n")
     code.write("MLproject", "name: mine\n")
     code.git("add", "MLproject")
     diff = code.diff
@@ -255,7 +259,7 @@ def test_a_secret_in_a_file_of_the_program_is_replaced(code):
     code.commit()
     code.write("conda.yaml", "- --index-url https://me:hunter2@pypi.example.org/simple\n")
     lines = ["login(token=token, key=key)", "PASSWORD = 'hunter2'", '{"api_key": "hunter2"}']
-    code.write("train/git.py", "\n".join(lines) + "\n")
+    code.write(OWN, "\n".join(lines) + "\n")
     diff = code.diff
     assert b"hunter2" not in diff
     assert b"+- --index-url https://***@pypi.example.org/simple\n" in diff
@@ -264,12 +268,12 @@ def test_a_secret_in_a_file_of_the_program_is_replaced(code):
 
 def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path, caplog):
     """Artifact `code/diff.patch`, told in one line; nothing where nothing was changed."""
-    caplog.set_level("INFO", "train")
+    caplog.set_level("INFO", "onward")
     assert code.diff == b""
     upload_diff(tracking, record.run_id, tmp_path / "spool", "yes")
     artifacts = tracking.artifacts(record)
     assert artifacts.list() == []
-    code.write("train/git.py", "two\n")
+    code.write(OWN, "two\n")
     diff, version = code.diff, code.version
     upload_diff(tracking, record.run_id, tmp_path / "spool", "no")
     assert artifacts.list() == []
@@ -285,8 +289,8 @@ def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path, c
 
 def test_a_machine_is_its_boot_and_its_processes():
     """Two processes that can see each other agree on it."""
-    code = "from train import environment; print(environment.machine())"
-    root = Path(environment.__file__).parents[1]
+    code = "from onward.system import environment; print(environment.machine())"
+    root = Path(environment.__file__).parents[2]
     other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert other.stdout.strip() == machine()
 

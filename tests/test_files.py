@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import train.files
 
 from onward.errors import UnsafeFile, UsageError
+from onward.system import files
 from onward.system.files import FolderLock, atomic_folder, atomic_write, open_own, require_own
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_fails_leaves_the_old_one_or_none(tmp_path, monkeypatch, o
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if moment != "block":
-        monkeypatch.setattr(train.files.os, moment, fail)
+        monkeypatch.setattr(files.os, moment, fail)
     with pytest.raises(OSError, match="No space"), atomic_folder(path) as temporary:  # noqa: PT012
         fill(temporary, "new")
         if moment == "block":
@@ -80,8 +80,8 @@ def order(monkeypatch):
         seen.append("replace")
         replace(source, target)
 
-    monkeypatch.setattr(train.files.os, "fsync", note_fsync)
-    monkeypatch.setattr(train.files.os, "replace", note_replace)
+    monkeypatch.setattr(files.os, "fsync", note_fsync)
+    monkeypatch.setattr(files.os, "replace", note_replace)
     return seen
 
 
@@ -107,7 +107,8 @@ def test_what_is_our_own_is_private_whatever_the_umask(tmp_path, umask):
 import os
 os.umask({umask})
 from pathlib import Path
-from train.files import FolderLock, PUBLIC, atomic_folder, atomic_write, make_folder, open_own
+from onward.system.files import FolderLock, PUBLIC, atomic_folder, atomic_write
+from onward.system.files import make_folder, open_own
 make_folder(Path("made/deep"))
 atomic_write(Path("written/deep/a"), lambda file: file.write(b"x"))
 with atomic_folder(Path("whole/deep")) as folder:
@@ -117,7 +118,7 @@ os.close(open_own(Path("own/log")))
 FolderLock(Path("locked")).acquire()
 atomic_write(Path("asked for"), lambda file: file.write(b"x"), PUBLIC)
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(train.files.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, check=True)
     asked_for = tmp_path / "asked for"
     assert asked_for.stat().st_mode & 0o777 == 0o666 & ~umask
@@ -223,7 +224,7 @@ def test_a_lock_has_one_holder(tmp_path):
 
 HOLDER = """
 import pathlib, sys
-from train.files import FolderLock
+from onward.system.files import FolderLock
 lock = FolderLock(pathlib.Path(sys.argv[1]))
 print(lock.acquire(), flush=True)
 sys.stdin.read()
@@ -233,7 +234,7 @@ sys.stdin.read()
 @pytest.mark.slow
 def test_a_lock_is_held_against_other_processes_until_its_own_dies(tmp_path):
     """A process that is killed gives its lock back, however it dies."""
-    env = {**os.environ, "PYTHONPATH": str(Path(train.files.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

@@ -1,5 +1,6 @@
 """What a checkpoint file holds is tried before a run is made: then the first step cannot fail."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,21 @@ import torch
 from torch import nn
 
 from onward.errors import CheckpointError
-from onward.options.run_options import Config
+from onward.monitor import Monitor
 from onward.run.state import TrainState
 from train.fits import fitted
 from train.schedule import Schedule
+from train.subject import TaskSubject
+from train.tabular.options import Config
 
 PATH = Path("x.pth")
+OPTIONS = Config(schedule_epochs=20, threads=1)
 
 
 class LinearTask:
     """A task whose model is one layer."""
+
+    monitor = Monitor("val_loss", "min")
 
     def __init__(self, width=3):
         self._width = width
@@ -39,19 +45,29 @@ def trained(kind=torch.optim.AdamW, steps=2, **options):
 
 def content(model, optimizer, **changes):
     """Return a checkpoint of them."""
-    state = TrainState(model, optimizer, Schedule(Config()))
-    return {**state.capture(), **changes}
+    captured = TrainState(parts_of(model, optimizer), LinearTask.monitor).capture()
+    return dataclasses.replace(captured, **changes)
+
+
+def parts_of(model, optimizer):
+    schedule = Schedule(OPTIONS, LinearTask.monitor)
+    return {"model": model, "optimizer": optimizer, "scheduler": schedule}
+
+
+def with_part(checkpoint, name, state):
+    """Return the checkpoint with another state of one of its parts."""
+    return dataclasses.replace(checkpoint, parts={**checkpoint.parts, name: state})
 
 
 def fit(checkpoint, width=3):
-    return fitted(checkpoint, LinearTask(width), Config(), PATH)
+    return fitted(checkpoint, TaskSubject("linear", LinearTask(width), OPTIONS), PATH)
 
 
 def step_from(checkpoint):
     """Make an optimizer step as the loop does; return the optimizer."""
     model = nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    TrainState(model, optimizer, Schedule(Config())).restore(checkpoint)
+    TrainState(parts_of(model, optimizer), LinearTask.monitor).restore(checkpoint)
     model(torch.ones(2, 3)).sum().backward()
     optimizer.step()
     return optimizer
@@ -63,10 +79,10 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes():
     fit(checkpoint)
     with pytest.raises(CheckpointError, match=r"'weight' has shape \(1, 3\) .*, \(1, 4\) here"):
         fit(checkpoint, 4)
-    del checkpoint["model_state_dict"]["bias"]
+    del checkpoint.parts["model"]["bias"]
     with pytest.raises(CheckpointError, match="'bias' has shape none in the file"):
         fit(checkpoint)
-    checkpoint["model_state_dict"] |= {"bias": torch.zeros(1), "more": torch.zeros(2)}
+    checkpoint.parts["model"] |= {"bias": torch.zeros(1), "more": torch.zeros(2)}
     with pytest.raises(CheckpointError, match=r"'more' has shape .* none here"):
         fit(checkpoint)
 
@@ -75,7 +91,7 @@ def test_a_model_of_another_shape_is_refused_with_both_shapes():
 def test_weights_of_another_kind_are_refused(kind):
     """Complex weights would lose a part in silence."""
     checkpoint = content(*trained())
-    checkpoint["model_state_dict"]["weight"] = torch.ones(1, 3, dtype=kind)
+    checkpoint.parts["model"]["weight"] = torch.ones(1, 3, dtype=kind)
     with pytest.raises(CheckpointError, match=r"'weight' is of .*, and float32 is needed"):
         fit(checkpoint)
 
@@ -83,7 +99,7 @@ def test_weights_of_another_kind_are_refused(kind):
 def test_a_model_that_has_diverged_is_refused():
     """Its first step would fail, after a run was made."""
     checkpoint = content(*trained())
-    checkpoint["model_state_dict"]["bias"] = torch.tensor([float("nan")])
+    checkpoint.parts["model"]["bias"] = torch.tensor([float("nan")])
     with pytest.raises(CheckpointError, match="has diverged: 'bias'"):
         fit(checkpoint)
 
@@ -105,7 +121,7 @@ def test_states_of_adamw_go_on(kind, options):
     checkpoint = fit(content(model, optimizer))
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            assert torch.equal(checkpoint["optimizer_state_dict"]["state"][index][name], value)
+            assert torch.equal(checkpoint.parts["optimizer"]["state"][index][name], value)
     group = step_from(checkpoint).param_groups[0]
     assert (group["fused"], group["decoupled_weight_decay"]) == (True, True)
     assert group["amsgrad"] == options.get("amsgrad", False)
@@ -126,7 +142,7 @@ def test_states_of_adamw_go_on(kind, options):
 def test_how_a_state_was_computed_does_not_matter(changes):
     """Flags that this machine does not have are not taken from the file."""
     checkpoint = content(*trained())
-    checkpoint["optimizer_state_dict"]["param_groups"][0] |= changes
+    checkpoint.parts["optimizer"]["param_groups"][0] |= changes
     step_from(fit(checkpoint))
 
 
@@ -148,7 +164,7 @@ def test_states_of_another_kind_are_refused_with_the_way_out(kind, options, foun
     checkpoint = content(*trained(kind, **options))
     with pytest.raises(CheckpointError, match=f"{found}.*resume_from_weights_only=true"):
         fit(checkpoint)
-    step_from(fit({**checkpoint, "optimizer_state_dict": None}))
+    step_from(fit(with_part(checkpoint, "optimizer", None)))
 
 
 def first(state):
@@ -182,7 +198,7 @@ def first(state):
 def test_a_state_that_does_not_fit_is_refused(change, found):
     """Fields, shapes and numbers are each looked at, and the first wrong one is named."""
     checkpoint = content(*trained())
-    change(checkpoint["optimizer_state_dict"])
+    change(checkpoint.parts["optimizer"])
     with pytest.raises(CheckpointError, match=found) as caught:
         fit(checkpoint)
     assert "\n" not in str(caught.value)
@@ -191,12 +207,8 @@ def test_a_state_that_does_not_fit_is_refused(change, found):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"history": {"val_loss": torch.ones(3)}},
-        {"history": {"val_loss": torch.full((1, 3), float("inf"))}},
-        {"history": [1]},
         {"rng": {}},
         {"rng": {"python": 1}},
-        {"scheduler_state_dict": {}},
         {"epoch_sums": {"train_loss": 1}},
     ],
     ids=str,
@@ -205,6 +217,35 @@ def test_every_other_part_is_tried_too(changes):
     """What could not be restored is found out before the run is made."""
     with pytest.raises(CheckpointError, match="cannot be used"):
         fit(content(*trained(), **changes))
+
+
+@pytest.mark.parametrize("state", [{}, {"factor": 1.0}, 5], ids=str)
+def test_a_schedule_that_does_not_fit_is_refused(state):
+    """Its state is tried as the others are."""
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        fit(with_part(content(*trained()), "scheduler", state))
+
+
+def test_where_a_schedule_is_missing_a_fresh_one_begins():
+    """As where the file's is of another kind."""
+    fresh = Schedule(OPTIONS, LinearTask.monitor).state_dict()
+    assert fit(with_part(content(*trained()), "scheduler", None)).parts["scheduler"] == fresh
+
+
+def test_the_optimizer_of_a_task_is_tried_as_it_is():
+    """What is not AdamW is looked at by its own `load_state_dict`, not by AdamW's fields."""
+
+    class OfItsOwn(LinearTask):
+        def build_optimizer(self, model):
+            return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    subject = TaskSubject("linear", OfItsOwn(), OPTIONS)
+    model, optimizer = trained(torch.optim.SGD, momentum=0.9)
+    found = fitted(content(model, optimizer), subject, PATH).parts["optimizer"]
+    for index, one in optimizer.state_dict()["state"].items():
+        assert torch.equal(found["state"][index]["momentum_buffer"], one["momentum_buffer"])
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        fitted(with_part(content(model, optimizer), "optimizer", {"state": {}}), subject, PATH)
 
 
 def test_to_try_a_file_draws_no_random_number():

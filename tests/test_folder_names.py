@@ -12,9 +12,10 @@ from onward.errors import CheckpointNotFound
 from onward.opening.source import find_source, find_store
 from onward.system import environment
 from onward.tracking.artifact_folder import warn_of_percent
-from onward.tracking.record import EPOCH_TAG, HOST_TAG
+from onward.tracking.names import EPOCH_TAG, HOST_TAG
 from onward.tracking.translate import local_path, local_uri
 from train.cli import main
+from train.kind import find_task
 
 # Names that MLflow reads as they are, and those that it reads as others.
 NAMES = ["a b", "a+b", "a#b", "a?b=c", "a;b", "a&b", "100%", "数据", "é", "%zz", "a:b", "[a]"]
@@ -36,7 +37,7 @@ def test_checkpoints_are_found_where_they_were_put(tracking, commit_to, tmp_path
     experiment = tracking.client.create_experiment("odd", location)
     run = commit_to(tracking.create_run(experiment, None, {}), {1: 0.5, 2: 0.6})
     _record, _folder, store = find_store(tracking, run.run_id)
-    assert find_source(run, store, None).epoch == 2
+    assert find_source(run, store, None, find_task()).epoch == 2
     assert len(listing.checkpoint_rows(tracking, run.run_id)) == 2
     assert {row["status"] for row in maintenance.verify_rows(tracking, run.run_id)} == {"ok"}
     listed = tracking.client.list_artifacts(run.run_id, "checkpoints/epoch_2")

@@ -13,7 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.checkpoint.format import load_checkpoint, to_plain, verify, write_checkpoint
+from onward.checkpoint.content import Content
+from onward.checkpoint.format import (
+    load_checkpoint,
+    load_content,
+    to_plain,
+    verify,
+    write_checkpoint,
+)
 from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
@@ -24,6 +31,8 @@ from onward.checkpoint.manifest import (
     parse_manifest,
 )
 from onward.errors import CheckpointDamaged, CheckpointError
+from onward.metrics import History, Point
+from onward.monitor import UNDECLARED, Monitor
 
 CONTENT = {
     "epoch": 3,
@@ -393,3 +402,134 @@ def test_an_archive_that_python_cannot_read_is_refused(tmp_path, at):
     path.write_bytes(content)
     with pytest.raises(CheckpointDamaged, match=r"grow|archive"):
         load(tmp_path)
+
+
+# --- `Content`: what is in the file, and of which version it is ---------------------------------
+
+RMSE = Monitor("val_rmse", "min")
+
+
+def content_of(**changes):
+    """Return the content of a checkpoint as the table's run of any version has it."""
+    values = {
+        "epoch": 1,
+        "step": 3,
+        "parts": {"model": {"w": torch.ones(2)}, "optimizer": {}, "scheduler": {"best": None}},
+        "rng": {"torch": torch.zeros(2, dtype=torch.uint8)},
+        "history": History([Point("val_pearson", 1, 5, 0.5), Point("val_rmse", 1, 5, 2.0)]),
+        "best_epoch": 1,
+        "config": {"epochs": 2},
+        "data": {"fingerprint": "d" * 64},
+        "extras": {"best_corr": 0.5},
+    }
+    return Content(**{**values, **changes})
+
+
+PARTS = content_of().parts
+VERSIONS = {
+    "as ever": ({}, 2),
+    "inside an epoch": ({"epoch_step": 1, "epoch_sums": {"train_loss": torch.ones(())}}, 2),
+    "no value to be the best": ({"extras": {"best_corr": None}, "best_epoch": None}, 2),
+    "another monitor": ({"monitor": RMSE}, 3),
+    "the other way": ({"monitor": Monitor("val_pearson", "min")}, 3),
+    "no schedule": ({"parts": {k: PARTS[k] for k in ("model", "optimizer")}}, 3),
+    "one part more": ({"parts": {**PARTS, "average": {"w": torch.ones(2)}}}, 3),
+    "other parts": ({"parts": {"generator": {}, "critic": {}}}, 3),
+    "nothing of the table": ({"extras": {}}, 3),
+}
+
+
+@pytest.mark.parametrize("case", VERSIONS)
+def test_a_newer_version_is_written_only_where_it_is_needed(tmp_path, case):
+    """An older program goes on with all that it could have made; the rest it refuses by number."""
+    changes, version = VERSIONS[case]
+    content = content_of(**changes)
+    folder = tmp_path / content.name
+    manifest = write_checkpoint(folder, content.to_dict(), attempt=1, kept=True, metrics={})
+    document = json.loads((folder / MANIFEST_FILE).read_bytes())
+    saved = torch.load(folder / CHECKPOINT_FILE, weights_only=True)
+    versions = (content.format_version, manifest.format_version)
+    assert versions == (document["format_version"], saved["format_version"]) == (version, version)
+    told = None if content.monitor == UNDECLARED else str(content.monitor)
+    assert document.get("monitor", told) == saved.get("monitor", told) == told
+    assert ("monitor" in document, "monitor" in saved) == (told is not None, told is not None)
+
+
+@pytest.mark.parametrize("case", VERSIONS)
+def test_content_comes_back_from_its_file(tmp_path, case):
+    """Whatever the parts are called, and by whatever monitor."""
+    content = content_of(**VERSIONS[case][0])
+    folder = tmp_path / content.name
+    manifest = write_checkpoint(folder, content.to_dict(), attempt=1, kept=True, metrics={})
+    read = load_content(folder, parse_manifest(manifest.to_json(), folder.name), folder.name)
+    assert (read.monitor, read.monitor.limit) == (content.monitor, content.monitor.limit)
+    assert set(read.parts) == set(content.parts)
+    assert list(read.history) == list(content.history)
+    assert read.metrics == content.metrics
+    assert set(read.to_dict()) == set(content.to_dict())
+    assert repr(read.to_dict()) == repr(content.to_dict())
+
+
+def rewritten(folder, **changes):
+    """Write a checkpoint whose file holds something else than its manifest was written of."""
+    content = content_of().to_dict()
+    manifest = write_checkpoint(folder, content, attempt=1, kept=True, metrics={})
+    held = {k: v for k, v in {**content, **changes}.items() if v is not ...}
+    torch.save(held, folder / CHECKPOINT_FILE)
+    return manifest
+
+
+NO_MONITORS = [5, True, "", "val_rmse", ":min", "val_rmse:up", " x:min", "x" * 251 + ":max", [], {}]
+
+
+@pytest.mark.parametrize("value", [*NO_MONITORS, torch.ones(2)], ids=str)
+def test_a_monitor_in_the_file_that_is_none_is_damage(tmp_path, value):
+    """Which epoch is best is not guessed."""
+    manifest = rewritten(tmp_path / "epoch_1", monitor=value)
+    with pytest.raises(CheckpointDamaged, match="cannot be read"):
+        load_content(tmp_path / "epoch_1", manifest, "epoch_1")
+
+
+NEEDED = [
+    "epoch",
+    "step",
+    "epoch_step",
+    "epoch_sums",
+    "epoch_seconds",
+    "rng",
+    "history",
+    "config",
+    "data",
+]
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_content_that_lacks_what_every_run_has_is_damage(tmp_path, name):
+    """A file of which something is gone is told as damaged, with what is missing."""
+    manifest = rewritten(tmp_path / "epoch_1", **{name: ...})
+    with pytest.raises(CheckpointDamaged, match=name):
+        load_content(tmp_path / "epoch_1", manifest, "epoch_1")
+
+
+KINDS = [None, True, -1, 1.5, "1", [], {"a": [1]}, torch.ones(()), torch.ones(3), b"x", (1, 2)]
+
+
+@pytest.mark.parametrize("value", KINDS, ids=str)
+@pytest.mark.parametrize("name", sorted(content_of().to_dict()))
+def test_content_of_any_kind_is_refused_or_read(tmp_path, name, value):
+    """Whatever somebody put in place of a field: our own error, or content."""
+    manifest = rewritten(tmp_path / "epoch_1", **{name: value})
+    refused = []
+    try:
+        content = load_content(tmp_path / "epoch_1", manifest, "epoch_1")
+    except CheckpointDamaged as error:
+        refused.append(str(error))
+    if refused:
+        assert "\n" not in refused[0]
+        return
+    counts = (content.epoch, content.step, content.epoch_step)
+    assert counts == (1, 3, 0)
+    assert {type(count) for count in counts} == {int}
+    assert content.monitor == UNDECLARED
+    assert content.data_fingerprint == "d" * 64
+    assert type(content.epoch_seconds) is float

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from onward.options.run_options import Config
 from train.tabular.data.dataset import prepare, source_fingerprint
 from train.tabular.data.table import read_table
+from train.tabular.options import Config
 
 CSV = (
     "size,shape,when,code,ok,word,y\n"

@@ -22,7 +22,8 @@ from onward.attempts.heartbeat import Beat, Heartbeat, vanished_at, wait_until_f
 from onward.errors import RunNotUsable, StoreUnavailable, Superseded
 from onward.system import environment
 from onward.tracking.client import MAX_TAG_CHARS, Tracking
-from onward.tracking.record import HEARTBEAT_TAG, RunRecord
+from onward.tracking.names import HEARTBEAT_TAG
+from onward.tracking.record import RunRecord
 
 LEASE = heartbeat.LEASE_SECONDS
 LOOK = heartbeat.LOOK_SECONDS

@@ -10,10 +10,17 @@ from support import cli
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.store import CheckpointStore
 from onward.metrics import Point
-from onward.tracking.record import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
+from onward.tracking.names import EPOCH_TAG, HEARTBEAT_TAG, MONITOR_TAG, OPTIONS_TAG, TASK_TAG
 
 TEXTS = ["", "[/red]", "9" * 5000, "[" * 5000, '{"epochs": 1e999}', "../../x", "a\n\x1b[2J", "null"]
+# Of which each can be read as one; some are those of columns, or of folders.
+MONITORS = [
+    f"{name}:{direction}"
+    for name in ("[/red]", "../../x", "a\n\x1b[2J", "<b>", "a`b", "x" * 250)
+    for direction in ("max", "min")
+] + [f"{name}:max" for name in ("monitor", "epoch", "path", "go_on", "status", "bytes", "kept")]
 TAGS = [
+    MONITOR_TAG, TASK_TAG,
     OPTIONS_TAG, EPOCH_TAG, HEARTBEAT_TAG, "train.manifest", "train.data", "train.fingerprint",
     "train.attempt.1", "train.attempt", "train.best_epoch", "train.checkpoints_on", "train.model",
     "train.model_of", "mlflow.latest_checkpoint_artifact", "mlflow.parentRunId",
@@ -49,7 +56,7 @@ def trained(record, commit_to, tmp_path):
 @pytest.mark.parametrize("tag", TAGS)
 def test_any_text_in_a_tag_is_borne(tracking, trained, tag):
     """Whatever a tag holds."""
-    for text in TEXTS:
+    for text in [*TEXTS, *MONITORS] if tag == MONITOR_TAG else TEXTS:
         tracking.client.set_tag(trained.run_id, tag, text)
         expect_no_traceback(trained.run_id, QUICK)
     expect_no_traceback(trained.run_id, COMMANDS)
@@ -80,7 +87,7 @@ def test_any_metric_and_param_is_borne(tracking, trained):
 
 FIELDS = [
     "format_version", "epoch", "step", "epoch_step", "attempt", "created", "kept", "metrics",
-    "files", "run_id", "previous", "hmac",
+    "files", "run_id", "previous", "hmac", "monitor",
 ]  # fmt: skip
 VALUES = [None, True, -1, 10**30, 1.5, "x" * 5000, "../x", [], {}, [[[]]], {"val_pearson": "x"}]
 
@@ -92,7 +99,7 @@ def test_any_value_in_a_manifest_is_borne(tracking, trained, field, name):
     file = Path(trained.artifact_uri) / "checkpoints" / name
     original = json.loads(file.read_bytes())
     file.unlink()
-    for value in VALUES:
+    for value in [*VALUES, *MONITORS] if field == "monitor" else VALUES:
         document = json.loads(json.dumps(original))
         for entry in document.get("checkpoints", [document]):
             entry[field] = value

@@ -9,13 +9,13 @@ import pytest
 from support import only_what_was_fitted
 
 from onward.errors import DataError
-from onward.options.run_options import Config
-from onward.tracking.models import _example
 from train.tabular.data import cache
 from train.tabular.data.dataset import is_source_of, prepare, source_fingerprint
 from train.tabular.data.prepare import Preprocessing
 from train.tabular.data.provide import recover
 from train.tabular.data.table import index_columns, read_table
+from train.tabular.options import Config
+from train.tabular.results import _example
 
 
 @pytest.fixture

@@ -17,15 +17,23 @@ from support import ROOT
 
 from onward import errors
 from onward.cli import listing
+from onward.cli import main as onward_cli
 from onward.options.declare import options_of, parse
-from onward.options.run_options import Config, Launch
+from onward.options.request import Launch
 from onward.system import environment
 from onward.words.language import _, choose
-from train.cli import main
+from train import cli as train_cli
+from train.tabular.options import Config
 
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 SAYING = ("_", "language._", "later")
 MESSAGE = "The server answers again"
+PROGRAMS = {"onward": onward_cli.main, "train": train_cli.main}
+COMMANDS = [
+    pytest.param(name, command, id=f"{name} {command}".strip())
+    for name, program in PROGRAMS.items()
+    for command in ["", *sorted(program.commands)]
+]
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +46,13 @@ def english():
 @pytest.fixture(scope="module")
 def catalog():
     """Return message to its translation."""
-    with (ROOT / "train" / "locale" / "zh.po").open("rb") as file:
+    with (ROOT / "onward" / "words" / "locale" / "zh.po").open("rb") as file:
         return {m.id: m.string for m in read_po(file, abort_invalid=True) if m.id}
 
 
 def trees():
-    """Yield the name of each file of `train/` and its syntax tree."""
-    for path in sorted((ROOT / "train").rglob("*.py")):
+    """Yield the name of each file of the program and its syntax tree."""
+    for path in sorted([*(ROOT / "onward").rglob("*.py"), *(ROOT / "train").rglob("*.py")]):
         yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
@@ -117,7 +125,7 @@ def in_comprehension(function, name):
 def test_every_message_is_translated(catalog):
     """Each message has a translation."""
     missing = sorted({message for message in messages() if not catalog.get(message)})
-    assert not missing, "not in train/locale/zh.po:\n" + "\n".join(missing)
+    assert not missing, "not in onward/words/locale/zh.po:\n" + "\n".join(missing)
 
 
 def test_translations_take_the_same_values(catalog):
@@ -143,14 +151,16 @@ def help_texts():
     """Return all that the help of the commands says: descriptions, headings, what options mean."""
     declared = [o for c in (Launch, Config) for _field, o in options_of(c).values()]
     texts = {o.help for o in declared} | {o.group for o in declared}
-    for command in (main, *main.commands.values()):
+    both = PROGRAMS.values()
+    for command in (*both, *(c for program in both for c in program.commands.values())):
         context = click.Context(command)
         headings = re.findall(r"^(\w+):$", command.get_help(context), re.MULTILINE)
         epilog = re.findall(r"^\w.*:$", command.epilog or "", re.MULTILINE)
         texts |= {command.help, *headings, *epilog}
         if command.name != "run":  # whose options are the declared ones, and these
             texts |= {p.help for p in command.get_params(context) if isinstance(p, click.Option)}
-    return texts | {p.help for p in main.commands["run"].params if p.name == "debug"}
+    run = PROGRAMS["train"].commands["run"]
+    return texts | {p.help for p in run.params if p.name == "debug"}
 
 
 def test_the_help_is_in_chinese_too(catalog):
@@ -161,15 +171,16 @@ def test_the_help_is_in_chinese_too(catalog):
 def test_no_translation_is_left_over(catalog):
     """The catalog translates only what the program says: a message, or a text of its help."""
     unused = sorted(set(catalog) - set(messages()) - help_texts())
-    assert not unused, "not said by train/:\n" + "\n".join(unused)
+    assert not unused, "not said by the program:\n" + "\n".join(unused)
 
 
-@pytest.mark.parametrize("command", ["", *sorted(main.commands)])
-def test_the_help_is_shown_in_chinese(command):
+@pytest.mark.parametrize(("name", "command"), COMMANDS)
+def test_the_help_is_shown_in_chinese(name, command):
     """The help says all in Chinese but what is typed, and no line is wider than a terminal."""
     choose(["zh"])
-    shown = main.commands[command] if command else main
-    said = shown.get_help(shown.context_class(shown, info_name="train"))
+    program = PROGRAMS[name]
+    shown = program.commands[command] if command else program
+    said = shown.get_help(shown.context_class(shown, info_name=name))
     assert said.startswith("用法: ")
     english = {text for text in help_texts() if not CHINESE.search(text)}
     assert not [text for text in english if f" {text}\n" in f"{said}\n"]
@@ -267,9 +278,10 @@ def test_a_listing_speaks_chinese(capsys):
     row = {"epoch": 3, "step": 41, "epoch_step": 5, "val_loss": 0.5, "val_pearson": None}
     row |= {"best": True, "latest": True, "kept": False, "bytes": 2000, "path": "checkpoints/x"}
     row |= {"status": "KILLED", "go_on": "train run --resume_run a1b2"}
+    row |= {"monitor": "val_pearson:max", "score": None}
     listing.show([{**row, "created": time.time() - 7200}], "a1b2", as_json=False)
     heading, line, hint = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["epoch", "步", "验证损失", "相关系数", "大小", "保存于", "路径"]
+    assert heading.split() == ["epoch", "步", "验证损失", "val_pearson", "大小", "保存于", "路径"]
     assert "3 + 5 步" in line
     assert "最佳 最新" in line
     assert "2 小时前" in line
@@ -324,6 +336,6 @@ def test_who_reads_english_does_not_wait_for_babel(lang, is_needed):
 
 def test_the_catalog_is_installed_with_the_package():
     """Each catalog lies where the package data of pyproject.toml looks for it."""
-    files = [p.relative_to(ROOT) for p in (ROOT / "train" / "locale").iterdir()]
-    assert files == [Path("train/locale/zh.po")]
-    assert '"train" = ["locale/*.po"]' in (ROOT / "pyproject.toml").read_text()
+    files = [p.relative_to(ROOT) for p in (ROOT / "onward" / "words" / "locale").iterdir()]
+    assert files == [Path("onward/words/locale/zh.po")]
+    assert '"onward.words" = ["locale/*.po"]' in (ROOT / "pyproject.toml").read_text()

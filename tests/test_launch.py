@@ -18,12 +18,13 @@ from onward.attempts import heartbeat
 from onward.attempts.heartbeat import Beat
 from onward.errors import RunNotUsable
 from onward.opening import open as launch
-from onward.options.run_options import Launch
+from onward.options.request import Launch
 from onward.run import run as run_module
 from onward.run import signals
 from onward.system import environment
 from onward.terminal.report import Reporter
-from onward.tracking.record import OPTIONS_TAG
+from onward.tracking.names import MONITOR_TAG, NOTE_TAG, OPTIONS_TAG
+from train.kind import find_task
 
 EPOCHS = 2
 
@@ -173,7 +174,7 @@ def test_auto_goes_on_on_a_machine_with_other_cores(auto, tracking, preempted, m
     """The number of threads is chosen by the machine, and then part of the run."""
     monkeypatch.setattr(environment, "num_cpus", lambda: 64)
     monkeypatch.setattr(environment, "hostname", lambda: "with 64 cores")
-    monkeypatch.setattr("train.opening.choose_threads", lambda *_: 3)
+    monkeypatch.setattr(environment, "choose_threads", lambda *_: 3)
     auto()
     [run] = mains(tracking)
     assert attempts(tracking, run) == 2
@@ -228,7 +229,7 @@ def open_and_die(table, monkeypatch):
                  "num_layers": 1, "epochs": 4, "schedule_epochs": 4, **options}  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(environment, "process", lambda: (dead.pid, started))
-            run, _ = launch.open_run(given, Launch(resume_run=resume_run), Reporter())
+            run = launch.open_run(find_task(), given, Launch(resume_run=resume_run), Reporter())
         run._folder.release()
         return run.run_id
 
@@ -530,3 +531,187 @@ def test_a_number_far_ahead_keeps_no_run_from_going_on(train, tracking):
     result = cli("run", "--resume_run", run_id, "--epochs", EPOCHS + 1)
     assert result.exit_code == 0, result.output
     assert attempts(tracking, run) == 2
+
+
+# By which metric a run is judged.
+
+
+@pytest.fixture
+def minimised(train, tracking):
+    """Return a finished run that was judged by its error."""
+    train("--monitor", "val_rmse:min", "--checkpoint_freq", "1", "--schedule_epochs", "4")
+    [run] = mains(tracking)
+    return run
+
+
+def values(tracking, run, key):
+    """Return a metric's values by epoch."""
+    return {m.step: m.value for m in tracking.client.get_metric_history(run.info.run_id, key)}
+
+
+def expect_best(tracking, run, name, choose):
+    """Fail unless everything that tells the run's best tells the epoch that `choose` finds."""
+    run = tracking.client.get_run(run.info.run_id)
+    measured = values(tracking, run, name)
+    best = choose(measured, key=measured.get)
+    assert run.data.metrics["best_epoch"] == best
+    assert run.data.metrics[f"best_{name}"] == measured[best]
+    rows = [row for row in listed(run.info.run_id) if row["epoch"] in measured]
+    saved = {row["epoch"]: row[name] for row in rows}  # a fork has those since it began
+    assert saved.items() <= measured.items()
+    best_saved = choose(saved, key=saved.get)
+    assert run.data.tags["train.best_epoch"] == str(best_saved)
+    assert [row["epoch"] for row in rows if row["best"]] == [best_saved]
+    assert f"best {name} {measured[best]:.5f} (epoch {best})" in run.data.tags[NOTE_TAG]
+    return best
+
+
+def listed(*run_id):
+    result = cli("list", *run_id, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def newest_checkpoint(run):
+    import torch
+
+    index = json.loads((checkpoints_of(run) / "index.json").read_text())["checkpoints"][-1]
+    path = checkpoints_of(run) / f"epoch_{index['epoch']}" / "checkpoint.pth"
+    return index, torch.load(path, weights_only=True)
+
+
+def test_a_run_that_minimises_is_told_by_its_least(train, tracking):
+    """At the end, in the list, in the tags and metrics, and in each checkpoint."""
+    result = train("--monitor", "val_rmse:min", "--checkpoint_freq", "1")
+    [run] = mains(tracking)
+    best = expect_best(tracking, run, "val_rmse", min)
+    told = f"FINISHED after epoch 2, best val_rmse {values(tracking, run, 'val_rmse')[best]:.5f}"
+    assert f"{told} (epoch {best})" in result.output
+    assert run.data.tags[MONITOR_TAG] == run.data.params["monitor"] == "val_rmse:min"
+    assert "best_val_pearson" not in run.data.metrics
+    index, content = newest_checkpoint(run)
+    assert (index["monitor"], content["monitor"]) == ("val_rmse:min", "val_rmse:min")
+    assert (content["best_epoch"], content["best_corr"]) == (best, None)
+    [row] = listed()
+    assert (row["monitor"], row["best_val_rmse"]) == (
+        "val_rmse:min", values(tracking, run, "val_rmse")[best],
+    )  # fmt: skip
+    assert cli("verify", run.info.run_id).exit_code == 0
+
+
+def test_a_run_without_one_is_written_as_ever(train, tracking):
+    """An older program goes on with it: nothing of it names a monitor."""
+    train()
+    [run] = mains(tracking)
+    index, content = newest_checkpoint(run)
+    assert MONITOR_TAG not in run.data.tags
+    assert "monitor" not in {*index, *content, *json.loads(run.data.tags[OPTIONS_TAG])}
+    assert (index["format_version"], content["format_version"]) == (2, 2)
+    assert content["best_corr"] == run.data.metrics["best_val_pearson"]
+    expect_best(tracking, run, "val_pearson", max)
+
+
+def test_early_stopping_waits_for_the_metric_that_is_named(train, tracking):
+    """A tie is no better; the message names the metric."""
+    result = train("--monitor", "val_rmse:min", "--early_stopping", "2", "--lr", "0", epochs=9)
+    assert "FINISHED after epoch 3, best val_rmse" in result.output
+    assert "Stopped early: val_rmse has not become better for 2 epochs" in result.output
+
+
+def test_a_metric_that_is_not_reported_is_told_with_those_that_are(train, tracking):
+    """After the first epoch, which is when it is known; the run is closed as failed."""
+    result = train("--monitor", "acc:max", succeeds=False)
+    assert result.exit_code == 2
+    assert "acc is to be watched, and the task reports val_loss, val_pearson" in result.stderr
+    [run] = mains(tracking)
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.parametrize("given", [(), ("--monitor", "val_rmse:min")])
+def test_a_resume_keeps_the_runs_monitor(tracking, minimised, given):
+    """Named once more or not, it goes on by the metric that it was judged by."""
+    run_id = minimised.info.run_id
+    result = cli("run", "--resume_run", run_id, "--epochs", "4", *given)
+    assert result.exit_code == 0, result.output
+    assert "Best val_rmse so far: " in result.output
+    [run] = mains(tracking)
+    assert attempts(tracking, run) == 2
+    expect_best(tracking, run, "val_rmse", min)
+    assert "best_val_pearson" not in run.data.metrics
+
+
+def test_another_monitor_wants_a_fork_which_judges_its_history_anew(tracking, minimised):
+    """The epochs are the same, which of them is best is not; the old run is as it was."""
+    run_id = minimised.info.run_id
+    before = tracking.get_run(run_id)
+    other = ("--monitor", "val_mae:max", "--epochs", "3")
+    refused = cli("run", "--resume_run", run_id, *other)
+    assert refused.exit_code == 2
+    assert "monitor is val_rmse:min in the run and val_mae:max was given" in refused.stderr
+    assert "--fork true --monitor val_mae:max" in refused.stderr
+    assert tracking.get_run(run_id) == before
+    done = cli("run", "--resume_run", run_id, "--fork", "true", *other)
+    assert done.exit_code == 0, done.output
+    fork, _ = mains(tracking)
+    assert (
+        values(tracking, fork, "val_mae").items() >= values(tracking, minimised, "val_mae").items()
+    )
+    expect_best(tracking, fork, "val_mae", max)
+    assert fork.data.tags[MONITOR_TAG] == "val_mae:max"
+    assert "best_val_rmse" not in fork.data.metrics
+    measured, best_epochs = (values(tracking, fork, key) for key in ("val_mae", "best_epoch"))
+    assert best_epochs == {n: max(range(1, n + 1), key=measured.get) for n in (1, 2, 3)}
+    back = cli(
+        "run", "--resume_run", fork.info.run_id, "--fork", "true",
+        "--monitor", "val_pearson:max", "--epochs", "4",
+    )  # fmt: skip
+    assert back.exit_code == 0, back.output
+    newest, *_ = mains(tracking)
+    assert MONITOR_TAG not in newest.data.tags
+    expect_best(tracking, newest, "val_pearson", max)
+
+
+def test_a_fork_by_another_monitor_waits_for_its_own_plateau(train, tracking):
+    """What was the best of another metric is nothing that this one could be compared with."""
+    train("--schedule", "plateau")
+    [run] = mains(tracking)
+    more = ("--fork", "true", "--epochs", "3", "--monitor", "val_mae:min")
+    done = cli("run", "--resume_run", run.info.run_id, *more)
+    assert done.exit_code == 0, done.output
+    fork, _ = mains(tracking)
+    _, content = newest_checkpoint(fork)
+    state = content["scheduler_state_dict"]
+    assert (state["best"], state["num_bad_epochs"]) == (values(tracking, fork, "val_mae")[3], 0)
+    _, before = newest_checkpoint(run)
+    assert set(before["scheduler_state_dict"]) == {"factor", "best", "num_bad_epochs"}
+
+
+def test_resume_epoch_best_is_the_least_of_a_run_that_minimises(tracking, minimised):
+    """As a fork where it is not the newest, and in place where it is."""
+    run_id = minimised.info.run_id
+    tracking.set_status(run_id, "KILLED")
+    [best] = [row["epoch"] for row in listed(run_id) if row["best"]]
+    result = cli("run", "--resume_run", run_id, "--resume_epoch", "best", "--epochs", "3")
+    assert result.exit_code == 0, result.output
+    assert f"Resuming training from epoch {best + 1} " in result.output.replace("\n", " ")
+
+
+def test_auto_takes_the_tables_own_monitor_for_none(auto, tracking, preempted):
+    """Said or not it is the same run, so the same fingerprint; another is another run."""
+    auto("--monitor", "val_pearson:max")
+    assert attempts(tracking, preempted) == 2
+    tracking.set_status(preempted.info.run_id, "KILLED")
+    auto("--monitor", "val_rmse:min")
+    assert attempts(tracking, preempted) == 2
+    assert len(mains(tracking)) == 2
+
+
+@pytest.mark.parametrize("monitor", ["val_pearson:max", "val_rmse:min"])
+def test_auto_with_a_monitor_finds_a_run_that_died_before_its_first_checkpoint(
+    auto, tracking, open_and_die, monitor
+):
+    """A scheduler's command line says the same each time, whatever it names."""
+    run_id = open_and_die(monitor=monitor)
+    auto("--monitor", monitor)
+    [run] = mains(tracking)
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")

@@ -12,8 +12,9 @@ from onward.attempts.heartbeat import Beat
 from onward.cli import listing
 from onward.errors import RunNotUsable
 from onward.metrics import Point
-from onward.options.run_options import Config
-from onward.tracking.record import EPOCH_TAG, HEARTBEAT_TAG, OPTIONS_TAG
+from onward.monitor import Monitor
+from onward.tracking.names import EPOCH_TAG, HEARTBEAT_TAG, MONITOR_TAG, OPTIONS_TAG
+from train.tabular.options import Config
 
 SCORES = {1: 0.1, 2: 0.9, 3: float("nan")}
 
@@ -252,3 +253,63 @@ def test_checkpoints_of_another_key_are_told_as_that(tracking, trained, tmp_path
     assert result.exit_code == 4
     result = cli("run", "--resume_run", trained.run_id, "--epochs", 9)
     assert "is signed by the key that was given" in result.stderr
+
+
+RMSE = Monitor("val_rmse", "min")
+
+
+def test_the_best_of_a_run_that_minimises_is_its_least(tracking, record, commit_to, capsys):
+    """By the metric that the run was judged by, whose name is in the heading and in the JSON."""
+    trained = commit_to(record, {1: 0.5, 2: 0.25, 3: 0.75}, monitor=RMSE)
+    rows = listing.checkpoint_rows(tracking, trained.run_id)
+    assert [row["val_rmse"] for row in rows] == [0.5, 0.25, 0.75]
+    assert [row["best"] for row in rows] == [False, True, False]
+    assert {row["monitor"] for row in rows} == {"val_rmse:min"}
+    assert not [row for row in rows if "val_pearson" in row]
+    listing.show(rows, trained.run_id, False)
+    heading, _, second, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split()[:5] == ["epoch", "step", "val", "loss", "val_rmse"]
+    assert second.split()[3:5] == ["0.25000", "best"]
+    tracking.log_points(trained.run_id, [Point("best_val_rmse", 2, 1, 0.25)])
+    [row] = listing.run_rows(tracking)
+    assert (row["monitor"], row["best_val_rmse"]) == ("val_rmse:min", 0.25)
+    assert "best_val_pearson" not in row
+    listing.show([row], None, False)
+    heading, line, *_ = capsys.readouterr().out.splitlines()
+    assert "  best val_rmse  " in heading
+    assert "  0.25000  " in line
+    listing.show(rows, trained.run_id, as_json=True)
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_where_runs_are_judged_by_several_metrics_each_names_its_own(
+    tracking, record, commit_to, capsys
+):
+    """The heading cannot; the value is told with its metric."""
+    first = commit_to(record, {1: 0.5}, monitor=RMSE)
+    second = commit_to(tracking.create_run("0", "another", {}), {1: 0.75})
+    tracking.log_points(first.run_id, [Point("best_val_rmse", 1, 1, 0.5)])
+    tracking.log_points(second.run_id, [Point("best_val_pearson", 1, 1, 0.75)])
+    listing.show(listing.run_rows(tracking), None, False)
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert "  best  " in heading
+    assert "val_" not in heading
+    [of_first] = [line for line in lines if line.startswith(first.run_id)]
+    [of_second] = [line for line in lines if line.startswith(second.run_id)]
+    assert "  0.50000 val_rmse  " in of_first
+    assert "  0.75000 val_pearson  " in of_second
+
+
+@pytest.mark.parametrize("text", ["", "acc", "acc:up", ":min", "a" * 300 + ":min"])
+def test_a_run_with_a_strange_monitor_is_listed_all_the_same(tracking, trained, text):
+    """A tag that somebody edited: then it is judged as runs without one."""
+    tracking.set_tags(trained.run_id, {MONITOR_TAG: text})
+    [row] = listing.run_rows(tracking)
+    assert (row["monitor"], row["best_val_pearson"]) == ("val_pearson:max", None)
+
+
+def test_a_large_value_of_a_metric_stays_short(tracking, record, commit_to, capsys):
+    """A loss may be anything; hundreds of digits tell nobody more."""
+    trained = commit_to(record, {1: 1e300}, monitor=RMSE)
+    listing.show(listing.checkpoint_rows(tracking, trained.run_id), trained.run_id, False)
+    assert "  1e+300  " in capsys.readouterr().out

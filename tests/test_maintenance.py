@@ -13,11 +13,12 @@ from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.cli import maintenance
 from onward.errors import CheckpointDamaged, CheckpointNotFound, RunNotUsable
-from onward.options.run_options import Config
+from onward.monitor import Monitor
 from onward.run.state import TrainState
 from onward.system import environment
-from onward.tracking.record import HOST_TAG, OPTIONS_TAG
+from onward.tracking.names import HOST_TAG, OPTIONS_TAG
 from train.schedule import Schedule
+from train.tabular.options import Config
 
 SCORES = {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2}
 
@@ -202,12 +203,29 @@ def test_pruning_treats_one_inside_an_epoch_as_any_other(tracking, record, commi
     assert [m.name for m in store.list()] == ["epoch_1", "epoch_2", "global_step_25"]
 
 
+def test_pruning_keeps_the_least_of_a_run_that_minimises(tracking, record, commit_to):
+    """Best is what the run was judged by."""
+    scores = {1: 0.5, 2: 0.25, 3: 0.75, 4: 0.4}
+    trained = commit_to(record, scores, monitor=Monitor("val_rmse", "min"))
+    gone = maintenance.prune(tracking, trained.run_id, Retention(every=99), dry_run=True)
+    assert [m.epoch for m in gone] == [1, 3]
+    gone = maintenance.prune(tracking, trained.run_id, Retention(best=2, every=99), dry_run=False)
+    assert [m.epoch for m in gone] == [1, 3]
+    assert epochs_of(tracking, trained) == [2, 4]
+    found = maintenance.describe(tracking, trained.run_id, "best")
+    assert (found["manifest"]["epoch"], found["manifest"]["monitor"]) == (2, "val_rmse:min")
+    assert found["state"]["monitor"] == "'val_rmse:min'"
+
+
 def test_exported_parts_are_joined_with_the_scripts_keys(tracking, record, tmp_path):
     """A checkpoint in parts is one file again, with all that the script version knows."""
     model = torch.nn.Linear(50, 50)
     optimizer = torch.optim.AdamW(model.parameters())
-    content = TrainState(model, optimizer, Schedule(Config()), epoch=1, step=1).capture()
+    schedule = Schedule(Config(schedule_epochs=20), Monitor("val_loss", "min"))
+    parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
+    content = TrainState(parts, epoch=1, step=1).capture().to_dict()
     content |= {"config": Config().to_dict(), "data": {"fingerprint": "d"}, "timestamp": 1.0}
+    content |= {"train_losses": [0.5], "val_losses": [0.5], "aucs": [], "best_corr": None}
     options = {"attempt": 1, "kept": True, "metrics": {}, "part_bytes": 2000}
     manifest = write_checkpoint(tmp_path / "epoch_1", content, **options)
     assert len(manifest.files) > 5

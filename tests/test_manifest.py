@@ -11,11 +11,13 @@ from onward.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     NAME,
+    READABLE_VERSIONS,
     FileEntry,
     Manifest,
     parse_manifest,
 )
 from onward.errors import CheckpointDamaged, CheckpointError
+from onward.monitor import UNDECLARED, Monitor
 
 VALID = {
     "format_version": FORMAT_VERSION,
@@ -30,6 +32,10 @@ VALID = {
 }
 WRITTEN = json.dumps(VALID, indent=1).encode()
 INSIDE = {**VALID, "step": 35, "epoch_step": 5, "kept": False, "metrics": {}}  # inside epoch 4
+RMSE = Monitor("val_rmse", "min")
+CHOSEN = {  # of a run that chose its monitor
+    **VALID, "format_version": 3, "metrics": {"val_rmse": 0.5}, "monitor": "val_rmse:min",
+}  # fmt: skip
 FIRST = {k: v for k, v in VALID.items() if k != "epoch_step"} | {"format_version": 1}
 
 texts = st.text(max_size=8)
@@ -78,6 +84,16 @@ def test_any_value_of_a_field_is_refused_or_read(field, value):
         assert {**VALID, field: value} == manifest.to_dict()
 
 
+@given(documents | st.builds("{}:{}".format, texts, st.sampled_from(["max", "min", "MAX"])))
+def test_any_value_of_the_monitor_is_refused_or_read(value):
+    """It is that metric and direction, or the manifest is damaged."""
+    manifest = parses_or_is_refused(json.dumps({**CHOSEN, "monitor": value}).encode())
+    if manifest is not None:
+        read = None if manifest.monitor == UNDECLARED else str(manifest.monitor)
+        assert read == manifest.to_dict().get("monitor")
+        assert (read or str(UNDECLARED)) == (value or str(UNDECLARED))
+
+
 @given(st.sampled_from(["path", "bytes", "sha256"]), documents)
 def test_any_value_in_a_file_entry_is_refused_or_read(field, value):
     """A file entry of any type and size gives a manifest or our own error, never another."""
@@ -86,9 +102,22 @@ def test_any_value_in_a_file_entry_is_refused_or_read(field, value):
     parses_or_is_refused(json.dumps({**VALID, "files": [entry, *others]}).encode())
 
 
-def test_the_valid_manifest_is_valid():
+@pytest.mark.parametrize(
+    ("document", "monitor", "score"), [(VALID, UNDECLARED, None), (CHOSEN, RMSE, 0.5)]
+)
+def test_the_valid_manifest_is_valid(document, monitor, score):
     """The document that the tests below change is read as it is."""
-    assert parse_manifest(json.dumps(VALID).encode(), "epoch_3").to_dict() == VALID
+    read = parse_manifest(json.dumps(document).encode(), "epoch_3")
+    assert read.to_dict() == document
+    assert (read.monitor, read.monitor.limit, read.score) == (monitor, monitor.limit, score)
+
+
+def test_a_monitor_that_is_said_though_it_need_not_be_is_the_same():
+    """Two manifests of one meaning are one, with one digest."""
+    said = parse_manifest(json.dumps({**VALID, "monitor": "val_pearson:max"}).encode(), "epoch_3")
+    assert said.to_dict() == VALID
+    assert said.monitor.limit == UNDECLARED.limit
+    assert said.digest == parse_manifest(WRITTEN, "epoch_3").digest
 
 
 @pytest.mark.parametrize("field", sorted(VALID))
@@ -150,6 +179,26 @@ def test_no_path_leaves_the_folder(path):
         ({"metrics": [1]}, "bad metrics"),
         ({"metrics": {"val_loss": True}}, "bad metrics"),
         ({"metrics": {"val_loss": "0.5"}}, "bad metrics"),
+        *(
+            ({"monitor": value}, "manifest.json has monitor ")
+            for value in (
+                5,
+                True,
+                [],
+                {},
+                ["val_rmse:min"],
+                "",
+                ":",
+                "val_rmse",
+                ":min",
+                "val_rmse:up",
+                "val_rmse:",
+                "val_rmse:Min",
+                " val_rmse:min",
+                "val_rmse :min",
+                "x" * 251 + ":min",
+            )
+        ),
         ({"files": []}, "files"),
         ({"files": {}}, "bad file entries"),
         ({"files": VALID["files"] * 2}, "files"),
@@ -174,12 +223,13 @@ def test_metrics_that_are_not_finite_are_damage(literal):
         parse_manifest((text % f'"val_loss": {literal}').encode(), "epoch_3")
 
 
-def test_a_newer_format_is_told_apart_from_damage():
+@pytest.mark.parametrize("document", [VALID, CHOSEN])
+def test_a_newer_format_is_told_apart_from_damage(document):
     """A checkpoint of a newer version is no damage: the message asks for that version."""
-    newer = FORMAT_VERSION + 1
-    expected = f"format version {newer}.* reads up to {FORMAT_VERSION}"
+    newer = max(READABLE_VERSIONS) + 1
+    expected = f"format version {newer}.* reads up to {newer - 1}"
     with pytest.raises(CheckpointError, match=expected) as caught:
-        parse_manifest(json.dumps({**VALID, "format_version": newer}).encode(), "epoch_3")
+        parse_manifest(json.dumps({**document, "format_version": newer}).encode(), "epoch_3")
     assert not isinstance(caught.value, CheckpointDamaged)
 
 
@@ -244,11 +294,11 @@ def test_missing_doubled_or_misnumbered_parts_are_damage(files):
         parse_manifest(json.dumps({**VALID, "files": files}).encode(), "epoch_3")
 
 
-def manifest(epoch, step, epoch_step=0, metrics=None):
+def manifest(epoch, step, epoch_step=0, metrics=None, monitor=UNDECLARED):
     files = (FileEntry(CHECKPOINT_FILE, 5, "a" * 64), FileEntry("m.json", 2, "b" * 64))
     return Manifest(
         epoch=epoch, step=step, epoch_step=epoch_step, attempt=1, created=VALID["created"],
-        kept=False, metrics=metrics or {}, files=files,
+        kept=False, metrics=metrics or {}, files=files, monitor=monitor,
     )  # fmt: skip
 
 
@@ -256,6 +306,10 @@ def manifest(epoch, step, epoch_step=0, metrics=None):
     ("made", "name", "key", "score"),
     [
         (manifest(3, 30, 0, {"val_pearson": 0.0}), "epoch_3", "3", 0.0),
+        (manifest(3, 30, 0, {"val_pearson": 5.0}), "epoch_3", "3", None),  # no correlation
+        (manifest(3, 30, 0, {"val_pearson": 0.5, "val_rmse": 5.0}, RMSE), "epoch_3", "3", 5.0),
+        (manifest(3, 30, 0, {"val_pearson": 0.5}, RMSE), "epoch_3", "3", None),
+        (manifest(3, 30, 0, {"val_rmse": -1.79e308}, RMSE), "epoch_3", "3", None),
         (manifest(3, 35, 5), "global_step_35", "global_step_35", None),
         (manifest(0, 1, 1), "global_step_1", "global_step_1", None),
         (manifest(0, 0), "epoch_0", "0", None),
@@ -281,7 +335,16 @@ def test_the_order_is_that_of_training():
     assert len({m.order for m in in_order}) == len(in_order)
 
 
+def test_a_checkpoint_of_another_monitor_is_another():
+    """Though all else is alike: which is best may differ."""
+    one, other = manifest(3, 30), manifest(3, 30, monitor=RMSE)
+    assert one != other
+    assert not one.is_same(other)
+    assert one.digest != other.digest
+
+
 counts = st.integers(0, 2**63 - 1)
+names = st.text(min_size=1, max_size=8).filter(lambda name: name == name.strip())
 
 
 @given(
@@ -297,6 +360,8 @@ counts = st.integers(0, 2**63 - 1)
             texts, st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=3
         ),
         files=st.just((FileEntry(CHECKPOINT_FILE, 5, "a" * 64),)),
+        monitor=st.just(UNDECLARED) | st.builds(Monitor, names, st.sampled_from(["max", "min"])),
+        format_version=st.sampled_from([2, 3]),
     )
 )
 def test_a_manifest_and_its_json_are_the_same(made):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 
-from onward.options.run_options import Config
 from train.tabular.data.columns import MISSING_WORDS
 from train.tabular.data.dataset import prepare
 from train.tabular.data.features import CategoricalFeature
 from train.tabular.data.table import read_table
+from train.tabular.options import Config
 from train.tabular.predictor import Predictor
-from train.tabular.pyfunc import _load_pyfunc
 from train.tabular.task import TabularTask
+from train.tracking.pyfunc import _load_pyfunc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +50,7 @@ def train(data):
         optimizer.zero_grad()
         task.loss(model, torch.arange(task.num_samples)).backward()
         optimizer.step()
-    return Predictor(task.dataset.preprocessing, task.config, model.state_dict())
+    return Predictor(task.dataset.preprocessing, task.options, model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.parquet"])

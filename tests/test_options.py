@@ -4,16 +4,37 @@ import dataclasses
 
 import pytest
 
+from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.errors import ForkNeeded, RunNotUsable, UsageError
-from onward.opening.changes import changes_data, forked_config, require_epochs_left, resumed_config
+from onward.metrics import History
+from onward.monitor import UNDECLARED, Monitor
+from onward.opening import changes
+from onward.opening.changes import forked_options, require_epochs_left, resumed_options
 from onward.opening.source import Source
-from onward.options.declare import OnResume, options_of
-from onward.options.run_options import Config
+from onward.options.declare import OnResume, option, options_of
+from onward.options.merged import merged
+from onward.options.run_options import RunOptions
 from onward.tracking.record import RunRecord
+from train.kind import TaskKind, find_task
+from train.loop_options import LoopOptions
 from train.tabular.data.dataset import source_fingerprint
+from train.tabular.options import Config
 
 CONFIG = Config(epochs=10, data="t.csv", target="y", seed=3)
+TABLE = find_task()
+
+
+def resumed(run, given, kind=TABLE):
+    return resumed_options(run, given, kind)
+
+
+def forked(run, given, kind=TABLE):
+    return forked_options(run, given, kind)
+
+
+def changes_data(run, given):
+    return changes.changes_data(run, given, TABLE)
 
 
 def manifest(epoch, epoch_step=0):
@@ -24,12 +45,28 @@ def manifest(epoch, epoch_step=0):
     )  # fmt: skip
 
 
-def source(config=CONFIG, epoch=4, status="KILLED", fingerprint="d" * 64, epoch_step=0, before=()):
+def content(manifest, fingerprint, monitor=UNDECLARED):
+    return Content(
+        epoch=manifest.epoch, step=manifest.step, epoch_step=manifest.epoch_step, parts={}, rng={},
+        history=History(), monitor=monitor, data={"fingerprint": fingerprint},
+    )  # fmt: skip
+
+
+def source(
+    options=CONFIG,
+    epoch=4,
+    status="KILLED",
+    fingerprint="d" * 64,
+    epoch_step=0,
+    before=(),
+    monitor=UNDECLARED,
+):
     """Return a run that got that far, with checkpoints of the epochs `before`."""
     record = RunRecord("r1", "", "0", status, "/nowhere", 0, {}, {}, {})
     newest = manifest(epoch, epoch_step)
     manifests = [*map(manifest, before), newest]
-    return Source(record, None, manifests, newest, {"data": {"fingerprint": fingerprint}}, config)
+    saved = content(newest, fingerprint, monitor)
+    return Source(record, None, manifests, newest, saved, options)
 
 
 def of_kind(kind):
@@ -38,10 +75,12 @@ def of_kind(kind):
 
 def other(name):
     """Return another value than the run's for an option."""
-    field, option = options_of(Config)[name]
+    field, opt = options_of(Config)[name]
     now = getattr(CONFIG, name)
-    if option.choices:
-        return next(choice for choice in option.choices if choice != now)
+    if name == "monitor":
+        return "val_rmse:min"
+    if opt.choices:
+        return next(choice for choice in opt.choices if choice != now)
     if str(field.type).startswith("tuple"):
         return ("a",)
     if "str" in str(field.type):
@@ -50,21 +89,21 @@ def other(name):
         return not now
     if isinstance(now, float):
         return now / 2
-    return option.maximum if now in (None, 0) and option.maximum else (now or 0) + 1
+    return opt.maximum if now in (None, 0) and opt.maximum else (now or 0) + 1
 
 
 def test_without_options_the_run_keeps_its_own():
     """Options that are not given keep the run's values (design 2)."""
-    assert resumed_config(source(), {}) == CONFIG
-    assert forked_config(source(), {}) == CONFIG
+    assert resumed(source(), {}) == CONFIG
+    assert forked(source(), {}) == CONFIG
 
 
 @pytest.mark.parametrize("name", [n for n in of_kind(OnResume.CHANGE) if n != "upload"])
 def test_what_leaves_the_training_the_same_is_taken(name):
     """Given options win where that is sound, and no fork is needed."""
     given = {name: other(name)}
-    assert resumed_config(source(), given) == CONFIG.replace(**given)
-    assert forked_config(source(), given) == CONFIG.replace(**given)
+    assert resumed(source(), given) == CONFIG.replace(**given)
+    assert forked(source(), given) == CONFIG.replace(**given)
 
 
 @pytest.mark.parametrize("name", of_kind(OnResume.FORK))
@@ -74,18 +113,18 @@ def test_what_makes_it_another_training_is_refused_with_the_fork(name, tmp_path)
     if name == "data":
         (tmp_path / "other").write_text("x,y\n1,2\n")
     with pytest.raises(ForkNeeded) as caught:
-        resumed_config(source(), given)
+        resumed(source(), given)
     assert list(caught.value.changes) == [name]
     assert "--resume_run r1" in caught.value.command
     assert "--fork true" in caught.value.command
     assert f"--{name} " in caught.value.command
-    assert forked_config(source(), given) == CONFIG.replace(**given)
+    assert forked(source(), given) == CONFIG.replace(**given)
 
 
 @pytest.mark.parametrize("name", of_kind(OnResume.NEVER))
 def test_another_model_is_refused_by_resume_and_fork(name):
     """No command is offered that would be refused in turn."""
-    for decide in (resumed_config, forked_config):
+    for decide in (resumed, forked):
         with pytest.raises(UsageError, match=f"^{name} is .* in run 'r1' and ") as caught:
             decide(source(), {name: other(name)})
         assert not isinstance(caught.value, ForkNeeded)
@@ -95,7 +134,7 @@ def test_another_model_is_refused_by_resume_and_fork(name):
 def test_the_runs_own_value_may_be_given(name):
     """Giving an option the value that it has changes nothing."""
     given = {name: getattr(CONFIG, name)}
-    assert resumed_config(source(), given) == CONFIG
+    assert resumed(source(), given) == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -114,12 +153,12 @@ def test_a_runs_checkpoints_stay_in_one_place(own, given, is_refused):
     """`upload` may change its pace on a resume, not whether checkpoints leave this disk."""
     run = source(CONFIG.replace(upload=own))
     if not is_refused:
-        assert resumed_config(run, {"upload": given}).upload == given
+        assert resumed(run, {"upload": given}).upload == given
         return
     with pytest.raises(ForkNeeded) as caught:
-        resumed_config(run, {"upload": given})
+        resumed(run, {"upload": given})
     assert caught.value.changes == {"upload": (own, given)}
-    assert forked_config(run, {"upload": given}).upload == given
+    assert forked(run, {"upload": given}).upload == given
 
 
 def test_the_same_table_in_another_place_is_no_change(tmp_path):
@@ -127,10 +166,10 @@ def test_the_same_table_in_another_place_is_no_change(tmp_path):
     (tmp_path / "moved.csv").write_text("x,y\n1,2\n3,4\n")
     config = CONFIG.replace(data="moved.csv")
     run = source(fingerprint=source_fingerprint(config))
-    assert resumed_config(run, {"data": "moved.csv"}) == config
+    assert resumed(run, {"data": "moved.csv"}) == config
     (tmp_path / "moved.csv").write_text("x,y\n1,2\n3,5\n")
     with pytest.raises(ForkNeeded):
-        resumed_config(run, {"data": "moved.csv"})
+        resumed(run, {"data": "moved.csv"})
 
 
 def test_a_fork_inside_an_epoch_may_find_the_same_table_in_another_place(tmp_path):
@@ -138,7 +177,7 @@ def test_a_fork_inside_an_epoch_may_find_the_same_table_in_another_place(tmp_pat
     (tmp_path / "moved.csv").write_text("x,y\n1,2\n3,4\n")
     config = CONFIG.replace(data="moved.csv")
     run = source(fingerprint=source_fingerprint(config), epoch_step=3)
-    assert forked_config(run, {"data": "moved.csv"}) == config
+    assert forked(run, {"data": "moved.csv"}) == config
     assert not changes_data(run, {"data": "moved.csv"})
 
 
@@ -150,30 +189,30 @@ def test_a_fork_inside_an_epoch_may_find_the_same_table_in_another_place(tmp_pat
 def test_what_is_left_to_choose_was_chosen_by_the_run(given):
     """A command line that a scheduler starts again says the same each time."""
     chosen = CONFIG.replace(threads=2, num_layers=3, dropout=0.1, schedule_epochs=10)
-    assert resumed_config(source(chosen), given) == chosen
+    assert resumed(source(chosen), given) == chosen
 
 
 def test_a_finished_run_wants_more_epochs():
     """There is nothing left to train without them, and the message has the command."""
     done = source(epoch=10, status="FINISHED")
     with pytest.raises(RunNotUsable, match=r"finished after 10 epochs.*--epochs 20"):
-        resumed_config(done, {})
-    assert resumed_config(done, {"epochs": 11}).epochs == 11
+        resumed(done, {})
+    assert resumed(done, {"epochs": 11}).epochs == 11
 
 
 def test_fewer_epochs_than_there_are_is_refused():
     """`epochs` counts from the run's beginning, and the message says so."""
     with pytest.raises(UsageError, match="epochs=3 is fewer than the 4"):
-        resumed_config(source(), {"epochs": 3})
-    assert resumed_config(source(), {"epochs": 4}).epochs == 4
+        resumed(source(), {"epochs": 3})
+    assert resumed(source(), {"epochs": 4}).epochs == 4
 
 
 def test_fewer_epochs_than_were_begun_is_refused():
     """An epoch under way counts: `epochs` cannot end the run in the middle of it."""
     inside = source(epoch_step=3)
     with pytest.raises(UsageError, match="epochs=4 is fewer than the 5 that run 'r1' has begun"):
-        resumed_config(inside, {"epochs": 4})
-    assert resumed_config(inside, {"epochs": 5}).epochs == 5
+        resumed(inside, {"epochs": 4})
+    assert resumed(inside, {"epochs": 5}).epochs == 5
     assert inside.epochs_begun == 5
     assert source().epochs_begun == 4
 
@@ -188,28 +227,28 @@ def test_a_fork_from_inside_an_epoch_keeps_the_order_of_its_batches(name, tmp_pa
     given = {name: other(name)}
     inside = source(epoch_step=3, before=[1, 2, 3, 4])
     with pytest.raises(UsageError) as caught:
-        forked_config(inside, given)
+        forked(inside, given)
     message = str(caught.value)
     assert f"lies inside epoch 5, and with another {name} the rest" in message
     assert message.endswith("resume_epoch=2|3|4")
     assert not isinstance(caught.value, ForkNeeded)
     with pytest.raises(UsageError, match=f"no checkpoint at the end of an epoch yet, so {name} "):
-        forked_config(source(epoch=0, epoch_step=3), given)
+        forked(source(epoch=0, epoch_step=3), given)
     at_the_end = source(before=[1, 2, 3])
-    assert forked_config(at_the_end, given) == CONFIG.replace(**given)
+    assert forked(at_the_end, given) == CONFIG.replace(**given)
 
 
 @pytest.mark.parametrize("name", sorted(set(of_kind(OnResume.FORK)) - set(ORDER)))
 def test_a_fork_from_inside_an_epoch_may_change_the_rest(name):
     """What does not change which samples a batch has is as free as at an epoch's end."""
     given = {name: other(name)}
-    assert forked_config(source(epoch_step=3), given) == CONFIG.replace(**given)
+    assert forked(source(epoch_step=3), given) == CONFIG.replace(**given)
 
 
 def test_all_that_would_change_the_order_is_named():
     """Whoever gives several such options is told all of them."""
     with pytest.raises(UsageError, match="with another batch_size, seed the rest"):
-        forked_config(source(epoch_step=3, before=[4]), {"seed": 9, "batch_size": 7, "lr": 0.5})
+        forked(source(epoch_step=3, before=[4]), {"seed": 9, "batch_size": 7, "lr": 0.5})
 
 
 @pytest.mark.parametrize(
@@ -220,16 +259,16 @@ def test_all_that_would_change_the_order_is_named():
         ({"epoch": 9}, {"lr": 0.5, "epochs": 11}, "--fork true --lr 0.5 --epochs 11"),
         ({"epoch_step": 3, "before": [3, 4]}, {"seed": 5}, "--fork true --resume_epoch 4 --seed 5"),
         ({"epoch_step": 3}, {"lr": 0.5}, "--fork true --lr 0.5"),
-        ({"config": CONFIG.replace(early_stopping=2)}, {"lr": 0.5},
+        ({"options": CONFIG.replace(early_stopping=2)}, {"lr": 0.5},
          "--fork true --early_stopping 0 --lr 0.5"),
     ],
 )  # fmt: skip
 def test_the_fork_that_is_offered_is_not_refused(run, given, options):
     """It has an epoch to train, and begins where it may: what is shown can be typed."""
-    settings = {"config": CONFIG, **run}
-    settings["config"] = settings["config"].replace(epochs=9)
+    settings = {"options": CONFIG, **run}
+    settings["options"] = settings["options"].replace(epochs=9)
     with pytest.raises(ForkNeeded) as caught:
-        resumed_config(source(**settings), given)
+        resumed(source(**settings), given)
     assert caught.value.command == f"train run --resume_run r1 {options}"
 
 
@@ -239,7 +278,7 @@ def test_a_run_without_a_checkpoint_is_offered_a_fresh_start():
     config = CONFIG.replace(hidden_size=7, threads=3, schedule_epochs=CONFIG.epochs)
     died = Source(record, None, [], None, None, config)
     with pytest.raises(ForkNeeded, match="It has no checkpoint yet") as caught:
-        resumed_config(died, {"lr": 0.5})
+        resumed(died, {"lr": 0.5})
     command = caught.value.command
     assert command.endswith("--lr 0.5")
     assert "--hidden_size 7" in command
@@ -250,7 +289,7 @@ def test_a_run_without_a_checkpoint_is_offered_a_fresh_start():
 def test_a_fork_without_an_epoch_left_is_refused(epochs):
     """A fork that has nothing to train would be a copy."""
     with pytest.raises(UsageError, match=f"run 'r1' has 4 epochs behind it and epochs={epochs}"):
-        forked_config(source(), {"epochs": epochs})
+        forked(source(), {"epochs": epochs})
     require_epochs_left(CONFIG, 9, "it")
     with pytest.raises(UsageError, match="of it has 10 epochs"):
         require_epochs_left(CONFIG, 10, "it")
@@ -259,22 +298,83 @@ def test_a_fork_without_an_epoch_left_is_refused(epochs):
 def test_a_value_outside_its_limits_is_refused_first():
     """A bad value is told as such, not as a fork."""
     with pytest.raises(UsageError, match="batch_size=0 is too small") as caught:
-        resumed_config(source(), {"batch_size": 0})
+        resumed(source(), {"batch_size": 0})
     assert not isinstance(caught.value, ForkNeeded)
 
 
 def test_what_is_about_the_data_is_known(tmp_path):
     """Only options of the group "Data" ask for the table again."""
     (tmp_path / "other").write_text("x,y\n1,2\n")
-    for name, (_, option) in options_of(Config).items():
-        is_about = option.group == "Data" and option.on_resume is not OnResume.CHANGE
+    for name, (_, opt) in options_of(Config).items():
+        is_about = opt.group == "Data" and opt.on_resume is not OnResume.CHANGE
         assert changes_data(source(), {name: other(name)}) is is_about, name
     assert not changes_data(source(), {"data": CONFIG.data})
+
+
+RMSE = Monitor("val_rmse", "min")
+
+
+@pytest.mark.parametrize(
+    ("own", "declared", "given", "is_refused"),
+    [
+        (UNDECLARED, None, "val_pearson:max", False),  # that of the table, now said
+        (RMSE, "val_rmse:min", "val_rmse:min", False),
+        (RMSE, None, "val_rmse:min", False),  # that of a task of somebody's own
+        (RMSE, "val_rmse:min", None, False),  # a command line that leaves it out
+        (UNDECLARED, None, "val_pearson:min", True),
+        (UNDECLARED, None, "val_rmse:min", True),
+        (RMSE, "val_rmse:min", "val_rmse:max", True),
+        (RMSE, "val_rmse:min", "val_pearson:max", True),
+    ],
+)
+def test_another_monitor_wants_a_fork_and_the_runs_own_does_not(own, declared, given, is_refused):
+    """By which metric a run is judged is a part of it; to name it once more changes nothing."""
+    run = source(CONFIG.replace(monitor=declared), monitor=own)
+    if not is_refused:
+        expected = declared if given is None else given
+        assert resumed(run, {"monitor": given}).monitor == expected
+        return
+    with pytest.raises(ForkNeeded) as caught:
+        resumed(run, {"monitor": given})
+    assert list(caught.value.changes) == ["monitor"]
+    assert caught.value.command.endswith(f"--fork true --monitor {given}")
+    assert forked(run, {"monitor": given}).monitor == given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own:
+    """Options of a task of somebody's own."""
+
+    depth: int = option(2, "Layers.", "Model", on_resume=OnResume.NEVER)
+    rate: float = option(0.5, "Share.", "Model", on_resume=OnResume.FORK)
+    width: int = option(8, "Of an order.", "Model", on_resume=OnResume.FORK, covers="order")
+    loud: bool = option(True, "Whether to tell.", "Model")
+
+
+@pytest.mark.parametrize("others", [(LoopOptions, RunOptions), (RunOptions,)])
+def test_options_of_a_task_of_ones_own_are_looked_at_as_the_others(others):
+    """Each by what is declared of it: taken, refused with the fork, or refused."""
+    declared = merged(Own, *others)
+    kind = TaskKind("own", declared, lambda: None)
+    run = source(declared(epochs=10), epoch_step=3, before=[3, 4])
+    assert resumed(run, {"loud": False}, kind) == declared(epochs=10, loud=False)
+    with pytest.raises(UsageError, match=r"^depth is 2 in run 'r1' and 3 was given"):
+        resumed(run, {"depth": 3}, kind)
+    with pytest.raises(UsageError, match=r"^depth is 2 in run 'r1' and 3 was given"):
+        forked(run, {"depth": 3}, kind)
+    with pytest.raises(ForkNeeded) as caught:
+        resumed(run, {"rate": 0.25}, kind)
+    assert caught.value.changes == {"rate": ("0.5", "0.25")}
+    assert caught.value.command == "train run --resume_run r1 --fork true --rate 0.25"
+    assert forked(run, {"rate": 0.25}, kind).rate == 0.25
+    with pytest.raises(UsageError, match="with another width the rest"):
+        forked(run, {"width": 9}, kind)
+    assert forked(source(declared(epochs=10)), {"width": 9}, kind).width == 9
 
 
 def test_nothing_here_changes_the_source():
     """Deciding is a pure function: the source is what it was."""
     run = source()
-    before = dataclasses.asdict(run.config)
-    resumed_config(run, {"epochs": 99})
-    assert dataclasses.asdict(run.config) == before
+    before = dataclasses.asdict(run.options)
+    resumed(run, {"epochs": 99})
+    assert dataclasses.asdict(run.options) == before

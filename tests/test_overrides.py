@@ -68,9 +68,9 @@ def test_a_run_is_whole_under_every_odd_setting(tmp_path, store, value):
 
 ASKED = """
 import threading
-from train.environment import prepare_process
+from onward.system.environment import prepare_process
 prepare_process()
-from train.tracking import Tracking
+from onward.tracking.client import Tracking
 tracking = Tracking()
 tracking.create_run("0", "a run", {})
 from mlflow.telemetry import get_telemetry_client
@@ -96,7 +96,7 @@ def test_what_does_not_hold_is_overridden_and_told_to_who_debugs(caplog):
     """One debug line each, and the user's sound values stay."""
     os.environ |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "99"}
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "7", "MLFLOW_TRACKING_TOKEN": "t"}
-    with caplog.at_level("DEBUG", "train"):
+    with caplog.at_level("DEBUG", "onward"):
         prepare_process()
     assert os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] == "false"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"

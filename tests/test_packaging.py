@@ -1,12 +1,17 @@
 """The files around the package agree with each other."""
 
+import itertools
+import os
 import re
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -22,18 +27,59 @@ def conda():
     return yaml.safe_load((ROOT / "conda.yaml").read_text())
 
 
-def test_conda_and_pyproject_pin_the_same_runtime_versions(project, conda):
+@pytest.fixture(scope="module")
+def constraints():
+    """Return the versions of constraints.txt, by name."""
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x[0] != "#"]
+    found = dict(line.split("==") for line in lines)
+    assert len(found) == len(lines)
+    return found
+
+
+def requirements(words):
+    """Return requirements by name."""
+    found = map(Requirement, words)
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def test_conda_names_the_versions_of_the_constraints(project, conda, constraints):
     """Whichever file an environment is built from, it gets the same packages."""
-    pip_pins = conda["dependencies"][-1]["pip"]
-    differing = set(pip_pins) ^ set(project["dependencies"])
-    assert not differing, f"only in one of conda.yaml and pyproject.toml: {sorted(differing)}"
+    expected = [f"{name}=={constraints[name]}" for name in requirements(project["dependencies"])]
+    assert conda["dependencies"][-1]["pip"] == expected
 
 
-def test_every_dependency_has_an_exact_version(project):
-    """Every runtime and development dependency is pinned with `==`."""
-    pins = project["dependencies"] + project["optional-dependencies"]["dev"]
-    loose = [pin for pin in pins if not re.fullmatch(r"[a-z0-9_-]+==\d+(\.\d+)*", pin)]
-    assert not loose, f"expected name==version, got: {loose}"
+def test_every_requirement_has_an_exact_version_in_its_range(project, constraints):
+    """Runtime and development: the constraints name a version, and the range has it."""
+    needed = requirements(project["dependencies"] + project["optional-dependencies"]["dev"])
+    for name, requirement in needed.items():
+        assert re.fullmatch(r"\d+(\.\d+)*", constraints[name]), name
+        assert constraints[name] in requirement.specifier, requirement
+
+
+def test_every_runtime_requirement_is_a_range_with_a_lower_end(project):
+    """What is installed elsewhere need not be what the tests here run with, but was tried."""
+    for name, requirement in requirements(project["dependencies"]).items():
+        operators = [specifier.operator for specifier in requirement.specifier]
+        assert sorted(operators) in (["<", ">="], [">="]), name
+
+
+@pytest.mark.skipif("TRIED_VERSIONS" in os.environ, reason="of other versions than the pinned ones")
+def test_nothing_is_installed_in_another_version_than_the_constraints_name(constraints):
+    """Also of what the requirements need: an environment that is made next year is the same."""
+    waiting, seen = ["onward"], {}
+    extras = {"onward": {"dev"}}
+    while waiting:
+        name = waiting.pop()
+        for requirement in map(Requirement, distribution(name).requires or []):
+            environments = [{"extra": extra} for extra in extras.get(name, {""})]
+            if requirement.marker and not any(map(requirement.marker.evaluate, environments)):
+                continue
+            needed = canonicalize_name(requirement.name)
+            # What a CUDA build of torch needs, it names by exact versions itself.
+            if needed not in seen and (name != "torch" or needed in constraints):
+                seen[needed] = distribution(needed).version.partition("+")[0]
+                waiting.append(needed)
+    assert {name: constraints.get(name) for name in seen} == seen
 
 
 def test_conda_names_an_exact_python_that_the_project_accepts(project, conda):
@@ -44,11 +90,41 @@ def test_conda_names_an_exact_python_that_the_project_accepts(project, conda):
     assert version in SpecifierSet(project["requires-python"])
 
 
-def test_makefile_installs_the_pinned_torch_first(project):
-    """The torch that the Makefile installs first is the one that pyproject.toml pins."""
-    [torch] = [pin for pin in project["dependencies"] if pin.startswith("torch==")]
-    installs = re.findall(r"pip install --quiet (.*)", (ROOT / "Makefile").read_text())
-    assert installs[0] == torch, f"Makefile installs {installs[0]} first, pyproject pins {torch}"
+def test_makefile_installs_torch_first_and_all_by_the_constraints():
+    """No other package decides which torch is fetched, and no version is written twice."""
+    makefile = (ROOT / "Makefile").read_text()
+    first, second = re.findall(r"pip install --quiet -c constraints.txt (.*)", makefile)
+    assert makefile.count("pip install") == 2
+    assert "torch" in first.split()
+    assert second == "--no-build-isolation -e '.[dev]'"
+    assert not re.search(r"==\d", makefile)
+
+
+def test_the_build_takes_the_setuptools_that_is_installed(project):
+    """The tests, and `make`, build without a network: the same range stands in both places."""
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    dev = requirements(project["optional-dependencies"]["dev"])
+    assert requirements(whole["build-system"]["requires"])["setuptools"] == dev["setuptools"]
+
+
+def test_each_test_runs_in_one_of_the_two_speeds():
+    """`make test` leaves out just what `make contract` runs, and CI runs both."""
+    makefile = (ROOT / "Makefile").read_text()
+    fast, rest = re.findall(r"^\t\$\(BIN\)/pytest -n 2 -m '(.*)' -rs$", makefile, re.MULTILINE)
+    for is_slow, is_smoke in itertools.product([False, True], repeat=2):
+        names = {"slow": is_slow, "smoke": is_smoke}
+        runs = [eval(expression, names.copy()) for expression in (fast, rest)]
+        assert sorted(runs) == [False, True], names
+    ran = re.findall(r"^make (\w+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert ran == ["test", "contract"]
+
+
+def test_a_smoke_test_is_a_slow_one():
+    """`-m 'not slow'` stays the way to the fast ones alone."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        text = path.read_text()
+        if "mark.smoke" in text:
+            assert "mark.slow" in text, path
 
 
 def test_mlproject_declares_no_parameters():

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support import attempt_of
 
 from onward.attempts.attempt import Attempt, first_epochs
 from onward.checkpoint.pipeline import Pipeline
@@ -13,11 +14,10 @@ from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable, Superseded
 from onward.metrics import Point
-from onward.options.run_options import Config
 from onward.publish import publisher as publisher_module
-from onward.publish.page import refresh
 from onward.publish.publisher import PAGE_SECONDS, Publisher
-from onward.tracking.record import OPTIONS_TAG
+from onward.tracking.names import OPTIONS_TAG
+from train.tabular.options import Config
 
 
 class Clock:
@@ -39,14 +39,15 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def make_publisher(tracking, record, artifacts, tmp_path):
-    """Return a function that makes a publisher of the run's checkpoints."""
+    """Return a function that makes a publisher of the run's checkpoints, for an attempt."""
 
-    def make(**options):
+    def make(attempt=None, **options):
+        attempt = attempt or attempt_of(tracking, record.run_id)
         spool = RunFolder(tmp_path / "disk").spool(1)
         spool.folder.mkdir(parents=True, exist_ok=True)
         spool.log_file.write_text("what happened")
         store = CheckpointStore(artifacts, record.run_id)
-        return Publisher(tracking, store, spool, Retention(last=9), **options)
+        return Publisher(attempt, store, spool, Retention(last=9), **options)
 
     return make
 
@@ -73,7 +74,7 @@ def note(tracking, attempt):
 def test_the_page_is_due_at_once_and_then_once_a_minute(make_publisher, clock):
     """However often something is committed."""
     publisher, refreshed = make_publisher(), []
-    publisher.page = lambda: refreshed.append(clock.now)
+    publisher.show = lambda: refreshed.append(clock.now)
     for seconds in (0, 1, PAGE_SECONDS - 1, PAGE_SECONDS, PAGE_SECONDS + 1, 2 * PAGE_SECONDS):
         clock.now = 1000.0 + seconds
         publisher.refresh_page()
@@ -83,7 +84,7 @@ def test_the_page_is_due_at_once_and_then_once_a_minute(make_publisher, clock):
 def test_each_commit_looks_whether_the_page_is_due(make_publisher, make_checkpoint, clock):
     """The first one shows it; the next ones within the minute do not."""
     publisher, refreshed = make_publisher(), []
-    publisher.page = lambda: refreshed.append([m.epoch for m in publisher.manifests])
+    publisher.show = lambda: refreshed.append([m.epoch for m in publisher.manifests])
     pipeline = Pipeline(publisher, publisher._spool, is_sync=True)
     pipeline.open()
     save(pipeline, make_checkpoint, 1, 2)
@@ -97,20 +98,20 @@ def test_the_page_and_the_description_tell_what_is_committed(
     make_publisher, make_checkpoint, begun, tracking, artifacts
 ):
     """Epoch, best and curves while it runs; then how it ended, which the page does not undo."""
-    publisher = make_publisher()
+    publisher = make_publisher(begun)
     pipeline = Pipeline(publisher, publisher._spool, is_sync=True)
     publisher.add([Point("val_pearson", e, e, e / 10) for e in (1, 2)])
     publisher.add([Point("best_val_pearson", 2, 2, 0.2), Point("best_epoch", 2, 2, 2.0)])
     pipeline.open()
     save(pipeline, make_checkpoint, 1, 2)
-    assert pipeline.close(lambda: refresh(begun, publisher), 30)
+    assert pipeline.close(publisher.show, 30)
     page = (artifacts.root / "checkpoints/index.html").read_text()
     assert "<b>RUNNING</b>" in page
     assert "Best: <b>epoch_2</b>" in page
     assert "**running**: epoch 2 of 7, best val_pearson 0.20000 (epoch 2)" in note(tracking, begun)
     begun.end("FINISHED", 2)
     ended = note(tracking, begun)
-    refresh(begun, publisher)
+    publisher.show()
     assert "<b>FINISHED</b>" in (artifacts.root / "checkpoints/index.html").read_text()
     assert "**finished**: epoch 2 of 7" in ended
     assert note(tracking, begun) == ended
@@ -121,14 +122,14 @@ def test_whoever_was_overtaken_changes_nothing(make_publisher, begun, tracking, 
     tracking.claim_attempt(begun.run_id, 2, "another")
     before = note(tracking, begun)
     with pytest.raises(Superseded):
-        refresh(begun, make_publisher())
+        make_publisher(begun).show()
     assert not (artifacts.root / "checkpoints").exists()
     assert note(tracking, begun) == before
 
 
 def test_without_uploads_no_page_goes_up(make_publisher, begun, artifacts, calls):
     """With upload=off the checkpoints are on one machine's disk; the description still tells."""
-    refresh(begun, make_publisher(points_here=False))
+    make_publisher(begun, points_here=False).show()
     assert [name for name in calls.names if name.startswith("upload")] == []
     assert not (artifacts.root / "checkpoints").exists()
 
@@ -137,7 +138,7 @@ def test_a_store_that_is_away_is_told_to_whoever_retries(make_publisher, begun, 
     """The page is no exception: nothing that fails is passed over in silence."""
     calls.arm(0)
     with pytest.raises(StoreUnavailable):
-        refresh(begun, make_publisher())
+        make_publisher(begun).show()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_where_each_attempt_began_is_read_from_its_words():
 
 def test_the_page_lies_beside_the_index(make_publisher, begun, artifacts):
     """Where MLflow shows it with a click; the list of checkpoints does not take it for one."""
-    publisher = make_publisher()
-    publisher.upload_page("<p>…</p>")
+    publisher = make_publisher(begun)
+    publisher._upload_page("<p>…</p>")
     assert (Path(artifacts.root) / "checkpoints/index.html").read_bytes() == "<p>…</p>".encode()
     assert publisher.store.list() == []

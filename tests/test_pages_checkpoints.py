@@ -12,15 +12,22 @@ from hypothesis import strategies as st
 
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.metrics import History, Point
+from onward.monitor import UNDECLARED, Monitor
 from onward.options.command import Standing
-from onward.publish import checkpoint_page as checkpoints
-from onward.publish.checkpoint_page import MAX_POINTS, checkpoint_page
+from onward.publish import checkpoint_page as pages
+from onward.publish import svg
+from onward.publish.svg import MAX_POINTS
 from onward.system import environment
 from onward.words.language import choose
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 NASTY = "<script>alert(1)</script> & \"'><img src=x onerror=y>"
 VOID = {"meta", "link", "img", "br", "hr", "input", "base"}
+
+
+def checkpoint_page(run, name, state, manifests, of, monitor=UNDECLARED):
+    """Return the page of a run that is judged by its correlation, or by `monitor`."""
+    return pages.checkpoint_page(run, name, state, manifests, of, monitor)
 
 
 def manifest(epoch, score=None, **changes):
@@ -113,10 +120,17 @@ class Page(HTMLParser):
         return [dict(zip(self.rows[0], row, strict=True)) for row in self.rows[1:]]
 
 
-def page(manifests=MANIFESTS, of=HISTORY, run_id=RUN_ID, name="a run", state="RUNNING"):
+def page(
+    manifests=MANIFESTS,
+    of=HISTORY,
+    run_id=RUN_ID,
+    name="a run",
+    state="RUNNING",
+    monitor=UNDECLARED,
+):
     is_finished = state == "FINISHED"
     run = Standing(run_id, is_finished, MANIFESTS[-1].epoch, 4 if is_finished else 20)
-    return Page(checkpoint_page(run, name, state, manifests, of))
+    return Page(checkpoint_page(run, name, state, manifests, of, monitor))
 
 
 def places(path):
@@ -277,7 +291,7 @@ def test_the_curve_marks_best_and_checkpoints():
     """Each checkpoint is a circle on the curve with its name; the best is another, and on top."""
     shown = page()
     labels = [a["aria-label"] for a, _ in shown.all("svg") if "aria-label" in a]
-    assert labels == ["Correlation by epoch, from 0.5 to 0.75", "Loss by epoch, from 0.6 to 1"]
+    assert labels == ["val_pearson by epoch, from 0.5 to 0.75", "Loss by epoch, from 0.6 to 1"]
     circles = [(a, text) for a, text in shown.all("circle") if text]
     assert [(a["class"], text) for a, text in circles] == [
         ("saved", "epoch_1: val_pearson 0.50000"),
@@ -341,7 +355,7 @@ def test_checkpoints_without_a_correlation_have_no_best():
     """The latest is told all the same."""
     shown = page([manifest(1), manifest(2)], History())
     line = shown.all("p")[1][1]
-    assert line == "No checkpoint has a correlation yet · Latest: epoch_2 (step 20)"
+    assert line == "No checkpoint has a value of val_pearson yet · Latest: epoch_2 (step 20)"
     assert [row["marks"] for row in shown.cells()] == ["latest", ""]
 
 
@@ -353,8 +367,8 @@ def test_a_single_epoch_is_a_dot():
     assert places(dots) == [(float(mark["cx"]), float(mark["cy"]))]
     assert places(dots) == [
         (
-            (checkpoints._LEFT + checkpoints._RIGHT) / 2,
-            (checkpoints._TOP + checkpoints._BOTTOM) / 2,
+            (svg._LEFT + svg._RIGHT) / 2,
+            (svg._TOP + svg._BOTTOM) / 2,
         )
     ]
     assert [text for _, text in shown.all("text")][:2] == ["0.5", "epoch 1"]
@@ -383,7 +397,7 @@ def test_the_largest_numbers_keep_their_places():
     """A range beyond the largest double is drawn from end to end like any other."""
     shown = page([], history(val_loss=[1.5e308, 0.0, -1.5e308]))
     [path] = [a for a, text in shown.all("path", "curve") if text == "val_loss"]
-    ends = (checkpoints._TOP, checkpoints._BOTTOM)
+    ends = (svg._TOP, svg._BOTTOM)
     assert [y for _, y in places(path)] == [ends[0], sum(ends) / 2, ends[1]]
 
 
@@ -410,8 +424,8 @@ def test_odd_values_break_nothing(measured, saved):
         if attributes["d"] == "M1 6H11":  # of the caption
             continue
         for x, y in places(attributes):
-            assert 0 <= x <= checkpoints._WIDTH
-            assert 0 <= y <= checkpoints._HEIGHT
+            assert 0 <= x <= svg._WIDTH
+            assert 0 <= y <= svg._HEIGHT
     for attributes, _ in shown.all("circle"):
         assert math.isfinite(float(attributes["cx"]) + float(attributes["cy"]))
 
@@ -434,8 +448,8 @@ def test_thousands_of_epochs_stay_small():
     [path] = [a for a, text in Page(html).all("path", "curve") if text == "val_pearson"]
     points = places(path)
     assert 100 < len(points) <= MAX_POINTS
-    assert min(y for _, y in points) == checkpoints._TOP
-    assert (points[0][0], points[-1][0]) == (checkpoints._LEFT, checkpoints._RIGHT)
+    assert min(y for _, y in points) == svg._TOP
+    assert (points[0][0], points[-1][0]) == (svg._LEFT, svg._RIGHT)
 
 
 def test_thousands_of_checkpoints_are_not_all_marked():
@@ -456,3 +470,59 @@ def test_equal_inputs_give_an_equal_page():
     assert checkpoint_page(run, "a", "b", MANIFESTS, HISTORY) == checkpoint_page(
         run, "a", "b", again, HISTORY
     )
+
+
+RMSE = Monitor("val_rmse", "min")
+ERRORS = [0.5, 0.25, 0.75]
+
+
+def judged(monitor, values=ERRORS):
+    """Return checkpoints of a run that is judged by another metric."""
+    return [
+        manifest(epoch, metrics={"val_loss": 0.5, monitor.name: value}, monitor=monitor)
+        for epoch, value in enumerate(values, 1)
+    ]
+
+
+def test_of_a_run_that_minimises_the_least_is_best():
+    """In the line, in the table, and in the drawing, which is of that metric."""
+    shown = page(judged(RMSE), history(val_loss=[1, 2, 3], val_rmse=ERRORS), monitor=RMSE)
+    line = shown.all("p")[1][1]
+    assert line == "Best: epoch_2 (val_rmse 0.25000) · Latest: epoch_3 (step 30)"
+    assert [row["val_rmse"] for row in shown.cells()] == ["0.75000", "0.25000", "0.50000"]
+    assert [row["marks"] for row in shown.cells()] == ["latest", "best", ""]
+    assert "val_pearson" not in shown.cells()[0]
+    labels = [a["aria-label"] for a, _ in shown.all("svg") if "aria-label" in a]
+    assert labels == ["val_rmse by epoch, from 0.25 to 0.75", "Loss by epoch, from 1 to 3"]
+    assert [text for a, text in shown.all("circle") if text and a["class"] == "best"] == [
+        "epoch_2, best: val_rmse 0.25000"
+    ]
+
+
+def test_a_run_that_is_judged_by_its_loss_has_one_column_of_it():
+    """It is the metric that decides, beside the other loss."""
+    loss = Monitor("val_loss", "min")
+    shown = page(judged(loss), history(train_loss=[3, 2, 1], val_loss=ERRORS), monitor=loss)
+    assert shown.rows[0].count("val_loss") == 1
+    assert [row["val_loss"] for row in shown.cells()] == ["0.75000", "0.25000", "0.50000"]
+    assert shown.all("p")[1][1].startswith("Best: epoch_2 (val_loss 0.25000)")
+
+
+def test_a_name_of_a_metric_is_escaped():
+    """It is of a task of somebody's own, or what a store says."""
+    plain = page(judged(RMSE), history(val_rmse=ERRORS), monitor=RMSE)
+    nasty = Monitor(NASTY, "min")
+    shown = page(judged(nasty), history(**{NASTY: ERRORS}), monitor=nasty)
+    assert [tag for tag, _, _ in shown.elements] == [tag for tag, _, _ in plain.elements]
+    assert [set(a) for _, a, _ in shown.elements] == [set(a) for _, a, _ in plain.elements]
+    assert NASTY in shown.rows[0]
+    labels = [a["aria-label"] for a, _ in shown.all("svg") if "aria-label" in a]
+    assert labels[0] == f"{NASTY} by epoch, from 0.25 to 0.75"
+
+
+def test_a_large_value_of_a_metric_stays_short():
+    """A loss may be anything; hundreds of digits tell nobody more."""
+    shown = page(judged(RMSE, [1e300, 2e9]), history(val_rmse=[1e300, 2e9]), monitor=RMSE)
+    assert [row["val_rmse"] for row in shown.cells()] == ["2e+09", "1e+300"]
+    assert max(len(text) for _, text in shown.all("title")) < 80
+    assert "(val_rmse 2e+09)" in shown.all("p")[1][1]

@@ -20,11 +20,13 @@ from matplotlib.font_manager import fontManager
 from support import ROOT
 
 from onward.metrics import History, Point
-from onward.publish import curves as figures
-from onward.publish import fonts
+from onward.monitor import UNDECLARED, Best, Monitor
+from onward.publish import curves, drawing, fonts
 from onward.words.language import choose
+from train.tabular import figures
 
 MAX_BYTES = 200_000
+odd = st.floats() | st.sampled_from([math.nan, math.inf, 1e308, -1e308, 5e-324, 0.0])
 
 
 def history(**values):
@@ -41,6 +43,23 @@ def rows(num_rows, spread=0.5, seed=0):
     rng = np.random.default_rng(seed)
     target = rng.lognormal(8, spread, num_rows)
     return target * np.exp(0.1 * rng.normal(size=num_rows)), target
+
+
+def best_of(measured, epoch, monitor):
+    """Return that epoch as the best one; None where it has no value that could be."""
+    score = monitor.score(dict(measured.series(monitor.name)).get(epoch))
+    return None if score is None else Best(score, epoch)
+
+
+def monitor_figure(measured, first_epochs, best_epoch, monitor=UNDECLARED):
+    best = best_of(measured, best_epoch, monitor)
+    return curves._monitor_figure(measured, first_epochs, monitor, best)
+
+
+def monitor_curve(measured, first_epochs, best_epoch, monitor=UNDECLARED):
+    return curves.monitor_curve(
+        measured, first_epochs, monitor, best_of(measured, best_epoch, monitor)
+    )
 
 
 def expect_png(png):
@@ -74,14 +93,14 @@ def verticals(axes, color):
 def test_losses_are_drawn_by_epoch():
     """Both losses are curves with a name, over the epochs at whose end they were measured."""
     measured = history(train_loss=[3.0, 2.0, 1.0], val_loss=[4.0, 3.0, 2.0], other=[1.0])
-    figure = figures._loss_figure(measured, {1: 1}, 3)
+    figure = curves._loss_figure(measured, {1: 1}, 3)
     axes = figure.axes[0]
-    assert lines(axes, figures._FIRST) == [([1, 2, 3], [3, 2, 1])]
-    assert lines(axes, figures._SECOND) == [([1, 2, 3], [4, 3, 2])]
-    assert verticals(axes, figures._GOOD) == [3]
+    assert lines(axes, drawing.FIRST) == [([1, 2, 3], [3, 2, 1])]
+    assert lines(axes, drawing.SECOND) == [([1, 2, 3], [4, 3, 2])]
+    assert verticals(axes, drawing.GOOD) == [3]
     for text in ("train_loss", "val_loss", "best: epoch 3", "epoch", "loss"):
         assert text in texts(figure)
-    expect_png(figures.loss_curves(measured, {1: 1}, 3))
+    expect_png(curves.loss_curves(measured, {1: 1}, 3))
 
 
 @pytest.mark.parametrize(
@@ -99,23 +118,55 @@ def test_losses_are_drawn_by_epoch():
 def test_losses_that_range_wide_are_on_a_log_scale(losses, scale):
     """A log scale is for positive losses more than 20 times apart."""
     measured = history(train_loss=losses[:1], val_loss=losses)
-    assert figures._loss_figure(measured, {1: 1}, None).axes[0].get_yscale() == scale
-    expect_png(figures.loss_curves(measured, {1: 1}, None))
+    assert curves._loss_figure(measured, {1: 1}, None).axes[0].get_yscale() == scale
+    expect_png(curves.loss_curves(measured, {1: 1}, None))
 
 
 def test_the_best_epoch_is_marked():
     """A dot lies on the curve where the correlation was best, and the legend tells it."""
     measured = history(val_pearson=[0.5, 0.75, 0.6])
-    figure = figures._correlation_figure(measured, {1: 1}, 2)
-    assert lines(figure.axes[0], figures._GOOD) == [([2], [0.75])]
+    figure = monitor_figure(measured, {1: 1}, 2)
+    assert lines(figure.axes[0], drawing.GOOD) == [([2], [0.75])]
     assert "best: 0.75000 (epoch 2)" in texts(figure)
     for best_epoch in (None, 9):
-        figure = figures._correlation_figure(measured, {1: 1}, best_epoch)
-        assert lines(figure.axes[0], figures._GOOD) == []
-    expect_png(figures.correlation_curve(measured, {1: 1}, 2))
+        figure = monitor_figure(measured, {1: 1}, best_epoch)
+        assert lines(figure.axes[0], drawing.GOOD) == []
+    expect_png(monitor_curve(measured, {1: 1}, 2))
 
 
-@pytest.mark.parametrize("draw", [figures._correlation_figure, figures._loss_figure])
+def test_another_metric_is_drawn_as_the_correlation_is():
+    """The title, the axis and the legend name it, and the dot lies where it was least."""
+    rmse = Monitor("val_rmse", "min")
+    measured = history(val_rmse=[0.5, 0.25, 0.75], val_pearson=[0.5, 0.6, 0.7])
+    best = rmse.best(measured.series("val_rmse"))
+    figure = curves._monitor_figure(measured, {1: 1}, rmse, best)
+    assert lines(figure.axes[0], drawing.GOOD) == [([2], [0.25])]
+    assert lines(figure.axes[0], drawing.FIRST) == [([1, 2, 3], [0.5, 0.25, 0.75])]
+    assert "best: 0.25000 (epoch 2)" in texts(figure)
+    assert (figure.get_suptitle(), figure.axes[0].get_ylabel()) == ("val_rmse", "val_rmse")
+    assert "val_pearson" not in texts(figure)
+    expect_png(curves.monitor_curve(measured, {1: 1}, rmse, best))
+
+
+@pytest.mark.parametrize(
+    "name", ["a $x^2$ and \\frac", "a $\\frac$ b", "a_{b", "_a", "<b>", "价格", "x" * 200]
+)
+def test_any_name_of_a_metric_makes_a_picture(name, no_fonts):
+    """It is no formula, and what cannot be drawn is escaped; it is a task's own."""
+    measured, monitor = history(**{name: [0.5, 0.25]}), Monitor(name, "min")
+    expect_png(curves.monitor_curve(measured, {1: 1}, monitor, Best(0.25, 2)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(odd, max_size=5), st.sampled_from(["min", "max"]))
+def test_odd_values_of_any_metric_break_nothing(values, direction):
+    """Whatever was measured, there is a picture, and the legend stays short."""
+    monitor, measured = Monitor("val_rmse", direction), history(val_rmse=values)
+    best = monitor.best(measured.series("val_rmse"))
+    expect_png(curves.monitor_curve(measured, {1: 1, 2: 2}, monitor, best))
+
+
+@pytest.mark.parametrize("draw", [monitor_figure, curves._loss_figure])
 def test_later_attempts_are_marked_where_they_began(draw):
     """A thin line stands for every attempt but the first; several at one epoch share it.
 
@@ -123,7 +174,7 @@ def test_later_attempts_are_marked_where_they_began(draw):
     """
     measured = history(val_pearson=[0.5] * 60, val_loss=[0.5] * 60)
     figure = draw(measured, {1: 1, 3: 10, 4: 30, 5: 30, 9: 50}, None)
-    assert verticals(figure.axes[0], figures._SOFT) == [10, 30, 50]
+    assert verticals(figure.axes[0], drawing.SOFT) == [10, 30, 50]
     assert [text.get_text() for text in figure.axes[0].texts][:3] == [
         *("attempt 3", "attempts 4 to 5", "attempt 9")
     ]
@@ -133,16 +184,16 @@ def test_a_run_of_one_attempt_has_no_such_line():
     """What never was interrupted shows nothing of the kind, and no attempt makes no error."""
     measured = history(val_pearson=[0.5, 0.6])
     for first_epochs in ({}, {1: 1}):
-        figure = figures._correlation_figure(measured, first_epochs, None)
-        assert verticals(figure.axes[0], figures._SOFT) == []
+        figure = monitor_figure(measured, first_epochs, None)
+        assert verticals(figure.axes[0], drawing.SOFT) == []
         assert "attempt" not in texts(figure)
 
 
 def test_labels_of_many_attempts_do_not_lie_on_each_other():
     """Each attempt has its line; labels are left out where there is no room for them."""
     measured = history(val_pearson=[0.5] * 1000)
-    figure = figures._correlation_figure(measured, dict(enumerate(range(1, 1000, 2), 1)), None)
-    assert len(verticals(figure.axes[0], figures._SOFT)) == 499
+    figure = monitor_figure(measured, dict(enumerate(range(1, 1000, 2), 1)), None)
+    assert len(verticals(figure.axes[0], drawing.SOFT)) == 499
     labelled = [text for text in figure.axes[0].texts if "attempt" in text.get_text()]
     assert 10 < len(labelled) < 60
 
@@ -151,14 +202,11 @@ def test_a_value_that_is_not_finite_is_left_out_of_a_curve():
     """The line is broken there, one alone is a dot, and the figure tells how many are missing."""
     nan, inf = math.nan, math.inf
     measured = history(val_pearson=[0.1, 0.2, nan, 0.3, inf, 0.4, 0.5])
-    figure = figures._correlation_figure(measured, {1: 1}, None)
-    curve, dots = lines(figure.axes[0], figures._FIRST)
+    figure = monitor_figure(measured, {1: 1}, None)
+    curve, dots = lines(figure.axes[0], drawing.FIRST)
     np.testing.assert_equal(curve[1], [0.1, 0.2, nan, 0.3, nan, 0.4, 0.5])
     assert dots == ([4], [0.3])
     assert "values not finite, left out: 2" in texts(figure)
-
-
-odd = st.floats() | st.sampled_from([math.nan, math.inf, 1e308, -1e308, 5e-324, 0.0])
 
 
 @settings(max_examples=15, deadline=None)
@@ -166,8 +214,8 @@ odd = st.floats() | st.sampled_from([math.nan, math.inf, 1e308, -1e308, 5e-324, 
 def test_odd_histories_break_nothing(train_loss, others):
     """Whatever was measured, and however little, there is a picture."""
     measured = history(train_loss=train_loss, val_loss=others, val_pearson=others)
-    expect_png(figures.loss_curves(measured, {1: 1, 2: 2, 3: 2, 4: 9}, 1))
-    expect_png(figures.correlation_curve(measured, {1: 1, 2: 2, 3: 2, 4: 9}, 1))
+    expect_png(curves.loss_curves(measured, {1: 1, 2: 2, 3: 2, 4: 9}, 1))
+    expect_png(monitor_curve(measured, {1: 1, 2: 2, 3: 2, 4: 9}, 1))
 
 
 def test_few_rows_are_drawn_one_by_one():
@@ -177,7 +225,7 @@ def test_few_rows_are_drawn_one_by_one():
     [axes] = figure.axes
     [dots] = axes.collections
     np.testing.assert_array_equal(dots.get_offsets(), np.column_stack([target, predicted]))
-    [(x, y)] = lines(axes, figures._SOFT)
+    [(x, y)] = lines(axes, drawing.SOFT)
     assert x == y == list(axes.get_xlim()) == list(axes.get_ylim())
 
 
@@ -289,8 +337,8 @@ def test_pictures_of_many_epochs_stay_small():
     """Thousands of noisy epochs with hundreds of attempts make no large picture."""
     noise = np.random.default_rng(0).normal(size=5000).tolist()
     measured = history(train_loss=noise, val_loss=noise[::-1], val_pearson=noise)
-    expect_png(figures.loss_curves(measured, dict(enumerate(range(1, 5000, 30), 1)), 7))
-    expect_png(figures.correlation_curve(measured, dict(enumerate(range(1, 5000, 30), 1)), 7))
+    expect_png(curves.loss_curves(measured, dict(enumerate(range(1, 5000, 30), 1)), 7))
+    expect_png(monitor_curve(measured, dict(enumerate(range(1, 5000, 30), 1)), 7))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +382,7 @@ def system_font(tmp_path, no_fonts, monkeypatch):
 @pytest.fixture
 def chinese_font(tmp_path, no_fonts, monkeypatch):
     """Install a font that has all characters that the program says in Chinese."""
-    with (ROOT / "train" / "locale" / "zh.po").open("rb") as file:
+    with (ROOT / "onward" / "words" / "locale" / "zh.po").open("rb") as file:
         said = "".join(message.string for message in read_po(file))
     install({c for c in said if not c.isascii()}, tmp_path, monkeypatch)
 
@@ -374,7 +422,7 @@ def test_a_chinese_title_is_drawn_with_a_font_of_the_system(system_font, caplog,
     title = "价格, 5 validation rows"
     figure = figures._predicted_figure(*rows(3), title)
     assert figure.get_suptitle() == title
-    expect_png(figures._png(figure))
+    expect_png(drawing.png(figure))
     assert figure._suptitle.get_fontfamily()[-1] == "SimHei"
     assert not caplog.records
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
@@ -399,10 +447,10 @@ def every_figure():
     wide[0][:2], wide[1][2] = -1, nan
     title = figures.title_of("price", 2001, 3, is_best=True)
     return [
-        figures._loss_figure(measured, {1: 1, 2: 2}, 3),
-        figures._loss_figure(measured, {1: 1, 2: 2, 3: 2}, None),
-        figures._correlation_figure(measured, {1: 1}, 3),
-        figures._correlation_figure(History(), {}, None),
+        curves._loss_figure(measured, {1: 1, 2: 2}, 3),
+        curves._loss_figure(measured, {1: 1, 2: 2, 3: 2}, None),
+        monitor_figure(measured, {1: 1}, 3),
+        monitor_figure(History(), {}, None),
         *(draw(*narrow, title) for draw in (figures._predicted_figure, figures._residual_figure)),
         *(draw(*wide, title) for draw in (figures._predicted_figure, figures._residual_figure)),
         figures._predicted_figure(*rows(0), figures.title_of("price", 0, 3, is_best=False)),
@@ -415,9 +463,9 @@ def test_figures_are_in_chinese_where_a_font_has_it(chinese_font, chinese, caplo
     names = {"train_loss", "val_loss", "val_pearson", "price", "epoch", "RMSE"}
     for figure in drawn:
         assert set(re.findall(r"[A-Za-z_]{2,}", texts(figure))) <= names
-        expect_png(figures._png(figure))
+        expect_png(drawing.png(figure))
     said = "\n".join(map(texts, drawn))
-    for text in ("损失", "相关系数", "最佳：第 3 轮", "最佳：0.30000（第 3 轮）", "第 2 次尝试"):
+    for text in ("损失", "val_pearson", "最佳：第 3 轮", "最佳：0.30000（第 3 轮）", "第 2 次尝试"):
         assert text in said
     for text in ("第 2 到第 3 次尝试", "真实值", "price，2,001 行验证数据，最佳轮次 3", "行数"):
         assert text in said
@@ -431,7 +479,7 @@ def test_without_a_font_figures_stay_english(no_fonts, chinese, caplog, recwarn)
     choose([])
     assert [texts(figure) for figure in drawn] == [texts(figure) for figure in every_figure()]
     for figure in drawn:
-        expect_png(figures._png(figure))
+        expect_png(drawing.png(figure))
     assert not caplog.records
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
@@ -463,16 +511,17 @@ def test_drawing_leaves_matplotlib_as_it_was():
     """A training script that draws its own figures sees nothing of these."""
     before = dict(matplotlib.rcParams)
     figures.residuals(*rows(3000, spread=3), "Validation")
-    figures.loss_curves(history(val_loss=[1.0]), {1: 1}, 1)
+    curves.loss_curves(history(val_loss=[1.0]), {1: 1}, 1)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_matplotlib_is_loaded_when_something_is_drawn_and_pyplot_never():
     """A run that draws nothing does not wait for it."""
     code = (
-        "import sys; from train.pages import figures; from train.metrics import History\n"
+        "import sys; from onward.publish import curves; from onward.metrics import History\n"
         "assert 'matplotlib' not in sys.modules\n"
-        "figures.loss_curves(History(), {}, None)\n"
+        "import train.tabular.figures\n"
+        "curves.loss_curves(History(), {}, None)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ import pytest
 import requests
 import torch
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from support import attempt_of
 from urllib3.exceptions import InsecureRequestWarning
 
 from onward.checkpoint import parts
@@ -104,7 +105,7 @@ def test_a_checkpoint_that_is_refused_is_cut_and_commits(
     """What is read back is what was written; the next is cut so from the beginning; told once."""
     store = CheckpointStore(remote, record.run_id)
     spool = Spool(tmp_path / "spool", 1)
-    publisher = Publisher(tracking, store, spool, Retention())
+    publisher = Publisher(attempt_of(tracking, record.run_id), store, spool, Retention())
     for epoch in (1, 2):
         content, manifest = write(epoch)
         publisher.commit(manifest)
@@ -113,9 +114,9 @@ def test_a_checkpoint_that_is_refused_is_cut_and_commits(
         assert stored.is_same(manifest)
         assert stored != manifest
         assert max(entry.bytes for entry in stored.files) <= 262_144
-        got = store.get(stored, tmp_path / f"got_{epoch}")
+        got = store.get(stored)
         weight = content["model_state_dict"]["weight"]
-        assert torch.equal(got["model_state_dict"]["weight"], weight)
+        assert torch.equal(got.parts["model"]["weight"], weight)
         spool.remove(manifest.name)
     names = [name for name, _ in remote._repository.taken]
     assert names.count("part-00000") == 2, "something went up twice"
@@ -131,7 +132,7 @@ def test_one_that_is_cut_goes_on_where_an_outage_left_it(remote, write, tmp_path
     store = CheckpointStore(remote, "r1")
     _, manifest = write(1)
     checks = iter(range(9))
-    monkeypatch.setattr("train.checkpoint.uploads.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("onward.checkpoint.uploads.NUM_TRANSFERS", 1)
 
     def die():
         if next(checks, None) is None:
@@ -195,7 +196,7 @@ def test_a_part_whose_answer_was_lost_is_looked_for(remote, write, tmp_path, mon
                 raise OSError("the answer was lost")
 
     remote._repository = Lossy(str(tmp_path / "artifacts"))
-    monkeypatch.setattr("train.checkpoint.uploads.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("onward.checkpoint.uploads.NUM_TRANSFERS", 1)
     store = CheckpointStore(remote, "r1")
     _, manifest = write(1, 400_000)
     folder = tmp_path / "spool" / "epoch_1"
@@ -224,13 +225,13 @@ def test_what_takes_minutes_is_cut_and_not_sent_again(remote, write, tmp_path, m
             super().log_artifact(local_file, artifact_path)
 
     remote._repository = Slow(str(tmp_path / "artifacts"))
-    monkeypatch.setattr("train.checkpoint.uploads.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("onward.checkpoint.uploads.NUM_TRANSFERS", 1)
     store = CheckpointStore(remote, "r1")
     content, manifest = write(1)
     stored = store.put(tmp_path / "spool" / "epoch_1", manifest)
     assert [size for size in sent if size > 1_000_000] == sent[:1]
-    got = store.get(stored, tmp_path / "got")
-    assert torch.equal(got["model_state_dict"]["weight"], content["model_state_dict"]["weight"])
+    got = store.get(stored)
+    assert torch.equal(got.parts["model"]["weight"], content["model_state_dict"]["weight"])
 
 
 @pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("3600", 30.0), ("soon", None)])
@@ -267,6 +268,7 @@ def test_a_warning_of_the_connection_is_shown_once(tracking):
     assert len(seen) == 1
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_a_cut_upload_that_died_is_begun_anew(remote, write, tmp_path, monkeypatch):
     """Of what went up before it was cut nothing is left there, so that nothing counts as there."""
     content, manifest = write(1)
@@ -283,8 +285,8 @@ def test_a_cut_upload_that_died_is_begun_anew(remote, write, tmp_path, monkeypat
     store = CheckpointStore(remote, "r1")
     assert store.list() == []
     stored = store.put(folder, manifest)
-    got = store.get(stored, tmp_path / "got")
-    assert torch.equal(got["model_state_dict"]["weight"], content["model_state_dict"]["weight"])
+    got = store.get(stored)
+    assert torch.equal(got.parts["model"]["weight"], content["model_state_dict"]["weight"])
 
 
 def test_an_index_that_is_refused_keeps_nothing_from_being_pruned(
@@ -292,7 +294,7 @@ def test_an_index_that_is_refused_keeps_nothing_from_being_pruned(
 ):
     """It goes, too: listings read the manifests themselves."""
     spool, store = Spool(tmp_path / "spool", 1), CheckpointStore(remote, record.run_id)
-    publisher = Publisher(tracking, store, spool, Retention())
+    publisher = Publisher(attempt_of(tracking, record.run_id), store, spool, Retention())
     store_one = Gateway.log_artifact
 
     def refuse_index(self, local_file, artifact_path=None):

@@ -12,9 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-import train.files
-import train.progress
-from support import wait_for
+from support import attempt_of, wait_for
 
 from onward.checkpoint import pipeline as pipeline_module
 from onward.checkpoint.pipeline import Pipeline
@@ -23,7 +21,10 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointError, StoreRefused, StoreUnavailable, Superseded
 from onward.metrics import Point, is_wall_clock
+from onward.monitor import UNDECLARED, Monitor
 from onward.publish.publisher import Publisher
+from onward.system import files
+from onward.terminal import progress
 
 FIRST = "upload checkpoints/epoch_1/checkpoint.pth"
 
@@ -48,17 +49,21 @@ class Saver:
     def __init__(self, tracking, record, artifacts, spool, make_checkpoint, **options):
         store = CheckpointStore(artifacts, record.run_id)
         retention = options.pop("retention", Retention())
-        check_lease = options.pop("check_lease", lambda: None)
-        self.publisher = Publisher(
-            tracking, store, spool, retention, store.list(), check_lease=check_lease
-        )
+        attempt = attempt_of(tracking, record.run_id)
+        if "check_lease" in options:
+            object.__setattr__(attempt, "check_lease", options.pop("check_lease"))
+        self.publisher = Publisher(attempt, store, spool, retention, store.list())
+        self.monitor = options.get("monitor", UNDECLARED)
         self.pipeline = Pipeline(self.publisher, spool, **options)
         self.spool, self.make_checkpoint, self.ended = spool, make_checkpoint, []
         self.pipeline.open()
 
     def save(self, epoch, score=0.0, kept=False):
-        self.publisher.add([Point("val_pearson", epoch, 1000 * epoch, score)])
-        return self.pipeline.save(self.make_checkpoint(epoch), {"val_pearson": score}, kept)
+        name = self.monitor.name
+        self.publisher.add([Point(name, epoch, 1000 * epoch, score)])
+        told = {} if self.monitor == UNDECLARED else {"monitor": str(self.monitor)}
+        content = self.make_checkpoint(epoch, **told)
+        return self.pipeline.save(content, {name: score}, kept)
 
     def save_inside(self, epoch, epoch_step, required=False):
         content = self.make_checkpoint(epoch, epoch_step)
@@ -247,6 +252,42 @@ def test_a_tie_and_nan_are_no_new_best(saver, spool, stored):
     assert stored() == [1]
 
 
+def test_a_lower_value_is_a_new_best_where_less_is_better(saver, spool, stored):
+    """It is what training waits for; a higher one, a tie, NaN and -infinity are passed over."""
+    run = saver(monitor=Monitor("val_rmse", "min"))
+    spool.free.clear()
+    run.save(1, 0.5)
+    spool.reached.wait(60)
+    for epoch, score in [(2, 0.9), (3, 0.5), (4, math.nan), (5, -math.inf)]:
+        assert run.save(epoch, score) is False
+    waiting = in_background(lambda: run.save(6, 0.4))
+    waiting.join(0.05)
+    assert waiting.is_alive(), "it did not wait for the buffers"
+    spool.free.set()
+    waiting.join(60)
+    run.save(7, 0.6, kept=True)
+    assert run.close()
+    assert stored() == [6, 7]
+
+
+def test_a_resume_knows_the_best_where_less_is_better(saver, spool, stored):
+    """What the store holds is what a new value has to be lower than."""
+    monitor = Monitor("val_rmse", "min")
+    run = saver(monitor=monitor, is_sync=True)
+    run.save(1, 0.5)
+    assert run.close()
+    spool.log_file.write_text("a line\n")
+    run = saver(monitor=monitor)
+    spool.reached.clear()
+    spool.free.clear()
+    run.save(2, 0.9)
+    spool.reached.wait(60)
+    assert run.save(3, 0.6) is False
+    spool.free.set()
+    assert run.close()
+    assert stored() == [1, 2]
+
+
 def test_the_overtaken_leave_the_spool_before_their_upload(saver, calls, stored, published):
     """What is neither kept nor best gives way to a newer one; the one under way never does."""
     run = saver()
@@ -264,7 +305,7 @@ def test_the_overtaken_leave_the_spool_before_their_upload(saver, calls, stored,
     assert stored() == [4, 6]
     assert published() == [1, 2, 3, 4, 5, 6]
     uploaded = {name.split("/")[1] for name in calls.names if name.startswith("upload check")}
-    assert uploaded == {"epoch_1", "epoch_4", "epoch_6", "index.json"}
+    assert uploaded == {"epoch_1", "epoch_4", "epoch_6", "index.json", "index.html"}
 
 
 def test_kept_ones_stay_in_the_spool(saver, calls, stored):
@@ -455,7 +496,7 @@ def test_a_full_disk_pauses_saving_and_training_goes_on(
     """One warning, no broken file, and once there is room saving goes on with all metrics."""
     run = saver()
     with monkeypatch.context() as patch:
-        patch.setattr(train.files.os, "fsync", no_space)
+        patch.setattr(files.os, "fsync", no_space)
         for epoch in (1, 2, 3):
             run.save(epoch, epoch / 10, kept=True)
             run.written()
@@ -474,7 +515,7 @@ def test_each_time_that_saving_pauses_there_is_a_warning(saver, caplog, monkeypa
     run = saver(is_sync=True)
     for epoch in (1, 3):
         with monkeypatch.context() as patch:
-            patch.setattr(train.files.os, "fsync", no_space)
+            patch.setattr(files.os, "fsync", no_space)
             run.save(epoch, kept=True)
             run.written()
         run.save(epoch + 1, kept=True)
@@ -487,7 +528,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_committed_ends_nothing(
     saver, stored, published, artifacts, monkeypatch, caplog
 ):
     """What the uploader notes on the disk is told, holds nothing up, and is made good later."""
-    fsync = train.files.os.fsync
+    fsync = files.os.fsync
 
     def no_space_for_the_index(descriptor):
         if "index.json" in os.readlink(f"/proc/self/fd/{descriptor}"):
@@ -496,7 +537,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_committed_ends_nothing(
 
     run = saver()
     with monkeypatch.context() as patch:
-        patch.setattr(train.files.os, "fsync", no_space_for_the_index)
+        patch.setattr(files.os, "fsync", no_space_for_the_index)
         run.save(1, kept=True)
         wait_for(lambda: published() == [1])
         run.save(2, kept=True)
@@ -596,7 +637,7 @@ def test_an_upload_on_which_nothing_moves_counts_as_an_outage(
 
 def test_an_outage_is_one_warning_and_its_end_is_told(saver, calls, stored, published, caplog):
     """Invariant 10: while the store is away the progress line says so, and nothing stops."""
-    caplog.set_level("INFO", "train")
+    caplog.set_level("INFO", "onward")
     run = saver()
     assert run.pipeline.condition == ""
     calls.arm(0)
@@ -665,12 +706,12 @@ def test_what_was_given_up_is_not_left_in_the_store(saver, calls, artifacts):
     run.written()
     calls.arm(None)
     assert run.close()
-    assert sorted(artifacts.list("checkpoints")) == ["epoch_2", "index.json"]
+    assert sorted(artifacts.list("checkpoints")) == ["epoch_2", "index.html", "index.json"]
 
 
 def test_a_server_that_stays_away_does_not_hold_up_the_end(saver, calls, spool, caplog):
     """`close` waits `drain_seconds` and no longer, and says what waits."""
-    caplog.set_level("INFO", "train")
+    caplog.set_level("INFO", "onward")
     run = saver()
     calls.arm(0)
     run.save(1, kept=True)
@@ -684,9 +725,9 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(saver, calls, spool, 
 
 def test_what_is_left_at_the_end_shows_how_far_it_is(saver, calls, caplog, monkeypatch):
     """A long last upload is seen to go on, by file."""
-    caplog.set_level("INFO", "train.progress")
-    monkeypatch.setattr(train.progress, "DELAY_SECONDS", 0.0)
-    monkeypatch.setattr(train.progress, "LINE_SECONDS", 0.0)
+    caplog.set_level("INFO", "onward.terminal.progress")
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     run, held = saver(), calls.hold(FIRST)
     run.save(1, kept=True)
     held.wait()

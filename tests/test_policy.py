@@ -1,17 +1,21 @@
 """When a checkpoint is kept for good, which is best, and which may go."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.checkpoint.policy import Retention, SavePolicy, find_best, ranked
-from onward.options.run_options import Config
+from onward.monitor import UNDECLARED, Monitor
+from train.tabular.options import Config
 
 STEPS = 10  # of each epoch
 
 
-def manifest(epoch, score=None, kept=False, epoch_step=0):
+def manifest(epoch, score=None, kept=False, epoch_step=0, monitor=UNDECLARED):
     """Return the manifest of an epoch's end; with an `epoch_step`, of so many steps beyond it."""
     return Manifest(
         epoch=epoch,
@@ -20,7 +24,8 @@ def manifest(epoch, score=None, kept=False, epoch_step=0):
         attempt=1,
         created="2026-01-02T03:04:05+00:00",
         kept=kept,
-        metrics={} if epoch_step else {"val_pearson": score},
+        metrics={} if epoch_step else {monitor.name: score},
+        monitor=monitor,
         files=(FileEntry("checkpoint.pth", 1, "a" * 64),),
     )
 
@@ -29,6 +34,7 @@ def inside(epoch, epoch_step):
     return manifest(epoch, epoch_step=epoch_step)
 
 
+monitors = st.sampled_from([UNDECLARED, Monitor("val_loss", "min"), Monitor("val/acc")])
 scores = st.none() | st.floats(-1, 1) | st.sampled_from([0.0, 0.5])
 ends = st.dictionaries(st.integers(0, 40), st.tuples(scores, st.booleans())).map(
     lambda drawn: [manifest(epoch, *rest) for epoch, rest in drawn.items()]
@@ -36,7 +42,19 @@ ends = st.dictionaries(st.integers(0, 40), st.tuples(scores, st.booleans())).map
 insides = st.sets(st.tuples(st.integers(0, 40), st.integers(1, STEPS)), max_size=8).map(
     lambda drawn: [inside(*where) for where in drawn]
 )
-histories = st.tuples(ends, insides).flatmap(lambda drawn: st.permutations(drawn[0] + drawn[1]))
+
+
+def judged(drawn):
+    """Return checkpoints of one run, in any order: what it is judged by is one metric."""
+    found, monitor = [*drawn[0], *drawn[1]], drawn[2]
+    renamed = [
+        m if m.epoch_step else replace(m, metrics={monitor.name: m.metrics["val_pearson"]})
+        for m in found
+    ]
+    return st.permutations([replace(m, monitor=monitor) for m in renamed])
+
+
+histories = st.tuples(ends, insides, monitors).flatmap(judged)
 retentions = st.builds(
     Retention,
     last=st.integers(1, 3),
@@ -100,6 +118,49 @@ def test_the_best_has_the_highest_score_and_is_the_oldest_of_equals(scores, best
     """0.0 and negative scores count, a missing one (NaN) does not."""
     found = find_best([manifest(epoch, score) for epoch, score in enumerate(scores, start=1)])
     assert (found and found.epoch) == best
+
+
+LOSS = Monitor("val_loss", "min")
+
+
+@pytest.mark.parametrize(
+    ("scores", "order"),
+    [
+        ([], []),
+        ([None, None], []),
+        ([0.3, 0.1, 0.2], [2, 3, 1]),
+        ([0.3, 0.3], [1, 2]),
+        ([None, 0.5, -0.5], [3, 2]),
+        ([0.0, 1e300, 0.1], [1, 3, 2]),
+    ],
+)
+def test_where_less_is_better_the_lowest_comes_first(scores, order):
+    """The rule is that of the metric which the run is judged by; a tie keeps the older."""
+    manifests = [manifest(e, score, monitor=LOSS) for e, score in enumerate(scores, start=1)]
+    assert [m.epoch for m in ranked(manifests)] == order
+    found = find_best(manifests)
+    assert (found and found.epoch) == (order[0] if order else None)
+    stay = Retention(last=1, best=2)
+    gone = {m.epoch for m in stay.to_prune(manifests)}
+    assert gone == set(range(1, len(scores))) - set(order[:2])
+
+
+def test_another_metric_of_the_manifest_decides_nothing():
+    """Only the monitored one is a score, whatever else was measured."""
+    found = manifest(1, 0.5, monitor=LOSS)
+    other = replace(found, epoch=2, metrics={"val_pearson": 0.9, "loss": 0.0})
+    assert (found.score, other.score) == (0.5, None)
+    assert find_best([other, found]) == found
+
+
+@pytest.mark.parametrize("score", [math.inf, -math.inf, math.nan, 1.7976931348623157e308])
+@pytest.mark.parametrize("direction", ["max", "min"])
+def test_what_is_not_finite_is_never_best(score, direction):
+    """In neither direction, and not as MLflow gives it back: ±1.8e308."""
+    monitor = Monitor("val_loss", direction)
+    manifests = [manifest(1, 0.5, monitor=monitor)]
+    manifests += [manifest(e, s, monitor=monitor) for e, s in ((2, score), (3, -score))]
+    assert ranked(manifests) == manifests[:1]
 
 
 @pytest.mark.parametrize(

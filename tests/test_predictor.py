@@ -13,9 +13,9 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from onward.errors import CheckpointDamaged, DataError
-from onward.options.run_options import Config
 from train.tabular.data import cache
 from train.tabular.data.dataset import prepare, split
+from train.tabular.options import Config
 from train.tabular.predictor import RECIPE_FILE, WEIGHTS_FILE, Predictor
 from train.tabular.pyfunc import _load_pyfunc
 from train.tabular.task import TabularTask
@@ -73,7 +73,7 @@ def train(task, steps=8):
 
 
 def predictor_of(task, model):
-    return Predictor(task.dataset.preprocessing, task.config, model.state_dict())
+    return Predictor(task.dataset.preprocessing, task.options, model.state_dict())
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_validation_rows_give_what_validated(tmp_path, precision, target_scale, 
     table = raw_table(num_rows)
     task = make_task(tmp_path, table, precision=precision, target_scale=target_scale)
     model = train(task, steps=3)
-    _, val = split(num_rows, task.config.val_fraction, task.config.split_seed)
+    _, val = split(num_rows, task.options.val_fraction, task.options.split_seed)
     predicted = predictor_of(task, model).predict(table.take(pa.array(val)))
     error, metrics = predicted - task.dataset.val.target, task.evaluate(model)
     assert task.dataset.preprocessing.scale.kind == target_scale
@@ -309,7 +309,7 @@ def test_weights_of_another_model_are_refused(tmp_path, change):
     weights = dict(task.build_model().state_dict())
     change(weights)
     with pytest.raises(CheckpointDamaged, match="does not fit its options"):
-        Predictor(task.dataset.preprocessing, task.config, weights)
+        Predictor(task.dataset.preprocessing, task.options, weights)
 
 
 @pytest.mark.parametrize("as_frame", [False, True])

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from onward.errors import DataError, UsageError
-from onward.options.run_options import Config
 from train.tabular.data.dataset import prepare, source_fingerprint, split
 from train.tabular.data.prepare import Preprocessing
 from train.tabular.data.scale import TargetScale
+from train.tabular.options import Config
 
 LIMIT = 3.0
 

@@ -58,7 +58,7 @@ def transfer(monkeypatch):
 @pytest.fixture
 def lines(caplog):
     """Return a function that lists the lines of the log."""
-    caplog.set_level(logging.INFO, "train.progress")
+    caplog.set_level(logging.INFO, "onward.terminal.progress")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -169,7 +169,7 @@ def test_messages_come_above_the_bar(transfer, terminal):
     class Talking(Transfer):
         def num_bytes(self):
             if self.now == 3.0:
-                logging.getLogger("train.some.module").warning("look out")
+                logging.getLogger("onward.some.module").warning("look out")
             return super().num_bytes()
 
     transfer(4.0, Talking).show()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from onward.errors import DataError
-from onward.options.run_options import Config
 from onward.tracking.artifacts import Artifacts
 from train.tabular.data.cache import JSON_NAME, NPZ_NAME, save
 from train.tabular.data.dataset import prepare
 from train.tabular.data.provide import cache_folder, prepare_cached, recover, recover_preprocessing
+from train.tabular.options import Config
 
 
 @pytest.fixture

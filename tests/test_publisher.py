@@ -1,6 +1,7 @@
 """Whenever a commit stops, what the store shows is true, and whoever comes next completes it."""
 
 import pytest
+from support import attempt_of
 
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.policy import Retention
@@ -8,8 +9,9 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable, Superseded
 from onward.metrics import History, Point
+from onward.monitor import Monitor
 from onward.publish.publisher import Publisher
-from onward.tracking.record import LATEST_CHECKPOINT_TAG
+from onward.tracking.names import LATEST_CHECKPOINT_TAG
 
 pytestmark = pytest.mark.usefixtures("one_at_a_time")
 
@@ -35,25 +37,26 @@ class Attempt:
         self.spool = Spool(folder, 1)
         store = CheckpointStore(artifacts, record.run_id)
         manifests = store.list()
-        options = {"retention": Retention(), **options}
-        self.publisher = Publisher(tracking, store, self.spool, manifests=manifests, **options)
+        published = tracking.published(self.run_id, KEYS)
+        options = {"retention": Retention(), "published": published, **options}
+        attempt = attempt_of(tracking, self.run_id)
+        self.publisher = Publisher(attempt, store, self.spool, manifests=manifests, **options)
         self.history, self.epoch = History(), 0
         if manifests:
-            content = store.get(manifests[-1], folder / "got")
-            self.history.load_state_dict(content["history"])
-            self.epoch = content["epoch"]
-        published = tracking.published(self.run_id, KEYS)
+            content = store.get(manifests[-1])
+            self.history, self.epoch = content.history, content.epoch
         self.publisher.add(self.history.missing_from(published))
         self.publisher.settle()
 
-    def write(self, epoch, score=None, kept=False):
+    def write(self, epoch, score=None, kept=False, monitor=None):
         """Measure an epoch and write its checkpoint to the spool."""
         for key in KEYS:
             time_ms = max(1000 * epoch, self.history.last_timestamp_ms() + 1)
             point = Point(key, epoch, time_ms, epoch / 100 if score is None else score)
             self.history.add(point)
             self.publisher.add([point])
-        content = self.make_checkpoint(epoch, history=self.history.state_dict())
+        told = {} if monitor is None else {"monitor": str(monitor), "format_version": 3}
+        content = self.make_checkpoint(epoch, history=self.history.state_dict(), **told)
         path, metrics = self.spool.path(f"epoch_{epoch}"), self.history.at(epoch)
         return write_checkpoint(path, content, attempt=1, kept=kept, metrics=metrics)
 
@@ -116,12 +119,12 @@ def test_a_commit_inside_an_epoch_publishes_only_what_is_complete(attempt, calls
     assert "delete checkpoints/global_step_13" in calls.names
 
 
-def expect_truth(tracking, record, artifacts, folder):
+def expect_truth(tracking, record, artifacts):
     """Check what must hold at any moment; return the newest epoch that can be resumed."""
     store = CheckpointStore(artifacts, record.run_id)
     manifests = store.list()
     for manifest in manifests:
-        store.get(manifest, folder / manifest.name)
+        store.get(manifest)
     newest = manifests[-1].epoch
     published = {step for _, step in rows(tracking, record.run_id)}
     assert published <= set(range(1, newest + 1)), "published without a checkpoint that holds it"
@@ -136,7 +139,7 @@ def expect_truth(tracking, record, artifacts, folder):
     + [(c, "half") for c, name in enumerate(COMMIT) if name.startswith(("upload", "publish"))],
 )
 def test_a_commit_that_stops_anywhere_tells_the_truth_and_is_completed(
-    attempt, tracking, record, artifacts, calls, tmp_path, call, when
+    attempt, tracking, record, artifacts, calls, call, when
 ):
     """Publish after commit, point after commit (invariants 1, 2), and no gap or double after."""
     first = attempt()
@@ -146,7 +149,7 @@ def test_a_commit_that_stops_anywhere_tells_the_truth_and_is_completed(
     with pytest.raises(StoreUnavailable, match=f"{failed} failed on purpose"):  # tried again, whole
         first.train_to(2)
     calls.arm(None)
-    newest = expect_truth(tracking, record, artifacts, tmp_path / "checked")
+    newest = expect_truth(tracking, record, artifacts)
     committed = call > 2 or (call == 2 and when == "after")
     assert newest == (2 if committed else 1)
 
@@ -157,14 +160,14 @@ def test_a_commit_that_stops_anywhere_tells_the_truth_and_is_completed(
         (k, s) for k in KEYS for s in range(1, newest + 1)
     )
     attempt().train_to(3)
-    assert expect_truth(tracking, record, artifacts, tmp_path / "checked again") == 3
+    assert expect_truth(tracking, record, artifacts) == 3
     assert rows(tracking, record.run_id) == sorted((k, step) for k in KEYS for step in (1, 2, 3))
 
 
 @pytest.mark.parametrize("when", ["before", "half", "after"])
 @pytest.mark.parametrize("call", range(len(COMMIT)))
 def test_the_same_attempt_can_go_on_after_an_outage(
-    attempt, tracking, record, artifacts, calls, call, when, tmp_path
+    attempt, tracking, record, artifacts, calls, call, when
 ):
     """Invariant 10: a commit is called again after any outage, with nothing twice or missing."""
     first = attempt()
@@ -177,7 +180,7 @@ def test_the_same_attempt_can_go_on_after_an_outage(
     first.publisher.commit(manifest)
     done = rows(tracking, record.run_id)
     assert done == sorted((k, step) for k in KEYS for step in (1, 2))
-    assert expect_truth(tracking, record, artifacts, tmp_path / "checked") == 2
+    assert expect_truth(tracking, record, artifacts) == 2
     assert artifacts.list("checkpoints/epoch_1") == []
     calls.arm(None)
     first.publisher.commit(manifest)
@@ -304,6 +307,19 @@ def test_as_many_stay_as_were_asked_for(attempt, artifacts):
         "epoch_4",
         "epoch_5",
     ]
+
+
+def test_where_less_is_better_the_lowest_is_named_and_stays(attempt, tracking, record, artifacts):
+    """By the metric that the run is judged by: its lowest value, the oldest of equals."""
+    first = attempt(retention=Retention(last=1, best=2))
+    for epoch, score in enumerate([0.5, 0.1, 0.4, 0.1, 0.9, float("-inf"), 0.7], start=1):
+        first.publisher.commit(first.write(epoch, score, monitor=Monitor("val_loss", "min")))
+    assert [m.epoch for m in first.publisher.manifests] == [2, 4, 7]
+    assert sorted(artifacts.list("checkpoints"))[:-1] == ["epoch_2", "epoch_4", "epoch_7"]
+    assert tracking.get_run(record.run_id).tags["train.best_epoch"] == "2"
+    assert {m.monitor for m in CheckpointStore(artifacts, record.run_id).list()} == {
+        Monitor("val_loss", "min")
+    }
 
 
 def test_the_log_is_stored_under_the_number_of_its_attempt(attempt, artifacts):

@@ -31,14 +31,16 @@ from support import ROOT, client, environment, group_of, launch, wait_for, write
 
 from onward import errors
 from onward.options.declare import OnResume, options_of, to_text
-from onward.options.run_options import Config, Launch
+from onward.options.request import Launch
 from train.cli import main
+from train.kind import find_task
+from train.tabular.options import Config
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 OPTIONS = DOCS / "options.md"
 GUIDE = [README, DOCS / "resume.md", OPTIONS, DOCS / "runs.md", DOCS / "model.md"]
-GUIDE += [DOCS / "troubleshooting.md"]
+GUIDE += [DOCS / "own-task.md", DOCS / "troubleshooting.md"]
 TEXT = "\n".join(page.read_text() for page in GUIDE)
 DECISIONS = sorted((DOCS / "decisions").iterdir())
 PAGES = [*GUIDE, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
@@ -46,7 +48,8 @@ PAGES += [page for page in sorted(DOCS.glob("*.md")) if page not in GUIDE]
 
 # Given to every command that starts a run and does not say otherwise; the killed run's too, so that
 # its checkpoint fits as a file.
-SHORT = {"epochs": "2", "batch_size": "4096", "hidden_size": "16", "num_layers": "1"}
+OF_THE_LOOP = {"epochs": "2", "batch_size": "4096"}
+SHORT = OF_THE_LOOP | {"hidden_size": "16", "num_layers": "1"}
 OF_A_KILLED_BLOCK = SHORT | {"epochs": "60"}
 ON_RESUME = {
     OnResume.CHANGE: "may change",
@@ -65,7 +68,7 @@ def table(headings, rows):
 
 
 def option_tables():
-    """Return the tables of docs/options.md, as `train/config.py` has them."""
+    """Return the tables of docs/options.md, as the program has them."""
     resume = [(f"`{name}`", opt.help) for name, (_, opt) in options_of(Launch).items()]
     rows = [
         (f"`{name}`", default_of(field), opt.help, ON_RESUME[opt.on_resume])
@@ -100,7 +103,7 @@ def section(title, text=TEXT):
 
 
 def test_the_tables_of_options_are_those_of_the_program():
-    """Name, default, meaning and what a resume may change are as in `train/config.py`."""
+    """Name, default, meaning and what a resume may change are as the program has them."""
     text = OPTIONS.read_text()
     shown = re.search(r"<!-- options -->\n(.*?)<!-- end of options -->", text, re.DOTALL)[1]
     assert shown.strip() == option_tables(), "run `python tests/test_readme.py` to write them anew"
@@ -186,10 +189,11 @@ def quoted_in(title):
 
 def test_quoted_messages_are_those_of_the_program():
     """Who searches the pages for what the program printed finds it."""
-    sources = [path.read_text() for path in (ROOT / "train").rglob("*.py")]
+    paths = [path for name in ("onward", "train") for path in (ROOT / name).rglob("*.py")]
+    sources = [path.read_text() for path in paths]
     messages = "\n".join(text for source in sources for text in strings_of(source))
     missing = [q for q in quoted_in("Messages of this program") if q not in messages]
-    assert missing == [], "no message of train/ has these"
+    assert missing == [], "no message of the program has these"
     for quoted in (
         "Resuming training from epoch ",
         " (恢复训练，从 epoch ",
@@ -220,9 +224,15 @@ def inline_commands():
     return re.findall(r"`((?:mlflow run |train |-P )[^`]*)`", without_blocks)
 
 
+def known_options():
+    """Return the names of all options, also of the task that is shown as an example."""
+    example = find_task(str(ROOT / "examples" / "digits.py")).declared
+    return {o for c in (Config, example, Launch) for o in options_of(c)} | {"debug", "name", "help"}
+
+
 def test_commands_in_the_text_name_real_options():
     """Every `-P name=value` of the pages, also outside the blocks that are run, is an option."""
-    known = {*options_of(Config), *options_of(Launch), "debug", "name", "help"}
+    known = known_options()
     used = {
         name for command in [*inline_commands(), TEXT] for name in re.findall(r"-P (\w+)=", command)
     }
@@ -234,12 +244,13 @@ def test_our_commands_in_the_text_exist_with_their_options():
     """Every `train …` of README, and of the pages that it leads to, can be typed so."""
     blocks = re.findall(r"^train .*$", TEXT, re.MULTILINE)
     inline = [c for c in inline_commands() if c.startswith("train ")]
-    assert {command.split()[1] for command in blocks} == set(main.commands) - {"run"}
+    assert {command.split()[1] for command in blocks} == set(main.commands)
     texts = [page.read_text() for page in PAGES]
     elsewhere = [c for t in texts for c in re.findall(r"`(train [^`]*)`", t)]
     for command in [*blocks, *inline, *elsewhere]:
         name, *words = command.split()[1:]
         known = {o for p in main.commands[name].params for o in p.opts} | {"--help", "--name"}
+        known |= {f"--{option}" for option in known_options()} if name == "run" else set()
         assert {w for w in words if w.startswith("--")} <= known, command
     shown = {name.strip("`") for name, *_ in cells(section("Look after checkpoints"))}
     assert shown == {p.opts[0] for p in main.commands["prune"].params} - {
@@ -346,9 +357,11 @@ def project(tmp_path_factory):
 def copy_of_the_project(folder):
     """Copy what git has of the project, as far as a run needs it."""
     folder.mkdir()
-    for name in ("MLproject", "Makefile", "conda.yaml", "pyproject.toml"):
+    for name in ("MLproject", "Makefile", "conda.yaml", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "train", folder / "train", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("onward", "train", "examples"):
+        left_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
@@ -382,11 +395,21 @@ def prepared(text, run_id, port, short):
     text = re.sub(r"^make ", "make -n ", text, flags=re.MULTILINE)
     lines = text.splitlines()
     for i, line in enumerate(lines):
-        if line.startswith("mlflow run") and "resume_run=" not in line:
-            more = [f" -P {k}={v}" for k, v in short.items() if f"-P {k}=" not in line]
-            lines[i] = line + "".join(more)
+        if starts_a_run(line) and not re.search(r"\bresume_run\b", line):
+            has_task = re.search(r"\btask\b", line)  # its options are not those of the table
+            given = {k: v for k, v in short.items() if not has_task or k in OF_THE_LOOP}
+            option = "-P {}={}" if line.startswith("mlflow") else "--{}={}"
+            more = [
+                option.format(k, v) for k, v in given.items() if not re.search(rf"\b{k}\b", line)
+            ]
+            lines[i] = " ".join([line, *more])
     assert "<" not in "\n".join(lines), "a placeholder that the test does not know"
     return "\n".join(lines)
+
+
+def starts_a_run(line):
+    """Tell whether a line of a block trains."""
+    return line.startswith(("mlflow run", "train run"))
 
 
 def killed_run(step, epoch, cwd, home):
@@ -436,11 +459,11 @@ def expected_output(text, run_id):
             expected.append("is now run " if "as_fork" in line else "Published what attempt 1 of")
         elif line.startswith("curl"):
             expected.append('{"predictions": [')
-        elif line.startswith("train "):
+        elif line.startswith("train ") and not starts_a_run(line):
             expected.append(OF_OUR_COMMANDS[line.split()[1]].replace("<id>", run_id))
-        if not line.startswith("mlflow run"):
+        if not starts_a_run(line):
             continue
-        if "resume_run=" not in line:
+        if not re.search(r"\bresume_run\b", line):
             expected.append("attempt 1: http")
         elif "resume_epoch=" in line:
             expected += ["attempt 1: http", f"Forking run '{run_id}' at epoch 1"]
@@ -547,8 +570,15 @@ def run_story(story, project, folder):
             run_id = begun[-1] if begun else run_id
 
 
+def in_its_speed(story):
+    """Return a story as a parameter: `make test` runs those of README."""
+    place = story[0].place
+    marks = [pytest.mark.smoke] if place.startswith("README") else []
+    return pytest.param(story, id=place, marks=marks)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("story", stories(), ids=lambda story: story[0].place)
+@pytest.mark.parametrize("story", [in_its_speed(story) for story in stories()])
 def test_commands_do_what_they_say(story, project, tmp_path):
     """Each command of the pages succeeds, and prints what its paragraph promises."""
     project.restore()

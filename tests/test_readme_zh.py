@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from babel.messages.pofile import read_po
 from support import ROOT
-from test_readme import DOCS, GUIDE, cells, default_of, slug
+from test_readme import DOCS, GUIDE, cells, default_of, known_options, slug
 
 from onward.options.declare import OnResume, options_of
-from onward.options.run_options import Config, Launch
+from onward.options.request import Launch
+from train.tabular.options import Config
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def messages(text):
 
 def catalog():
     """Return each message of the program to its translation."""
-    with (ROOT / "train" / "locale" / "zh.po").open("rb") as file:
+    with (ROOT / "onward" / "words" / "locale" / "zh.po").open("rb") as file:
         return {m.id: m.string for m in read_po(file, abort_invalid=True) if m.id}
 
 
@@ -211,8 +212,7 @@ def test_messages_are_quoted_as_the_program_says_them():
 
 def test_commands_in_the_text_name_real_options():
     """Every `-P name=value`, also outside the blocks, is an option."""
-    known = {*options_of(Config), *options_of(Launch), "name", "help"}
-    assert set(re.findall(r"-P (\w+)=", CHINESE)) <= known
+    assert set(re.findall(r"-P (\w+)=", CHINESE)) <= known_options()
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def options_shown():
 
 
 def test_every_option_is_there_with_its_default():
-    """Name, default and what a resume may change are those of `train/config.py`, in its order."""
+    """Name, default and what a resume may change are those of the program, in its order."""
     expected = [
         (f"`{name}`", default_of(field), ON_RESUME[opt.on_resume])
         for name, (field, opt) in options_of(Config).items()
@@ -235,7 +235,7 @@ def test_every_option_is_there_with_its_default():
 
 
 def test_every_way_to_resume_is_there():
-    """The options of a launch are those of `train/config.py`, in its order."""
+    """The options of a launch are those of the program, in its order."""
     rows = [row for row in options_shown() if len(row) == 2]
     assert [name for name, _ in rows] == [f"`{name}`" for name in options_of(Launch)]
 

@@ -12,11 +12,11 @@ import torch
 from support import only_what_was_fitted
 
 from onward.errors import DataError
-from onward.options.run_options import Config
 from train.tabular.data import cache
 from train.tabular.data.dataset import prepare, source_fingerprint
 from train.tabular.data.provide import recover
 from train.tabular.data.recognise import as_dates, is_nearly_all, recognise
+from train.tabular.options import Config
 from train.tabular.predictor import Predictor
 from train.tabular.task import TabularTask
 
@@ -237,7 +237,7 @@ def test_the_model_takes_odd_values_as_the_training_did():
     torch.manual_seed(0)
     model = task.build_model()
     torch.nn.init.normal_(model.linear.weight)
-    predictor = Predictor(task.dataset.preprocessing, task.config, model.state_dict())
+    predictor = Predictor(task.dataset.preprocessing, task.options, model.state_dict())
     missing = pd.DataFrame({"x": [1, 2], "size": [None, 3.5], "when": ["2024-03-05", None]})
     odd = pd.DataFrame({"x": [1, "2"], "size": ["缺失", 3.5], "when": ["2024/3/5", "?"]})
     expected = predictor.predict(missing)
@@ -250,7 +250,7 @@ def test_the_model_takes_odd_values_as_the_training_did():
         expected,
     )
     strict = Predictor(
-        task.dataset.preprocessing, task.config.replace(odd_values="refuse"), model.state_dict()
+        task.dataset.preprocessing, task.options.replace(odd_values="refuse"), model.state_dict()
     )
     with pytest.raises(DataError, match=r"column 'size'.*row 1 holds '缺失'"):
         strict.predict(odd)

@@ -10,14 +10,16 @@ from onward.attempts.heartbeat import Beat
 from onward.cli import listing
 from onward.errors import RunNotUsable, UnsafeValue
 from onward.metrics import Point
+from onward.monitor import UNDECLARED, Monitor
 from onward.opening.source import find_run
-from onward.tracking.record import (
+from onward.tracking.names import (
     ATTEMPT_PARAM,
     ATTEMPT_TAG,
     DATA_TAG,
     EPOCH_TAG,
     HEARTBEAT_TAG,
     MANIFEST_TAG,
+    MONITOR_TAG,
     OPTIONS_TAG,
     PARENT_TAG,
 )
@@ -46,6 +48,10 @@ HOSTILE = [
     (EPOCH_TAG, "[/red]"),
     (HEARTBEAT_TAG, DEEP),
     (HEARTBEAT_TAG, '{"time": 1e999}'),
+    (MONITOR_TAG, DIGITS),
+    (MONITOR_TAG, "[/red]:max"),
+    (MONITOR_TAG, "a\x1b[2Jb:min"),
+    (MONITOR_TAG, "epoch:min"),
     (f"{ATTEMPT_TAG}1", f"epochs {DIGITS}-3 on x, running"),
     (f"{ATTEMPT_TAG}{'9' * 200}", "epochs 1-2 on x, running"),
 ]
@@ -61,6 +67,7 @@ def test_a_tag_of_somebody_hides_no_run(tracking, trained, commit_to, capsys, ta
         printed = capsys.readouterr().out
         assert trained.run_id in printed
         assert other.run_id in printed
+        assert "\x1b" not in printed
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,40 @@ def test_a_best_value_that_cannot_be_is_unknown(tracking, trained, capsys, value
     assert row["best_val_pearson"] is None
     listing.show([row], None, True)
     assert "NaN" not in capsys.readouterr().out
+
+
+def test_the_monitor_is_what_the_run_says(tracking, trained):
+    """It decides which metric is the best value, and what that can be; without it there is one."""
+    assert trained.monitor == UNDECLARED
+    assert trained.monitor.limit == UNDECLARED.limit
+    points = [Point("best_val_pearson", 1, 1, 0.5), Point("best_val_rmse", 1, 1, 2.5)]
+    tracking.log_points(trained.run_id, points)
+    assert tracking.get_run(trained.run_id).best == 0.5
+    tracking.set_tags(trained.run_id, {MONITOR_TAG: "val_rmse:min"})
+    found = tracking.get_run(trained.run_id)
+    assert (found.monitor, found.best) == (Monitor("val_rmse", "min"), 2.5)
+    [row] = listing.run_rows(tracking)
+    assert (row["monitor"], row["best_val_rmse"]) == ("val_rmse:min", 2.5)
+    tracking.log_points(trained.run_id, [Point("best_val_rmse", 2, 1, math.inf)])
+    assert tracking.get_run(trained.run_id).best is None
+
+
+NO_MONITORS = ["", ":", "val_rmse", ":min", "val_rmse:", "val_rmse:up", "val_rmse:MIN", " a:max",
+               "a :max", f"{'x' * 251}:min", DEEP, "null", '{"a": "b:max"'[:9]]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_MONITORS, ids=lambda text: text[:20])
+def test_a_monitor_that_is_none_counts_as_unknown(tracking, trained, caplog, text):
+    """One warning; the run is judged as one that says nothing, and its best is that one's."""
+    points = [Point("best_val_pearson", 1, 1, 0.5), Point("best_val_rmse", 1, 1, 2.5)]
+    tracking.log_points(trained.run_id, points)
+    tracking.client.set_tag(trained.run_id, MONITOR_TAG, text)
+    for _ in range(3):
+        found = tracking.get_run(trained.run_id)
+        assert (found.monitor, found.monitor.limit, found.best) == (UNDECLARED, 1.001, 0.5)
+    [told] = [r.getMessage() for r in caplog.records]
+    assert f"Of run '{trained.run_id}' {MONITOR_TAG} counts as unknown: " in told
+    assert len(told) < 250
 
 
 @pytest.mark.parametrize("value", [1e300, -1.0, 0.5, math.inf, math.nan])

@@ -8,12 +8,12 @@ import re
 import pytest
 from rich.console import Console
 
-from onward.options.run_options import Config
+from onward.monitor import UNDECLARED, Monitor
 from onward.terminal.report import Reporter
 
 METRICS = {"train_loss": 0.25, "val_loss": 0.5, "val_pearson": 0.9, "epoch_seconds": 1.25}
 ESCAPE = "\x1b"
-log = logging.getLogger("train.some.module")
+log = logging.getLogger("onward.some.module")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def plain(out):
 
 
 def show_two_epochs(reporter):
-    reporter.begin(Config(epochs=2), epochs_done=0)
+    reporter.begin(2, epochs_done=0, monitor=UNDECLARED)
     reporter.advance(0.5)
     reporter.epoch(1, METRICS, 1, "")
     reporter.epoch(2, {**METRICS, "val_pearson": 0.8}, 1, "kept")
@@ -64,7 +64,7 @@ def test_a_pipe_gets_plain_lines(pipe):
 def test_a_terminal_gets_a_bar_below_short_lines(terminal):
     """An epoch's line stays, short enough for 80 columns; the bar tells where training is."""
     reporter, out = terminal
-    reporter.begin(Config(epochs=2), epochs_done=0)
+    reporter.begin(2, epochs_done=0, monitor=UNDECLARED)
     reporter.advance(0.5)
     reporter._bar.refresh()
     assert re.search(r"epoch 1/2 .*━.* 25 % ETA", out.getvalue())
@@ -75,10 +75,36 @@ def test_a_terminal_gets_a_bar_below_short_lines(terminal):
     reporter.end()
     lines = [line for line in plain(out).splitlines() if line.startswith("epoch") and " s" in line]
     assert lines == [
-        "epoch 1/2 loss 0.5 corr 0.9000 (best) [offline, 12 waiting] 1.2 s",
-        "epoch 2/2 loss 0.5 corr 0.8000 (best: epoch 1) [kept] 1.2 s",
+        "epoch 1/2 loss 0.5 pearson 0.9000 (best) [offline, 12 waiting] 1.2 s",
+        "epoch 2/2 loss 0.5 pearson 0.8000 (best: epoch 1) [kept] 1.2 s",
     ]
     assert "train_loss" not in out.getvalue()
+
+
+def test_an_epoch_is_told_by_the_metric_that_decides(terminal, tmp_path):
+    """Whatever it is called; a loss that decides is not shown twice, one that is absent not."""
+    reporter, out = terminal
+    reporter.log_to(tmp_path / "a.log")
+    for name, metrics in (
+        ("val/acc", {"train_loss": 0.25, "val/acc": 0.75, "epoch_seconds": 1.25}),
+        ("val_loss", {"train_loss": 0.25, "val_loss": 0.5, "epoch_seconds": 1.25}),
+        ("val_rmse", {"val_loss": 0.5, "val_rmse": 3.0, "epoch_seconds": 1.25}),
+    ):
+        reporter.begin(1, epochs_done=0, monitor=Monitor(name, "min"))
+        reporter.epoch(1, metrics, 1, "")
+        reporter.end()
+    lines = [line for line in plain(out).splitlines() if line.startswith("epoch") and " s" in line]
+    assert lines == [
+        "epoch 1/1 val/acc 0.7500 (best) 1.2 s",
+        "epoch 1/1 loss 0.5000 (best) 1.2 s",
+        "epoch 1/1 loss 0.5 rmse 3.0000 (best) 1.2 s",
+    ]
+    lines = (tmp_path / "a.log").read_text().splitlines()
+    assert [line.split(" INFO ")[1] for line in lines] == [
+        "epoch 1  train_loss 0.25000  val/acc 0.75000 (best)  1.2 s",
+        "epoch 1  train_loss 0.25000  val_loss 0.50000 (best)  1.2 s",
+        "epoch 1  val_loss 0.50000  val_rmse 3.00000 (best)  1.2 s",
+    ]
 
 
 def test_an_epoch_without_a_best_says_nothing_of_it(pipe):
@@ -195,7 +221,7 @@ def test_what_others_wrote_forges_no_line(pipe, tmp_path):
 def test_a_bar_shows_what_others_wrote_as_characters(terminal):
     """What is said of an epoch's checkpoint, too, may hold a server's words."""
     reporter, out = terminal
-    reporter.begin(Config(epochs=3), epochs_done=0)
+    reporter.begin(3, epochs_done=0, monitor=UNDECLARED)
     reporter.epoch(1, METRICS, 1, "offline \x1b]0;mine\x07 [/red]")
     reporter.end()
     assert "\x1b]0;" not in out.getvalue()

@@ -6,7 +6,7 @@ import pytest
 from support import SMALL, cli, write_table
 
 from onward.errors import UsageError
-from onward.options.run_options import Launch
+from onward.options.request import Launch
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 from onward.opening.identity import params
 from onward.opening.restored import options_of_saved, options_of_unsaved, report_doubted
 from onward.opening.source import find_source, find_store
-from onward.options.run_options import Config
-from onward.tracking.record import FINGERPRINT_TAG, OPTIONS_TAG
+from onward.tracking.names import FINGERPRINT_TAG, OPTIONS_TAG
+from train.kind import find_task
+from train.tabular.options import Config
 
 SAVED = Config(data="mine.csv", target="y", lr=0.5, upload_data="no", strict=True)
 # What uses the rights of whoever resumes, or is none of a resume's.
@@ -75,7 +76,7 @@ def test_a_resume_takes_its_rights_from_the_checkpoint(tracking, record, commit_
     trained = commit_to(record, {1: 0.5})
     tagged(tracking, trained, {**Config().to_dict(), "register": "theirs", "epochs": 30})
     found, _folder, store = find_store(tracking, trained.run_id)
-    config = find_source(found, store, None).config
+    config = find_source(found, store, None, find_task()).options
     assert (config.register, config.epochs) == (None, 30)
 
 
@@ -83,7 +84,7 @@ def test_before_the_first_checkpoint_the_params_have_the_say(tracking, record, c
     """They were written once, by the first attempt; the tag can be written again."""
     tracking.log_params(record.run_id, params(SAVED), known=())
     theirs = {**SAVED.to_dict(), "epochs": 99, **THEIRS}
-    config, doubted = options_of_unsaved(tagged(tracking, record, theirs))
+    config, doubted = options_of_unsaved(tagged(tracking, record, theirs), Config)
     own = {name: getattr(SAVED, name) for name in ("data", "register", "upload_data", "upload")}
     assert {name: getattr(config, name) for name in own} == own
     assert (config.epochs, config.strict) == (99, True)
@@ -94,13 +95,15 @@ def test_a_param_as_mlflow_run_logs_it_is_the_same_value(tracking, record, caplo
     """Quoted for a shell."""
     config = SAVED.replace(data="a b.csv")
     tracking.log_params(record.run_id, {**params(config), "data": "'a b.csv'"}, known=())
-    assert options_of_unsaved(tagged(tracking, record, config.to_dict())) == (config, {})
+    assert options_of_unsaved(tagged(tracking, record, config.to_dict()), Config) == (config, {})
     assert not caplog.records
 
 
 def test_without_params_what_is_not_the_tags_to_say_is_the_default(tracking, record):
     """A run that died within its first second."""
-    config, _doubted = options_of_unsaved(tagged(tracking, record, {**SAVED.to_dict(), **THEIRS}))
+    config, _doubted = options_of_unsaved(
+        tagged(tracking, record, {**SAVED.to_dict(), **THEIRS}), Config
+    )
     default = Config()
     assert (config.data, config.register) == (default.data, None)
     assert (config.lr, config.hidden_size) == (1.0, 10_000)
@@ -110,4 +113,4 @@ def test_a_tag_that_is_none_leaves_nothing_to_start_from(tracking, record):
     """Then the run cannot be resumed, and is said to be none of ours."""
     tracking.set_tags(record.run_id, {FINGERPRINT_TAG: "f" * 64})
     record = tagged(tracking, record, {"epochs": "x"})
-    assert options_of_unsaved(record) == (None, {})
+    assert options_of_unsaved(record, Config) == (None, {})

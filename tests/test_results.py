@@ -22,14 +22,13 @@ from mlflow.exceptions import MlflowException
 from support import SMALL, cli, wait_for, write_table
 
 from onward.checkpoint.store import CheckpointStore
-from onward.options.run_options import Config
 from onward.publish import results
 from onward.system import environment
 from onward.tracking import models as model_files
-from onward.tracking.models import MODEL_TAG
-from onward.tracking.record import DATA_TAG
+from onward.tracking.names import DATA_TAG, MODEL_TAG
 from train.tabular.data import cache
 from train.tabular.data.provide import cache_folder
+from train.tabular.options import Config
 from train.tabular.task import TabularTask
 
 FIGURES = ["best_predicted", "best_residuals", "correlation", "last_predicted", "last_residuals",
@@ -335,9 +334,8 @@ def test_a_best_that_is_damaged_costs_no_run(trained, tracking, caplog):
         file.write_bytes(b"")
     store = CheckpointStore(tracking.artifacts(trained), trained.run_id)
     dataset = cache.load(cache_folder(environment.home(), trained.tags[DATA_TAG]))
-    results.publish_results(
-        tracking, trained.run_id, store, Config(), lambda: dataset, lambda: None
-    )
+    task = TabularTask(dataset, Config(), "cpu")
+    results.publish_results(tracking, trained.run_id, store, Config(), lambda: task, lambda: None)
     [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert re.search(rf"epoch_\d of run .* is damaged: .*train publish {trained.run_id}", warning)
     assert models(tracking) == []
@@ -494,22 +492,32 @@ def test_a_model_that_is_late_keeps_no_run_open(train, tracking, monkeypatch):
 
 def test_a_fault_in_the_page_costs_no_run(train, tracking, monkeypatch):
     """What is only looked at must not end training."""
-    monkeypatch.setattr("train.pages.page.checkpoint_page", lambda *args: 1 / 0)
+    monkeypatch.setattr("onward.publish.publisher.checkpoint_page", lambda *args: 1 / 0)
     result = train("--epochs", "1")
     assert "The page of the checkpoints is not up to date: ZeroDivisionError" in result.output
     assert the_run(tracking).status == "FINISHED"
 
 
-def test_only_the_programs_code_goes_into_a_model(tmp_path):
+def test_only_the_programs_code_goes_into_a_model(tmp_path, monkeypatch):
     """What somebody put beside it, or a link to elsewhere, is not published."""
-    package = tmp_path / "package"
+    package = tmp_path / "package_of_a_test"
     (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
     for name in ("a.py", "inner/b.py", "inner/zh.po", ".env", "table.csv.gz", "key.pem"):
         (package / name).write_text(name)
     (package / "link.py").symlink_to(package / ".env")
-    model_files._copy_code(package, tmp_path / "code")
-    copied = {p.relative_to(tmp_path / "code") for p in (tmp_path / "code").rglob("*.*")}
-    assert {str(path) for path in copied} == {"a.py", "inner/b.py", "inner/zh.po"}
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "code"
+    assert model_files._copy_code(package.name, code) == [
+        f"{code}/onward",
+        f"{code}/{package.name}",
+    ]
+    copied = {str(p.relative_to(code / package.name)) for p in (code / package.name).rglob("*.*")}
+    assert copied == {"__init__.py", "a.py", "inner/b.py", "inner/zh.po"}
+    library = [p for p in (code / "onward").rglob("*") if p.is_file()]
+    assert {p.suffix for p in library} == {".py", ".po"}
+    assert code / "onward" / "cli" / "main.py" in library
+    assert model_files._copy_code("onward", tmp_path / "once") == [f"{tmp_path}/once/onward"]
 
 
 def test_a_model_that_somebody_deleted_is_logged_anew(trained, tracking):

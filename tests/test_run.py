@@ -30,35 +30,62 @@ from onward.checkpoint.staging import Stager
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointError, Interrupted, NonFinite, RunNotUsable, StoreUnavailable
 from onward.metrics import History, is_wall_clock, same_value
+from onward.monitor import UNDECLARED, Monitor
+from onward.opening.begin import fresh_start, start_from
 from onward.opening.source import find_source, open_store
 from onward.opening.waiting import publish_waiting
-from onward.options.run_options import Config
 from onward.publish.publisher import Publisher
 from onward.run import rng, signals
 from onward.run import run as run_module
-from onward.run.run import Run, Start
-from onward.run.state import TrainState
+from onward.run.run import Run
 from onward.system import environment
 from onward.terminal.report import Reporter
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
-from onward.tracking.record import FINGERPRINT_TAG, OPTIONS_TAG
+from onward.tracking.names import BEST_EPOCH_TAG, FINGERPRINT_TAG, OPTIONS_TAG
+from train.kind import find_task
 from train.schedule import Schedule
+from train.tabular.options import Config
 
 SCORES = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.6, 5: 0.1, 6: 0.2}
+SAMPLES = 16
 STEPS = 2  # optimizer steps an epoch
 EVALUATION, END = "evaluation", "end"  # of an epoch: where else than at a step it can be stopped
+
+
+KIND = find_task()
 
 
 class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
-def build(config, width=4):
+class Subject:
+    """What is trained here, as far as a run asks for it; it is called what the first ones were."""
+
+    name, data_fingerprint = "tabular", "d"
+
+    def __init__(self, options, monitor=UNDECLARED):
+        self.options, self.monitor = options, monitor
+
+    def facts(self):
+        return {"rows": 16}
+
+    def extras(self, history, best):
+        return {"aucs": history.values("val_pearson"), "best_corr": best and best.value}
+
+
+def build(options, width=4):
     """Return a small model with dropout, its optimizer and its schedule."""
-    rng.seed_all(rng.derive_seed("weights", config.seed))
+    rng.seed_all(rng.derive_seed("weights", options.seed))
     model = nn.Sequential(nn.Linear(3, width), nn.Dropout(0.5), nn.Linear(width, 1))
-    return model, torch.optim.AdamW(model.parameters(), fused=True), Schedule(config)
+    schedule = Schedule(options, Monitor("train_loss", "min"))
+    return model, torch.optim.AdamW(model.parameters(), fused=True), schedule
+
+
+def parts_of(model, optimizer, schedule):
+    """Return what is built as a run takes it."""
+    return {"model": model, "optimizer": optimizer, "scheduler": schedule}
 
 
 def make_step(model, optimizer):
@@ -70,33 +97,34 @@ def make_step(model, optimizer):
 
 
 def train(run, scores=SCORES, stop_at=(), act=None, width=4, more=None, num_steps=STEPS):
-    """Train; at (epoch, step) `act`, which by default raises; log the metrics `more` as well.
+    """Train; at (epoch, step) `act`, which by default raises; log `more`, or `more(epoch)`, too.
 
-    In place of a step there may be EVALUATION, or END: right before the epoch is saved.
+    In place of a step there may be EVALUATION, or END: right before the epoch is saved. An `act`
+    that returns True leaves the loop there, by `break`.
     """
 
     def act_at(epoch, moment):
-        if (epoch, moment) == stop_at:
-            if act is None:
-                raise Stopped
-            act()
+        if (epoch, moment) != stop_at:
+            return False
+        if act is None:
+            raise Stopped
+        return act() is True
 
-    model, optimizer, schedule = build(run.config, width)
-    run.restore(TrainState(model, optimizer, schedule))
-    for epoch in run.epochs():
+    model, optimizer, schedule = build(run.options, width)
+    run.restore(parts_of(model, optimizer, schedule))
+    for epoch in run.epochs(range(1, run.options.epochs + 1)):
         optimizer.param_groups[0]["lr"] = schedule.lr(epoch)
-        total = run.state.running_sum("train_loss", torch.device("cpu"))
-        for step in run.steps(range(run.state.epoch_step + 1, num_steps + 1), num_steps):
-            act_at(epoch, step)
-            total += make_step(model, optimizer)
+        for _indices in run.order(SAMPLES, SAMPLES // num_steps):
+            act_at(epoch, run.state.epoch_step + 1)
+            run.mean("train_loss").add(make_step(model, optimizer))
         with run.interruptible():
             act_at(epoch, EVALUATION)
-        loss = total.item() / num_steps
+        loss = run.mean("train_loss").value
         schedule.observe(loss)
         metrics = {"train_loss": loss, "val_loss": loss / 2, "val_pearson": scores[epoch]}
-        run.log({**metrics, **(more or {})}, num_samples=16)
-        act_at(epoch, END)
-        run.save()
+        run.log(**metrics, **(more(epoch) if callable(more) else more or {}))
+        if act_at(epoch, END):
+            break
 
 
 class Bench:
@@ -108,50 +136,50 @@ class Bench:
     def new_run(self):
         return self.tracking.create_run("0", None, {}).run_id
 
-    def begin(self, run_id, tracking=None, **options):
+    def begin(self, run_id, tracking=None, monitor=UNDECLARED, **options):
         """Open the next attempt, with a connection of its own where one is given."""
-        config = Config(**{"epochs": 4, "schedule_epochs": 6, **options})
+        options = Config(**{"epochs": 4, "schedule_epochs": 6, **options})
         tracking = tracking or self.tracking
         folder = RunFolder(environment.run_folder(tracking.uri, run_id))
         assert folder.acquire()
         seen = tracking.get_run(run_id)
         store, manifests = open_store(tracking, seen, folder), []
+        subject = Subject(options, monitor)
         if seen.attempts == 0:
-            attempt, start = Attempt.first(tracking, seen), Start(None, History())
+            attempt, start = Attempt.first(tracking, seen), fresh_start(subject)
         else:
-            publish_waiting(tracking, seen, store, folder)
+            publish_waiting(tracking, seen, store, folder, None)
             seen = tracking.get_run(run_id)
-            source = find_source(seen, store, None)
+            source = find_source(seen, store, None, KIND)
             manifests = source.manifests
             attempt = Attempt.another(tracking, seen, None, source.epoch + 1, {})
-            start = Start(source.checkpoint, tracking.published(run_id, seen.metrics))
-        attempt.begin({FINGERPRINT_TAG: "f", OPTIONS_TAG: json.dumps(config.to_dict())})
+            start = fresh_start(subject)
+            if source.content is not None:
+                start = start_from(source.content, tracking.published(run_id, seen.metrics))
+        attempt.begin({FINGERPRINT_TAG: "f", OPTIONS_TAG: json.dumps(options.to_dict())})
         spool = folder.spool(attempt.number)
         spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
         spool.log_file.write_text("a line\n")
+        retention = Retention.of(options)
         publisher = Publisher(
-            tracking,
-            store,
-            spool,
-            Retention.of(config),
-            manifests,
-            check_lease=attempt.check_lease,
+            attempt, store, spool, retention, manifests, published=start.published
         )
-        pipeline = Pipeline(publisher, spool, config.max_spool_bytes, config.upload == "sync")
+        pipeline = Pipeline(
+            publisher, spool, options.max_spool_bytes, options.upload == "sync", start.monitor
+        )
         reporter = Reporter(Console(file=io.StringIO()))
-        return Run(
-            config, attempt, pipeline, folder, start, {"fingerprint": "d"}, reporter, lambda: None
-        )
+        return Run(subject, attempt, pipeline, folder, start, reporter, lambda: None)
 
     def source(self, run_id):
         record = self.tracking.get_run(run_id)
-        return find_source(record, CheckpointStore(self.tracking.artifacts(record), run_id), None)
+        store = CheckpointStore(self.tracking.artifacts(record), run_id)
+        return find_source(record, store, None, KIND)
 
     def contents(self, run_id):
         """Return what each checkpoint holds, oldest first."""
         record = self.tracking.get_run(run_id)
         store = CheckpointStore(self.tracking.artifacts(record), run_id)
-        return [store.get(m, self.folder / run_id / m.name) for m in store.list()]
+        return [store.get(m).to_dict() for m in store.list()]
 
     def names(self, run_id):
         """Return the names of the checkpoints in the store, oldest first."""
@@ -162,7 +190,7 @@ class Bench:
 
     def final(self, run_id):
         """Return the newest checkpoint, flat, without what two equal runs differ in."""
-        content = dict(self.source(run_id).checkpoint)
+        content = self.source(run_id).content.to_dict()
         for name in ("timestamp", "environment"):
             del content[name]
         history = History()
@@ -307,12 +335,12 @@ def test_a_checkpoint_says_what_it_was_made_of(bench, run_id):
     """Options, data and environment are in it, beside the state (design 4)."""
     with bench.begin(run_id, epochs=1) as run:
         train(run)
-    content = bench.source(run_id).checkpoint
-    assert content["config"] == run.config.to_dict()
-    assert content["data"] == {"fingerprint": "d"}
-    assert {"host", "versions", "code"} <= set(content["environment"])
-    assert content["timestamp"] > 1.7e9
-    assert (content["epoch"], content["step"], content["aucs"]) == (1, STEPS, [0.3])
+    content = bench.source(run_id).content
+    assert content.config == run.options.to_dict()
+    assert content.data == {"fingerprint": "d", "rows": 16}
+    assert {"host", "versions", "code"} <= set(content.environment)
+    assert content.timestamp > 1.7e9
+    assert (content.epoch, content.step, content.extras["aucs"]) == (1, STEPS, [0.3])
 
 
 @pytest.mark.parametrize("upload", ["sync", "async"])
@@ -384,14 +412,14 @@ def test_saving_does_not_disturb_training(bench, run_id, checkpoint_freq):
     """Invariant 4: weights and random numbers are those of the same loop without a run."""
     with bench.begin(run_id, checkpoint_freq=checkpoint_freq) as run:
         train(run)
-    saved = bench.source(run_id).checkpoint
-    model, optimizer, schedule = build(run.config)
+    saved = bench.source(run_id).content
+    model, optimizer, schedule = build(run.options)
     for epoch in (1, 2, 3, 4):
         optimizer.param_groups[0]["lr"] = schedule.lr(epoch)
         for _ in range(STEPS):
             make_step(model, optimizer)
-    assert flat(dict(model.state_dict())) == flat(saved["model_state_dict"])
-    assert flat(rng.capture()) == flat(saved["rng"])
+    assert flat(dict(model.state_dict())) == flat(saved.parts["model"])
+    assert flat(rng.capture()) == flat(saved.rng)
 
 
 def test_weights_are_set_aside_before_a_step_changes_them(bench, run_id, monkeypatch):
@@ -549,10 +577,10 @@ def test_saving_inside_an_epoch_does_not_disturb_training(bench, run_id):
     for one, every in ((run_id, 1), (whole, 0)):
         with bench.begin(one, upload="sync", checkpoint_steps=every) as run:
             train(run, **LONG)
+    contents = [bench.source(one).content for one in (run_id, whole)]
     compared = [
-        {k: flat(v) for k, v in bench.source(one).checkpoint.items() if k.endswith("_dict")}
-        | {"rng": flat(bench.source(one).checkpoint["rng"])}
-        for one in (run_id, whole)
+        {name: flat(part) for name, part in {**one.parts, "rng": one.rng}.items()}
+        for one in contents
     ]
     assert compared[0] == compared[1]
 
@@ -718,7 +746,7 @@ def test_a_stop_without_a_server_loses_nothing(bench, run_id, away):
     assert bench.spool(run_id).list()[-1].name == "global_step_7"
     assert bench.spool(run_id).read_journal()["status"] == "KILLED"
     with bench.begin(run_id) as run:
-        assert run._start.checkpoint["step"] == 7
+        assert run._start.content.step == 7
         train(run, **LONG)
     assert once_each(bench.rows(run_id), 4)
 
@@ -731,7 +759,7 @@ def test_published_values_stay_when_an_epoch_is_trained_again(bench, run_id, cap
     for epoch in (3, 4):
         bench.damage(run_id, epoch)
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "train"), bench.begin(run_id, epochs=5) as run:
+    with caplog.at_level(logging.WARNING, "onward"), bench.begin(run_id, epochs=5) as run:
         train(run, scores={**SCORES, 3: 0.41, 4: 0.99})
     after = bench.rows(run_id)
     assert once_each(after, 5)
@@ -740,7 +768,7 @@ def test_published_values_stay_when_an_epoch_is_trained_again(bench, run_id, cap
     assert len(differences) == 1
     assert "val_pearson=0.41; 0.4 was published" in differences[0].getMessage()
     assert run.state.history.values("val_pearson") == [0.3, 0.5, 0.4, 0.6, 0.1]
-    assert (run.state.best_corr, run.state.best_epoch) == (0.6, 4)
+    assert run.best == (0.6, 4)
 
 
 def test_an_epoch_trained_again_alike_is_no_difference(bench, run_id, caplog):
@@ -752,7 +780,7 @@ def test_an_epoch_trained_again_alike_is_no_difference(bench, run_id, caplog):
     for epoch in (3, 4):
         bench.damage(run_id, epoch)
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "train"), bench.begin(run_id) as run:
+    with caplog.at_level(logging.WARNING, "onward"), bench.begin(run_id) as run:
         train(run, scores, more=more)
     assert bench.source(run_id).epoch == 4
     assert not [r for r in caplog.records if "trained again" in r.getMessage()]
@@ -786,6 +814,88 @@ def test_early_stopping_without_any_score(bench, run_id):
     assert run.state.best_epoch is None
 
 
+LOWEST = Monitor("val_rmse", "min")
+
+
+def errors(*values):
+    """Return what logs those values of `LOWEST`, one for each epoch of the run."""
+    return {"more": lambda epoch: {LOWEST.name: values[epoch - 1]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "stored"),
+    [
+        ((0.5, 0.2, 0.4, 0.3), (0.2, 2), [2, 4]),
+        ((0.5, 0.4, 0.3, 0.2), (0.2, 4), [3, 4]),
+        ((0.5, 0.5, 0.6, 0.5), (0.5, 1), [1, 2, 4]),
+        ((-0.5, 0.0, -1.0, 1.0), (-1.0, 3), [1, 3, 4]),
+        ((-math.inf, 0.2, 0.4, 0.3), (0.2, 2), [2, 4]),
+        ((math.nan, 0.2, -math.inf, math.nan), (0.2, 2), [2, 4]),
+        ((math.nan, math.nan, -math.inf, math.inf), None, [4]),
+    ],
+)
+def test_where_less_is_better_the_lowest_is_best(bench, run_id, values, best, stored):
+    """State, metrics, pointer and what stays agree; infinity and NaN are never best."""
+    options = {"monitor": LOWEST, "upload": "sync", "checkpoint_freq": 99, "keep_best": 2}
+    with bench.begin(run_id, **options) as run:
+        train(run, **errors(*values))
+    assert run.best == best
+    seen = bench.tracking.get_run(run_id)
+    told = seen.metrics.get(f"best_{LOWEST.name}"), seen.metrics.get("best_epoch")
+    assert told == (best or (None, None))
+    assert seen.tags.get(BEST_EPOCH_TAG) == (str(best[1]) if best else None)
+    source = bench.source(run_id)
+    assert [m.epoch for m in source.manifests] == stored
+    assert source.content.best_epoch == (best[1] if best else None)
+    assert {m.monitor for m in source.manifests} == {source.content.monitor} == {LOWEST}
+
+
+def test_the_metric_that_a_run_is_judged_by_stays(bench, run_id):
+    """A resume goes by the checkpoint, whatever the task says now."""
+    options = {"upload": "sync", "checkpoint_freq": 99}
+    with pytest.raises(Stopped), bench.begin(run_id, monitor=LOWEST, **options) as run:
+        train(run, **errors(0.2, 0.4, 0.3), stop_at=(4, 1))
+    assert run.best == (0.2, 1)
+    with bench.begin(run_id, **options) as run:
+        assert run.monitor == LOWEST
+        train(run, **errors(0.2, 0.4, 0.3, 0.1))
+    assert run.best == (0.1, 4)
+    assert [m.epoch for m in bench.source(run_id).manifests] == [4]
+
+
+@pytest.mark.parametrize("cut", [None, 2, 3])
+def test_early_stopping_waits_for_a_lower_value(bench, run_id, cut):
+    """Where less is better, too, after a resume as without one."""
+    values = (0.3, 0.2, 0.4, 0.2, 0.1, 0.1)
+    options = {"monitor": LOWEST, "epochs": 6, "early_stopping": 2, "upload": "sync"}
+    if cut is not None:
+        with pytest.raises(Stopped), bench.begin(run_id, **options) as run:
+            train(run, **errors(*values), stop_at=(cut, 2))
+    with bench.begin(run_id, **options) as run:
+        train(run, **errors(*values))
+    assert (run.state.epoch, run.best) == (4, (0.2, 2))
+    assert bench.status(run_id) == "FINISHED"
+    assert bench.source(run_id).manifest.kept
+
+
+def test_the_best_where_less_is_better_is_never_passed_over(bench, run_id, busy, saved):
+    """It is worth waiting for the one before; a higher value is not."""
+    options = {"monitor": LOWEST, "checkpoint_freq": 99}
+    with bench.begin(run_id, **options) as run:
+        train(run, **errors(0.5, 0.6, 0.4, 0.9))
+    assert saved == [(1, 2), (3, 6), (4, 8)]
+
+
+def test_the_log_names_the_metric_by_which_it_was_judged(bench, run_id, caplog):
+    """At the end, and where training stopped since it became no better."""
+    options = {"monitor": LOWEST, "epochs": 6, "early_stopping": 2}
+    with caplog.at_level(logging.INFO, "onward"), bench.begin(run_id, **options) as run:
+        train(run, **errors(0.3, 0.2, 0.4, 0.2))
+    lines = [r.getMessage() for r in caplog.records]
+    assert "FINISHED after epoch 4, best val_rmse 0.20000 (epoch 2)" in lines
+    assert "Stopped early: val_rmse has not become better for 2 epochs" in lines
+
+
 def test_every_nth_and_the_last_are_kept(bench, run_id):
     """checkpoint_freq and the end of the run decide what stays, beside the best."""
     with bench.begin(run_id, epochs=5, checkpoint_freq=2) as run:
@@ -806,20 +916,148 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(bench, run_id):
     assert bench.source(run_id).epoch == 1
 
 
-def test_an_epoch_must_end_with_save(bench, run_id):
-    """A loop that forgets to save is told so, instead of losing the epoch."""
+def test_an_epoch_ends_when_the_next_is_asked_for(bench, run_id):
+    """A loop that says nothing of its end loses no epoch: each is complete, saved, published."""
+    run = bench.begin(run_id, epochs=3, upload="sync", keep_last=99)
+    run.restore(parts_of(*build(run.options)))
+    with run:
+        for epoch in run.epochs(range(1, 4)):
+            assert [m.epoch for m in bench.source(run_id).manifests] == list(range(1, epoch))
+            assert run.state.epoch == epoch - 1
+    assert bench.names(run_id) == ["epoch_1", "epoch_2", "epoch_3"]
+    assert once_each(bench.rows(run_id), 3)
+    assert bench.status(run_id) == "FINISHED"
+
+
+def leave():
+    """Leave the loop where it is, by `break`."""
+    return True
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_break_ends_the_epoch_as_done(bench, run_id, last):
+    """What the loop has logged is saved and published, and the run goes on behind it."""
+    with bench.begin(run_id) as run:
+        train(run, stop_at=(last, END), act=leave)
+    assert (run.state.epoch, run.step) == (last, last * STEPS)
+    source = bench.source(run_id)
+    assert (source.epoch, source.manifest.name) == (last, f"epoch_{last}")
+    assert source.manifest.score == SCORES[last]
+    assert bench.status(run_id) == "FINISHED"
+    assert once_each(bench.rows(run_id), last)
+    with bench.begin(run_id) as run:
+        train(run)
+    assert once_each(bench.rows(run_id), 4)
+    whole = bench.new_run()
+    with bench.begin(whole) as run:
+        train(run)
+    assert bench.final(run_id) == bench.final(whole)
+
+
+def test_after_the_last_epoch_nothing_is_ended_once_more(bench, run_id, saved):
+    """What comes behind the loop is of no epoch."""
+    with bench.begin(run_id, epochs=2) as run:
+        train(run)
+    assert saved == [(1, STEPS), (2, 2 * STEPS)]
+    assert run.state.epoch == 2
+
+
+@pytest.mark.parametrize("moment", [2, EVALUATION, END])
+def test_an_error_leaves_the_epoch_as_never_begun(bench, run_id, moment):
+    """Even where all of it was logged: nothing of it is saved or published (invariant 2)."""
+    with pytest.raises(Stopped), bench.begin(run_id) as run:
+        train(run, stop_at=(2, moment))
+    assert run.state.epoch == 1
+    assert bench.names(run_id) == ["epoch_1"]
+    assert once_each(bench.rows(run_id), 1)
+    assert bench.status(run_id) == "FAILED"
+    with bench.begin(run_id) as run:
+        train(run)
+    whole = bench.new_run()
+    with bench.begin(whole) as run:
+        train(run)
+    assert bench.final(run_id) == bench.final(whole)
+
+
+def test_an_error_in_ending_a_left_epoch_ends_the_run_with_it(bench, run_id, monkeypatch):
+    """A `break` whose epoch cannot be saved is not FINISHED (invariants 7, 9)."""
     run = bench.begin(run_id)
-    run.restore(TrainState(*build(run.config)))
-    with pytest.raises(AssertionError, match=r"save\(\) ends an epoch"), run:
-        list(run.epochs())
+    refused = CheckpointError("cannot be saved")
+
+    def refuse(*arguments):
+        raise refused
+
+    def act():
+        monkeypatch.setattr(run._pipeline, "save", refuse)
+        return True
+
+    with pytest.raises(CheckpointError, match="cannot be saved"), run:
+        train(run, stop_at=(2, END), act=act)
+    assert bench.status(run_id) == "FAILED"
+    assert bench.names(run_id) == ["epoch_1"]
+
+
+def test_the_numbers_of_the_epochs_are_the_callers(bench, run_id):
+    """They are for the loop to look at; what is counted is how many there were."""
+    seen = []
+    for num_epochs in (2, 4):
+        run = bench.begin(run_id)
+        with run:
+            run.restore(parts_of(*build(run.options)))
+            for number in run.epochs(range(10, 10 + 10 * num_epochs, 10)):
+                seen.append(number)
+                run.log(val_pearson=number / 100)
+    assert seen == [10, 20, 30, 40]
+    assert run.best == (0.4, 4)
+    assert once_each(bench.rows(run_id), 4)
+
+
+def test_what_is_logged_twice_in_an_epoch_is_of_one_epoch(bench, run_id):
+    """Each call adds its metrics; of the same one the first value stays, also for the best."""
+    with bench.begin(run_id, epochs=2) as run:
+        run.restore(parts_of(*build(run.options)))
+        for epoch in run.epochs(range(1, 3)):
+            run.log(val_pearson=epoch / 10)
+            run.log(val_loss=0.5, val_pearson=0.9)
+    rows = bench.rows(run_id)
+    assert once_each(rows, 2)
+    assert [rows["val_pearson", epoch][0][0] for epoch in (1, 2)] == [0.1, 0.2]
+    assert [rows["val_loss", epoch][0][0] for epoch in (1, 2)] == [0.5, 0.5]
+    assert run.best == (0.2, 2)
+    assert {m.epoch: m.score for m in bench.source(run_id).manifests} == {2: 0.2}
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 2])
+def test_what_was_logged_before_a_stop_inside_the_epoch_is_told_once(bench, run_id, stop_at):
+    """The resume logs it again, with what comes behind it: each metric has each epoch once."""
+
+    def train_in_two_parts(run, stop_at=None):
+        run.restore(parts_of(*build(run.options)))
+        for epoch in run.epochs(range(1, 3)):
+            for _indices in run.order(SAMPLES, 8):
+                run.mean("train_loss").add(1.0)
+            for part, name in enumerate(("train_loss", "val_pearson", "val_loss")):
+                with run.interruptible():
+                    if (epoch, part) == (2, stop_at):
+                        signal.raise_signal(signal.SIGTERM)
+                run.log(**{name: run.mean("train_loss").value * epoch / 10})
+
+    with pytest.raises(Interrupted), bench.begin(run_id, epochs=2, upload="sync") as run:
+        train_in_two_parts(run, stop_at)
+    assert bench.names(run_id)[-1] == "global_step_4"
+    assert once_each(bench.rows(run_id), 1)
+    with bench.begin(run_id, epochs=2) as run:
+        train_in_two_parts(run)
+    assert once_each(bench.rows(run_id), 2)
+    assert run.best == (0.2, 2)
 
 
 def test_the_log_is_stored_and_its_last_lines_tell_how_to_go_on(bench, run_id, caplog):
-    """The end of the log names status, epoch, best correlation and the command."""
-    with caplog.at_level(logging.INFO, "train"), bench.begin(run_id) as run:
+    """The end of the log names status, epoch, the best value and the command."""
+    with caplog.at_level(logging.INFO, "onward"), bench.begin(run_id) as run:
         train(run)
     lines = [r.getMessage() for r in caplog.records]
-    end = lines.index("FINISHED after epoch 4, best correlation 0.60000 (epoch 4)")
+    end = lines.index("FINISHED after epoch 4, best val_pearson 0.60000 (epoch 4)")
     commands = [line for line in lines[end + 1 :] if "train run" in line]
     assert commands[0].endswith(f"train run --resume_run {run_id} --epochs 8")
     root = Path(bench.tracking.get_run(run_id).artifact_uri)
@@ -901,7 +1139,7 @@ def test_a_run_whose_last_epochs_were_not_saved_is_not_finished(bench, run_id, m
     assert bench.status(run_id) == "FINISHED"
 
 
-def test_nan_and_infinity_are_not_thesame_value():
+def test_nan_and_infinity_are_not_the_same_value():
     """A value that became NaN when it was trained again is a difference."""
     assert same_value(math.nan, math.nan)
     assert same_value(math.inf, 1.7976931348623157e308)
@@ -911,9 +1149,9 @@ def test_nan_and_infinity_are_not_thesame_value():
 
 def test_the_log_does_not_say_finished_of_epochs_that_are_nowhere(bench, run_id, caplog):
     """How training ended is told when it is known whether its last state could be written."""
-    caplog.set_level("INFO", "train")
+    caplog.set_level("INFO", "onward")
     run = bench.begin(run_id, upload="async").__enter__()
-    run._spool.free_bytes = lambda: -1
+    run._pipeline.spool.free_bytes = lambda: -1
     train(run)
     with pytest.raises(CheckpointError, match="newest epochs of run"):
         run.__exit__(None, None, None)

@@ -8,21 +8,32 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onward.options.run_options import Config
+from onward.monitor import Monitor
 from train.schedule import FLOOR, PLATEAU_EPOCHS, PLATEAU_FACTOR, Schedule
+from train.tabular.options import Config
+
+LOSS = Monitor("val_loss", "min")
 
 
-def schedule(**options):
-    return Schedule(Config(**options))
+def schedule(watched=LOSS, **options):
+    options = Config(**options)
+    horizon = options.schedule_epochs or options.epochs  # as it is chosen when a run begins
+    return Schedule(options.replace(schedule_epochs=horizon), watched)
 
 
 def rates(scheduled, losses, first=1):
-    """Return the rate of each epoch, while the losses are observed."""
+    """Return the rate of each epoch, while the losses, or what else is watched, are observed."""
     found = []
     for epoch, loss in enumerate(losses, start=first):
         found.append(scheduled.lr(epoch))
         scheduled.observe(loss)
     return found
+
+
+def test_a_schedule_needs_its_horizon():
+    """Who makes one without it has not opened the task: no default hides that."""
+    with pytest.raises(AssertionError, match="chosen when the task was opened"):
+        Schedule(Config(), LOSS)
 
 
 def test_cosine_starts_at_lr_and_ends_at_the_floor():
@@ -101,7 +112,29 @@ def test_a_fork_with_another_lr_keeps_the_plateau():
     assert forked.lr(5) == pytest.approx(2.0)
 
 
-def test_nan_is_never_the_best_loss():
+@pytest.mark.parametrize("first", [math.nan, -math.inf, math.inf])
+def test_neither_nan_nor_infinity_is_ever_the_best_loss(first):
     """A first loss of NaN is a bad epoch, and does not make all later ones bad."""
-    losses = [math.nan, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    losses = [first, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
     assert set(rates(schedule(schedule="plateau", lr=3.0), losses)) == {3.0}
+    assert set(rates(schedule(schedule="plateau", lr=3.0), [1.0, *losses])) == {3.0}
+
+
+@pytest.mark.parametrize("first", [math.nan, -math.inf, math.inf])
+def test_plateau_watches_a_metric_that_is_to_rise(first):
+    """Where more is better, it falls after three epochs without a higher value; a tie is none."""
+    watched = Monitor("acc", "max")
+    rising = [first, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert set(rates(schedule(watched, schedule="plateau", lr=3.0), rising)) == {3.0}
+    values = [0.5, 0.5, 0.4, 0.6, 0.5, 0.6, 0.1, 0.7]
+    found = rates(schedule(watched, schedule="plateau", lr=3.0), values)
+    assert found[:7] == [3.0] * 7
+    assert found[7] == pytest.approx(3.0 * PLATEAU_FACTOR)
+
+
+@given(st.lists(st.floats(-10, 10), max_size=20))
+def test_to_rise_is_to_fall_upside_down(values):
+    """The two directions are one rule."""
+    falling = rates(schedule(schedule="plateau"), values)
+    upside_down = [-value for value in values]
+    assert rates(schedule(Monitor("acc"), schedule="plateau"), upside_down) == falling

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +14,39 @@ from torch import nn
 
 from onward.checkpoint.format import FORMAT_VERSION, to_plain
 from onward.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound, UsageError
-from onward.metrics import History
-from onward.options.run_options import Config
+from onward.metrics import History, Point
+from onward.monitor import UNDECLARED, Monitor
 from onward.run.state import TrainState
 from train.schedule import Schedule
 from train.script import check_order, read_checkpoint_file
+from train.tabular.options import Config
 
 AUCS = [0.5, 0.75, 0.625]
 
 
 def read_file(path, **given):
     """Return the checkpoint in a file, for a run with the given options."""
-    return read_checkpoint_file(path, given)[1]
+    return read_checkpoint_file(path, given, Config)[1]
+
+
+def best_of(read):
+    """Return the best epoch and its value, by the history."""
+    best = read.monitor.best(read.history.series(read.monitor.name))
+    return best and (best.value, best.epoch)
+
+
+def state(epoch=0):
+    """Return the state of a model that nothing has been learned by."""
+    model = nn.Linear(3, 1)
+    parts = {"model": model, "optimizer": torch.optim.AdamW(model.parameters())}
+    schedule = Schedule(Config(schedule_epochs=20), Monitor("val_loss", "min"))
+    return TrainState({**parts, "scheduler": schedule}, epoch=epoch)
+
+
+def our_content(config, state, **more):
+    """Return what a file of this program holds."""
+    content = {**state.capture().to_dict(), "config": config.to_dict(), **more}
+    return {**content, "format_version": FORMAT_VERSION, "best_corr": None}
 
 
 def script_content(**changes):
@@ -81,26 +103,25 @@ def test_a_script_file_is_read_as_a_checkpoint(file, caplog, numpy_version):
     path = file(content)
     if numpy_version == 1:
         with_numpy_1_names(path)
-    with caplog.at_level(logging.WARNING, "train"):
+    with caplog.at_level(logging.WARNING, "onward"):
         read = read_file(path)
-    assert (read["format_version"], read["epoch"], read["step"]) == (FORMAT_VERSION, 3, 6)
-    assert (read["best_corr"], read["best_epoch"]) == (0.75, 2)
+    assert (read.epoch, read.step, read.epoch_step, read.monitor) == (3, 6, 0, UNDECLARED)
+    assert best_of(read) == (0.75, 2)
     for name, weight in content["model_state_dict"].items():
-        assert torch.equal(read["model_state_dict"][name], weight)
-    history = History()
-    history.load_state_dict(read["history"])
+        assert torch.equal(read.parts["model"][name], weight)
+    history = read.history
     assert history.values("val_pearson") == AUCS
     assert history.values("train_loss") == [0.4, 0.3, 0.2]
     assert history.values("val_loss") == [0.5, 0.4, 0.35]
     assert [p.step for p in history if p.key == "val_loss"] == [1, 2, 3]
     assert "not exactly as it would have" in caplog.text
-    assert to_plain(read)
+    assert to_plain(read.to_dict())
 
 
 def test_random_numbers_of_a_script_file_come_from_the_seed(file):
     """The file holds no random state: it follows from the seed, the same each time."""
     path = file(script_content())
-    first, again, other = (read_file(path, seed=s)["rng"] for s in (1, 1, 2))
+    first, again, other = (read_file(path, seed=s).rng for s in (1, 1, 2))
     assert torch.equal(first["torch"], again["torch"])
     assert first["python"] == again["python"]
     assert not torch.equal(first["torch"], other["torch"])
@@ -110,8 +131,7 @@ def test_the_times_of_a_script_file_end_with_the_file(file):
     """A file tells no time of its epochs: they lie before its own, in order."""
     path = file(script_content())
     os.utime(path, (1_700_000_000, 1_700_000_000))
-    history = History()
-    history.load_state_dict(read_file(path)["history"])
+    history = read_file(path).history
     times = [history.get("val_loss", epoch).timestamp_ms for epoch in (1, 2, 3)]
     assert times == [1_700_000_000_000 - 2, 1_700_000_000_000 - 1, 1_700_000_000_000]
 
@@ -130,37 +150,34 @@ def test_what_the_script_may_have_left_out_is_not_needed(file):
     needed = ("epoch", "model_state_dict", "optimizer_state_dict")
     content = {k: v for k, v in script_content().items() if k in needed}
     read = read_file(file(content))
-    assert (read["epoch"], read["best_corr"], read["best_epoch"]) == (3, None, None)
-    assert read["history"] == {}
-    assert read["scheduler_state_dict"] == Schedule(Config()).state_dict()
+    assert (read.epoch, best_of(read), list(read.history)) == (3, None, [])
+    assert read.parts["scheduler"] is None, "a fresh one begins"
 
 
 def test_nan_in_the_scripts_curve_is_not_its_best(file):
     """NaN is never best, also in a file of the script."""
     aucs = [np.float64(np.nan), np.float64(0.25), np.float64(np.nan)]
     read = read_file(file(script_content(aucs=aucs)))
-    assert (read["best_corr"], read["best_epoch"]) == (0.25, 2)
+    assert best_of(read) == (0.25, 2)
 
 
 def test_a_schedule_of_another_kind_starts_afresh_and_says_so(file, caplog):
     """torch's schedule state fits none of ours; that it is left out is a warning."""
-    with caplog.at_level(logging.WARNING, "train"):
+    with caplog.at_level(logging.WARNING, "onward"):
         read = read_file(file(script_content()), schedule="plateau")
     assert "from epoch 4 the rate follows schedule=plateau" in caplog.text
-    assert read["scheduler_state_dict"] == Schedule(Config(schedule="plateau")).state_dict()
+    assert read.parts["scheduler"] is None, "a fresh one begins"
 
 
 def test_our_own_file_is_read_as_it_is(file, caplog):
     """A downloaded checkpoint of this format keeps its random state: no warning."""
-    model = nn.Linear(3, 1)
-    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
     config = Config(seed=4, hidden_size=8)
-    content = {"format_version": FORMAT_VERSION, "config": config.to_dict(), **state.capture()}
-    with caplog.at_level(logging.WARNING, "train"):
-        options, read = read_checkpoint_file(file(to_plain(content)), {"seed": 5})
+    content = our_content(config, state())
+    with caplog.at_level(logging.WARNING, "onward"):
+        options, read = read_checkpoint_file(file(to_plain(content)), {"seed": 5}, Config)
     assert options == config.replace(seed=5), "given options win, the others are the file's"
-    assert set(read) == set(content)
-    assert torch.equal(read["rng"]["torch"], content["rng"]["torch"])
+    assert set(read.to_dict()) == set(content)
+    assert torch.equal(read.rng["torch"], content["rng"]["torch"])
     assert caplog.records == []
 
 
@@ -242,9 +259,9 @@ def test_a_folder_is_told_as_one(tmp_path):
 def test_numbers_of_any_kind_make_the_curves(file, kind):
     """`scipy.stats.pearsonr` gives float32 for float32, and metrics may be tensors."""
     path = file(script_content(aucs=[kind(v) for v in (1, 0, 1)], epoch=np.int64(3)))
-    assert read_file(path)["best_corr"] == 1.0
+    assert best_of(read_file(path)) == (1.0, 1)
     for curve in (np.array([1, 0, 1], np.float32), torch.tensor([1.0, 0.0, 1.0])):
-        assert read_file(file(script_content(aucs=curve)))["best_epoch"] == 1
+        assert best_of(read_file(file(script_content(aucs=curve)))) == (1.0, 1)
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -253,12 +270,12 @@ def test_of_any_file_the_weights_alone_can_be_taken(file, caplog, bare):
     weights = nn.Linear(3, 1).state_dict()
     sgd = {"optimizer_state_dict": {"state": {}, "param_groups": []}, "epoch": -1}
     path = file(weights if bare else script_content(model_state_dict=weights, **sgd))
-    with caplog.at_level(logging.WARNING, "train"):
-        config, read = read_checkpoint_file(path, {"epochs": 7}, weights_only=True)
+    with caplog.at_level(logging.WARNING, "onward"):
+        config, read = read_checkpoint_file(path, {"epochs": 7}, Config, weights_only=True)
     assert "the weights alone are taken" in caplog.text
-    assert (read["epoch"], read["step"], read["history"]) == (0, 0, {})
-    assert (read["optimizer_state_dict"], read["best_corr"]) == (None, None)
-    assert torch.equal(read["model_state_dict"]["weight"], weights["weight"])
+    assert (read.epoch, read.step, list(read.history), best_of(read)) == (0, 0, [], None)
+    assert (read.parts["optimizer"], read.parts["scheduler"]) == (None, None)
+    assert torch.equal(read.parts["model"]["weight"], weights["weight"])
     assert config == Config(epochs=7)
 
 
@@ -289,11 +306,9 @@ def test_parts_of_another_kind_are_refused_in_one_line(file, changes):
 
 def inside_an_epoch(epoch_step):
     """Return what this program saved inside an epoch, or with 0 at the end of one."""
-    model = nn.Linear(3, 1)
-    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()), epoch=4)
-    state.epoch_step = epoch_step
-    identity = {"config": Config(seed=4).to_dict(), "data": {"fingerprint": "d"}}
-    return to_plain({"format_version": FORMAT_VERSION, **identity, **state.capture()})
+    reached = state(epoch=4)
+    reached.epoch_step = epoch_step
+    return to_plain(our_content(Config(seed=4), reached, data={"fingerprint": "d"}))
 
 
 @pytest.mark.parametrize(
@@ -312,21 +327,50 @@ def test_a_file_from_inside_an_epoch_keeps_the_order_of_its_batches(file, given,
     """The rest of the epoch must be the rest of its samples; at an epoch's end all is free."""
     for epoch_step in (0, 3):
         path = file(inside_an_epoch(epoch_step))
-        config, checkpoint = read_checkpoint_file(path, given)
+        options, content = read_checkpoint_file(path, given, Config)
+        subject = SimpleNamespace(options=options, data_fingerprint=data)
         if changed is None or epoch_step == 0:
-            check_order(checkpoint, config, data, path)
+            check_order(content, subject, path)
             continue
         with pytest.raises(UsageError, match=f"lies inside epoch 5, and with another {changed} "):
-            check_order(checkpoint, config, data, path)
+            check_order(content, subject, path)
 
 
-@pytest.mark.parametrize("missing", ["step", "history", "rng", "best_corr", "config"])
+@pytest.mark.parametrize(
+    "missing", ["step", "history", "rng", "best_epoch", "config", "scheduler_state_dict"]
+)
 def test_our_own_file_must_be_complete(file, missing):
     """A checkpoint of this format that lacks a part is not gone on from (invariant 7)."""
-    model = nn.Linear(3, 1)
-    state = TrainState(model, torch.optim.AdamW(model.parameters()), Schedule(Config()))
-    config = Config(seed=4, hidden_size=8)
-    content = {"format_version": FORMAT_VERSION, "config": config.to_dict(), **state.capture()}
+    content = our_content(Config(seed=4, hidden_size=8), state())
     del content[missing]
     with pytest.raises(CheckpointError, match=f"lacks {missing}; it holds"):
         read_file(file(to_plain(content)))
+
+
+@pytest.mark.parametrize(
+    "history",
+    [{"val_loss": torch.ones(3)}, {"val_loss": torch.full((1, 3), float("inf"))}, [1]],
+    ids=str,
+)
+def test_a_history_of_another_kind_is_refused_in_one_line(file, history):
+    """What could not be restored is found out before the run is made."""
+    content = our_content(Config(seed=4), state(), history=history)
+    with pytest.raises(CheckpointError, match="cannot be used") as caught:
+        read_file(file(to_plain(content)))
+    assert "\n" not in str(caught.value)
+
+
+def test_our_own_file_of_another_monitor_goes_on_by_it(file):
+    """A file tells by which metric its run was judged; an older one tells none, and means r."""
+    parts = {"model": nn.Linear(3, 1)}
+    judged = TrainState(
+        {**state().parts, **parts},
+        Monitor("val_rmse", "min"),
+        history=History(Point("val_rmse", e, e, v) for e, v in enumerate((0.5, 0.25, 0.75), 1)),
+    )
+    content = our_content(Config(monitor="val_rmse:min"), judged) | {"format_version": 3}
+    options, read = read_checkpoint_file(file(to_plain(content)), {}, Config)
+    assert (options.monitor, read.monitor) == ("val_rmse:min", Monitor("val_rmse", "min"))
+    assert best_of(read) == (0.25, 2)
+    assert "monitor" not in our_content(Config(), state())
+    assert read_file(file(to_plain(our_content(Config(), state())))).monitor == UNDECLARED

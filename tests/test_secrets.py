@@ -4,8 +4,8 @@ import pytest
 
 from onward.errors import StoreUnavailable
 from onward.opening.identity import hide_secrets, params
-from onward.options.run_options import Config
 from onward.tracking.artifacts import Artifacts
+from train.tabular.options import Config
 
 ADDRESS = "https://me:hun/ter@2@host/x?token=hunter3"
 

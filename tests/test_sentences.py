@@ -13,10 +13,10 @@ import pytest
 from support import ROOT
 
 from onward.errors import DataError
-from onward.options.run_options import Config
 from onward.words.language import choose, retold
 from train.tabular.data import sentences
 from train.tabular.data.dataset import prepare
+from train.tabular.options import Config
 
 # What is called the same in every language.
 NAMES = {"UTF", "GBK", "GB", "Parquet", "pandas", "keep_index", "true", "list", "element", "int"}
@@ -110,7 +110,7 @@ def worded():
     Not of what is translated where it stands, or compared, nor of a docstring.
     """
     for name in ("dataset", "excel", "parquet", "prepare", "recognise", "table", "text"):
-        tree = ast.parse((ROOT / "train" / "data" / f"{name}.py").read_text())
+        tree = ast.parse((ROOT / "train" / "tabular" / "data" / f"{name}.py").read_text())
         aside = set()
         for node in ast.walk(tree):
             is_said = isinstance(node, ast.Call) and ast.unparse(node.func) == "_"

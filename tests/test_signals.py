@@ -194,7 +194,7 @@ def test_a_signal_inside_of_exec_leaves_the_exit_code_alone(tmp_path):
 
 EXEC = """
 import signal, sys
-from train.signals import stop_at_once
+from onward.run.signals import stop_at_once
 stop_at_once()
 try:
     exec("signal.raise_signal(signal.SIGINT)")
@@ -203,7 +203,7 @@ except KeyboardInterrupt:
 """
 CHILD = """
 import time
-from train.signals import StopRequest
+from onward.run.signals import StopRequest
 stop = StopRequest()
 stop.install()
 print("ready", flush=True)

@@ -18,13 +18,17 @@ from onward.errors import (
     RunNotUsable,
     StoreUnavailable,
 )
+from onward.monitor import Monitor
 from onward.opening.source import find_run, find_source, open_store, whose
-from onward.options.run_options import Config
 from onward.system import environment
 from onward.tracking.artifact_folder import require_local_artifacts
-from onward.tracking.record import EPOCH_TAG, OPTIONS_TAG, RunRecord
+from onward.tracking.names import EPOCH_TAG, OPTIONS_TAG, TASK_TAG
+from onward.tracking.record import RunRecord
 from onward.tracking.translate import local_path
+from train.kind import TaskKind, find_task
+from train.tabular.options import Config
 
+TABLE = find_task()
 SCORES = {1: 0.1, 2: 0.9, 3: 0.5}
 
 
@@ -38,7 +42,7 @@ def find(tracking, run_id, wanted=None):
     """Return the source that a resume of the run goes on from."""
     record = find_run(tracking, run_id)
     folder = RunFolder(environment.run_folder(tracking.uri, record.run_id))
-    return find_source(record, open_store(tracking, record, folder), wanted)
+    return find_source(record, open_store(tracking, record, folder), wanted, TABLE)
 
 
 def stored(record, epoch, name="checkpoint.pth"):
@@ -65,10 +69,10 @@ def flip(path):
 def test_an_epoch_is_found_by_number_or_by_name(tracking, trained, wanted, epoch, is_newest):
     """The newest, the best and any epoch that exists can be asked for."""
     source = find(tracking, trained.run_id, wanted)
-    assert source.epoch == source.checkpoint["epoch"] == epoch
+    assert source.epoch == source.content.epoch == epoch
     assert source.is_newest is is_newest
     assert [m.epoch for m in source.manifests] == [1, 2, 3]
-    assert source.checkpoint["model_state_dict"]["weight"][0] == epoch
+    assert source.content.parts["model"]["weight"][0] == epoch
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,8 @@ def test_one_inside_an_epoch_is_found_by_its_name(
     trained = commit_to(record, {1: 0.1, (1, 3): None, 2: 0.9, (2, 5): None})
     source = find(tracking, trained.run_id, wanted)
     assert (source.manifest.name, source.is_newest) == (name, is_newest)
-    assert source.checkpoint["step"] == source.manifest.step
-    assert source.checkpoint["epoch_step"] == source.manifest.epoch_step
+    assert source.content.step == source.manifest.step
+    assert source.content.epoch_step == source.manifest.epoch_step
     names = ["epoch_1", "global_step_13", "epoch_2", "global_step_25"]
     assert [m.name for m in source.manifests] == names
 
@@ -107,7 +111,7 @@ def test_a_damaged_one_inside_an_epoch_is_passed_over(tracking, record, commit_t
     """Resume falls back to the end of the epoch before, and then trains the epoch from there."""
     trained = commit_to(record, {2: 0.9, (2, 5): None})
     flip(Path(trained.artifact_uri) / "checkpoints" / "global_step_25" / "checkpoint.pth")
-    with caplog.at_level(logging.WARNING, "train"):
+    with caplog.at_level(logging.WARNING, "onward"):
         source = find(tracking, trained.run_id)
     assert [m.name for m in source.manifests] == ["epoch_2"]
     assert (source.epoch, source.epochs_begun, source.is_newest) == (2, 2, True)
@@ -132,7 +136,7 @@ def test_best_is_refused_where_no_epoch_has_a_score(tracking, record, commit_to)
 def test_a_damaged_newest_is_passed_over_with_a_warning(tracking, trained, caplog, name):
     """Resume falls back to the one before, and prunes by what is good only (invariants 1, 3)."""
     flip(stored(trained, 3, name))
-    with caplog.at_level(logging.WARNING, "train"):
+    with caplog.at_level(logging.WARNING, "onward"):
         source = find(tracking, trained.run_id)
     assert source.epoch == 2
     assert [m.epoch for m in source.manifests] == [1, 2]
@@ -192,7 +196,7 @@ def test_latest_says_whose_run_it_takes(tracking, commit_to, caplog):
     """On a server that many use it may be a colleague's, of any name."""
     tags = {"mlflow.user": "ann\x1b[2J"}
     record = commit_to(tracking.create_run("0", "her\nrun", tags), {1: 0.5})
-    with caplog.at_level("INFO", "train"):
+    with caplog.at_level("INFO", "onward"):
         assert find_run(tracking, "latest").run_id == record.run_id
     [told] = [r.getMessage() for r in caplog.records if "newest unfinished" in r.getMessage()]
     assert told.startswith(
@@ -238,12 +242,12 @@ def test_latest_without_any_run_says_where_it_looked(tracking, record):
 
 def test_a_run_that_died_before_its_first_commit_starts_again(tracking, record):
     """One of our runs without a checkpoint is begun anew in place, with its own options."""
-    config = Config(epochs=7, seed=3)
-    tags = {"train.fingerprint": "f", OPTIONS_TAG: json.dumps(config.to_dict())}
+    options = Config(epochs=7, seed=3)
+    tags = {"train.fingerprint": "f", OPTIONS_TAG: json.dumps(options.to_dict())}
     tracking.set_tags(record.run_id, tags)
     source = find(tracking, record.run_id)
-    assert (source.epoch, source.checkpoint, source.manifests) == (0, None, [])
-    assert source.config == config
+    assert (source.epoch, source.content, source.manifests) == (0, None, [])
+    assert source.options == options
     assert source.is_newest
     with pytest.raises(CheckpointNotFound, match="epoch 4: it has none"):
         find(tracking, record.run_id, "4")
@@ -266,9 +270,9 @@ def test_options_come_from_the_newest_attempt(tracking, trained):
     """Options changed by a later attempt win over those in the checkpoint; without them, those."""
     changed = Config(epochs=99)
     tracking.set_tags(trained.run_id, {OPTIONS_TAG: json.dumps(changed.to_dict())})
-    assert find(tracking, trained.run_id).config == changed
+    assert find(tracking, trained.run_id).options == changed
     tracking.set_tags(trained.run_id, {OPTIONS_TAG: "not JSON"})
-    assert find(tracking, trained.run_id).config == Config()
+    assert find(tracking, trained.run_id).options == Config()
 
 
 @pytest.fixture
@@ -351,3 +355,29 @@ def test_an_unknown_run_is_refused(tracking):
     """A run ID that does not exist is named."""
     with pytest.raises(RunNotUsable, match="0000"):
         find(tracking, "0" * 32)
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_the_best_is_the_best_by_the_runs_own_metric(tracking, record, commit_to, direction):
+    """Its least where the run minimises; of equals the older."""
+    scores = {1: 0.5, 2: 0.25, 3: 0.5, 4: 0.25}
+    trained = commit_to(record, scores, monitor=Monitor("val_rmse", direction))
+    source = find(tracking, trained.run_id, "best")
+    assert (source.epoch, source.is_newest) == (2 if direction == "min" else 1, False)
+    assert source.content.monitor == source.manifest.monitor == Monitor("val_rmse", direction)
+
+
+def test_a_run_of_another_task_is_refused_with_both_names(tracking, record, commit_to):
+    """Which code is to be used is for the command to say, never for the store."""
+    trained = commit_to(record, SCORES)
+    other = TaskKind("mine", Config, lambda: None)
+    folder = RunFolder(environment.run_folder(tracking.uri, trained.run_id))
+    store = open_store(tracking, trained, folder)
+    with pytest.raises(RunNotUsable, match=r"trains the task 'tabular', and .* is for 'mine'"):
+        find_source(trained, store, None, other)
+    unsaved = tracking.create_run("0", "of a task", {})
+    tags = {"train.fingerprint": "f", OPTIONS_TAG: "{}", TASK_TAG: "other\nname"}
+    tracking.set_tags(unsaved.run_id, tags)
+    with pytest.raises(RunNotUsable, match=r"'other\\nname', and .*task=<file>") as caught:
+        find(tracking, unsaved.run_id)
+    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import show_upload
 from onward.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, Superseded
+from onward.monitor import UNDECLARED, Monitor
 from onward.terminal.progress import Moved
 
 MOMENTS = ["before", "half", "after"]
@@ -42,7 +43,7 @@ def write(tmp_path, make_checkpoint):
 
 def weights(store, manifest, folder):
     """Return a number by which the content of a stored checkpoint is known."""
-    return store.get(manifest, folder)["model_state_dict"]["weight"][0].item()
+    return store.get(manifest).parts["model"]["weight"][0].item()
 
 
 def test_an_empty_run_has_no_checkpoints(store):
@@ -81,8 +82,8 @@ def test_ends_and_insides_of_epochs_are_listed_in_the_order_of_training(
     assert [m.name for m in store.indexed()] == MIXED_NAMES
     assert len(calls.names) == 2 * (2 + len(MIXED) - len(indexed))
     for manifest in manifests:
-        content = store.get(manifest, tmp_path / "got" / manifest.name)
-        counts = content["epoch"], content["step"], content["epoch_step"]
+        content = store.get(manifest)
+        counts = content.epoch, content.step, content.epoch_step
         assert counts == (manifest.epoch, manifest.step, manifest.epoch_step)
 
 
@@ -306,11 +307,11 @@ def test_an_index_that_lies_is_found_out_before_use(store, artifacts, write, tmp
     [listed] = store.indexed()
     assert listed.step == 99
     with pytest.raises(CheckpointDamaged, match="is not the one that was chosen"):
-        store.get(listed, tmp_path / "got")
+        store.get(listed)
     assert store.list() == [manifest], "what is chosen is not chosen by the index"
     (artifacts.root / "checkpoints" / "epoch_1" / MANIFEST_FILE).unlink()
     with pytest.raises(CheckpointDamaged, match=r"manifest\.json is missing"):
-        store.get(manifest, tmp_path / "got again")
+        store.get(manifest)
 
 
 @pytest.mark.parametrize("number", [1, 2, 40])
@@ -344,7 +345,7 @@ def test_a_file_that_is_gone_is_damage_and_is_named(store, artifacts, write, tmp
     store.put(folder, manifest)
     (artifacts.root / "checkpoints" / "epoch_1" / name).unlink()
     with pytest.raises(CheckpointDamaged, match=f"epoch_1 of run 'r1' .*{name} is missing"):
-        store.get(manifest, tmp_path / "got")
+        store.get(manifest)
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_metrics.json"])
@@ -357,7 +358,7 @@ def test_a_flipped_bit_in_the_store_is_found(store, artifacts, write, tmp_path, 
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointDamaged, match=f"{name} has sha256"):
-        store.get(manifest, tmp_path / "got")
+        store.get(manifest)
 
 
 def test_an_outage_is_not_taken_for_an_empty_run(store, write, calls, tmp_path):
@@ -400,23 +401,40 @@ def test_a_checkpoint_of_a_newer_version_is_not_left_out(
         store.list()
 
 
+RMSE = Monitor("val_rmse", "min")
+HELD = {"format_version": 3, "monitor": str(RMSE), "epoch_sums": {}, "epoch_seconds": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("held", "changes", "found"),
     [
-        ({"epoch": 9}, "epoch 1, its manifest says 9"),
-        ({"step": 9}, "step 13, its manifest says 9"),
-        ({"epoch_step": 9}, "epoch_step 3, its manifest says 9"),
-        ({"epoch_step": 0}, "epoch_step 3, its manifest says 0"),
+        ({}, {"epoch": 9}, "epoch 1, its manifest says 9"),
+        ({}, {"step": 9}, "step 13, its manifest says 9"),
+        ({}, {"epoch_step": 9}, "epoch_step 3, its manifest says 9"),
+        ({}, {"epoch_step": 0}, "epoch_step 3, its manifest says 0"),
+        ({}, {"monitor": RMSE}, "monitor val_pearson:max, its manifest says val_rmse:min"),
+        (
+            HELD,
+            {"monitor": UNDECLARED},
+            "monitor val_rmse:min, its manifest says val_pearson:max",
+        ),
+        (
+            HELD,
+            {"monitor": Monitor("val_rmse", "max")},
+            "monitor val_rmse:min, its manifest says val_rmse:max",
+        ),
     ],
 )
-def test_content_of_another_epoch_or_step_is_damage(store, write, tmp_path, changes, found):
+def test_content_of_another_epoch_step_or_monitor_is_damage(
+    store, write, tmp_path, held, changes, found
+):
     """A manifest that says another place than the file holds commits nothing (invariant 1)."""
-    folder, manifest = write(1, 3)
+    folder, manifest = write(1, 3, **held)
     other = dataclasses.replace(manifest, **changes)
     (folder / MANIFEST_FILE).write_text(json.dumps(other.to_dict()))
     store.put(folder, other)
     with pytest.raises(CheckpointDamaged, match=f"holds {found}"):
-        store.get(other, tmp_path / "got")
+        store.get(other)
 
 
 @pytest.fixture
@@ -457,7 +475,7 @@ def test_an_interrupted_upload_goes_on_with_what_is_missing(
     calls.arm(None)
     again.put(folder, manifest)
     assert uploads(calls)[1:] == [*paths[4:], MANIFEST_FILE]
-    assert again.get(manifest, tmp_path / "got")["epoch"] == 1
+    assert again.get(manifest).epoch == 1
 
 
 def test_parts_of_equal_content_all_go_up(
@@ -471,7 +489,7 @@ def test_parts_of_equal_content_all_go_up(
         store.put(folder, manifest)
     calls.arm(None)
     store.put(folder, manifest)
-    assert store.get(manifest, tmp_path / "got")["epoch"] == 1
+    assert store.get(manifest).epoch == 1
 
 
 def test_what_was_uploaded_is_sent_again_where_the_store_has_lost_it(
@@ -485,7 +503,7 @@ def test_what_was_uploaded_is_sent_again_where_the_store_has_lost_it(
     calls.arm(None)
     artifacts.delete("checkpoints/epoch_1")
     store.put(folder, manifest)
-    assert store.get(manifest, tmp_path / "got")["epoch"] == 1
+    assert store.get(manifest).epoch == 1
 
 
 @pytest.mark.parametrize("num_failing", [1, 2])
@@ -619,7 +637,7 @@ def test_a_damaged_file_is_not_fetched_for_ever(remote, write, calls, tmp_path, 
     cut_downloads(remote._artifacts, monkeypatch, 99)
     calls.arm(None)
     with pytest.raises(CheckpointDamaged, match=r"checkpoint\.pth has "):
-        remote.get(manifest, tmp_path / "got")
+        remote.get(manifest)
     assert calls.names.count("download checkpoints/epoch_1/checkpoint.pth") == 2
 
 
@@ -631,7 +649,7 @@ def test_a_damaged_local_file_is_read_once(store, artifacts, write, calls, tmp_p
     path.write_bytes(path.read_bytes()[:-1])
     calls.arm(None)
     with pytest.raises(CheckpointDamaged):
-        store.get(manifest, tmp_path / "got")
+        store.get(manifest)
     assert calls.names.count("download checkpoints/epoch_1/checkpoint.pth") == 1
 
 
@@ -641,8 +659,8 @@ def test_parts_are_fetched_verified_and_joined(remote, write_parts, tmp_path):
     remote.put(folder, manifest)
     [listed] = remote.list()
     assert listed == manifest
-    got = remote.get(listed, tmp_path / "got")
-    assert torch.equal(got["model_state_dict"]["weight"], torch.arange(400.0))
+    got = remote.get(listed)
+    assert torch.equal(got.parts["model"]["weight"], torch.arange(400.0))
 
 
 def test_a_local_store_shares_the_bytes_of_the_spool(store, artifacts, write):
@@ -719,13 +737,16 @@ def test_one_that_is_checked_is_whole_damaged_or_never_was(store, artifacts, wri
     assert store.examine()["epoch_3"] is None
 
 
-@pytest.mark.parametrize("part", ["config", "data"])
-def test_content_that_lacks_what_a_resume_needs_is_damage(store, write, tmp_path, part):
-    """A file that loads without options or data is not gone on from (invariant 7)."""
-    folder, manifest = write(1, **{part: None})
+@pytest.mark.parametrize("part", ["config", "data", "history", "rng"])
+def test_content_that_lacks_what_a_resume_needs_is_damage(store, tmp_path, make_checkpoint, part):
+    """A file that loads without one of its parts is not gone on from (invariant 7)."""
+    content = make_checkpoint(1)
+    del content[part]
+    folder = tmp_path / "spool" / "epoch_1"
+    manifest = write_checkpoint(folder, content, attempt=1, kept=True, metrics={})
     store.put(folder, manifest)
     with pytest.raises(CheckpointDamaged, match=f"lacks {part}"):
-        store.get(manifest, tmp_path / "got")
+        store.get(manifest)
 
 
 def test_a_manifest_of_absurd_size_is_not_read(store, artifacts, write, monkeypatch):

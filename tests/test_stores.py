@@ -10,6 +10,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from support import attempt_of
 
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.manifest import MANIFEST_FILE
@@ -46,7 +47,7 @@ def write(tmp_path, make_checkpoint):
 
 
 def weight(store, manifest, folder):
-    return store.get(manifest, folder)["model_state_dict"]["weight"][0].item()
+    return store.get(manifest).parts["model"]["weight"][0].item()
 
 
 # --- Azure ------------------------------------------------------------------------------------
@@ -140,7 +141,8 @@ def undeletable(tmp_path):
 @pytest.fixture
 def publisher(tracking, record, undeletable, tmp_path):
     store = CheckpointStore(undeletable, record.run_id)
-    return Publisher(tracking, store, Spool(tmp_path / "spool_1", 1), Retention())
+    spool = Spool(tmp_path / "spool_1", 1)
+    return Publisher(attempt_of(tracking, record.run_id), store, spool, Retention())
 
 
 def test_publishing_does_not_wait_for_what_is_refused(
@@ -236,12 +238,12 @@ def test_a_file_that_only_people_look_at_holds_nothing_up(
 
     store = CheckpointStore(Remote(tmp_path / "artifacts", Picky), record.run_id)
     spool = Spool(tmp_path / "spool_1", 1)
-    publisher = Publisher(tracking, store, spool, Retention())
+    publisher = Publisher(attempt_of(tracking, record.run_id), store, spool, Retention())
     for epoch in (1, 2):
         publisher.commit(write(epoch)[1])
         spool.log_file.write_text("a line\n")
         publisher.upload_log()
-        publisher.upload_page("<html>")
+        publisher.show()
     assert tracking.get_run(record.run_id).tags["train.epoch"] == "2"
     assert store.list()[-1].epoch == 2
     [told] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -252,7 +254,7 @@ def test_a_store_that_is_away_is_waited_for(tracking, record, write, artifacts, 
     """What fails since nothing answers is done again later, as everything is."""
     store = CheckpointStore(artifacts, record.run_id)
     spool = Spool(tmp_path / "spool_1", 1)
-    publisher = Publisher(tracking, store, spool, Retention())
+    publisher = Publisher(attempt_of(tracking, record.run_id), store, spool, Retention())
     publisher.commit(write(1)[1])
     spool.log_file.write_text("a line\n")
     calls.arm(0)

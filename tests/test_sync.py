@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import attempt_of
 
 from onward.attempts.attempt import Attempt
 from onward.checkpoint.format import write_checkpoint
@@ -13,14 +14,18 @@ from onward.checkpoint.spool import JOURNAL_FILE, RunFolder
 from onward.cli.maintenance import verify_rows
 from onward.errors import StoreUnavailable, Superseded
 from onward.metrics import History, Point
-from onward.opening.begin import Launcher
+from onward.opening.begin import Opening
 from onward.opening.source import find_source, open_store
 from onward.opening.waiting import publish_waiting, waiting_runs
-from onward.options.run_options import Config
+from onward.options.request import Launch
 from onward.publish.publisher import Publisher
 from onward.system import environment
 from onward.terminal.report import Reporter
-from onward.tracking.record import HOST_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
+from onward.tracking.names import HOST_TAG, LATEST_CHECKPOINT_TAG, OPTIONS_TAG
+from train.kind import find_task
+from train.tabular.options import Config
+
+TABLE = find_task()
 
 
 class Disk:
@@ -70,18 +75,20 @@ class Disk:
         attempt = self.spool.attempt
         return write_checkpoint(path, content, attempt=attempt, kept=kept, metrics=metrics)
 
+    def publisher(self, manifests, retention=None):
+        """Return a publisher on behalf of the newest attempt."""
+        attempt = attempt_of(self.tracking, self.run_id)
+        return Publisher(attempt, self.store, self.spool, retention or Retention(), manifests)
+
     def commit(self, manifest, retention=None, points=()):
         """Get a checkpoint into the store, and `points` to the server."""
-        store = self.store
-        publisher = Publisher(
-            self.tracking, store, self.spool, retention or Retention(), store.list()
-        )
+        publisher = self.publisher(self.store.list(), retention)
         publisher.add(points)
         publisher.commit(manifest)
         self.spool.remove(manifest.name)
 
     def publish(self):
-        return publish_waiting(self.tracking, self.record, self.store, self.folder)
+        return publish_waiting(self.tracking, self.record, self.store, self.folder, TABLE)
 
     def stored(self):
         return [m.epoch for m in self.store.list()]
@@ -288,7 +295,7 @@ def test_an_attempt_that_is_claimed_meanwhile_stops_the_publishing(disk, trackin
 
     disk.tracking.log_points = claim_then_log
     with pytest.raises(Superseded):
-        publish_waiting(disk.tracking, record, store, disk.folder)
+        publish_waiting(disk.tracking, record, store, disk.folder, TABLE)
     assert disk.stored() == [1]
 
 
@@ -339,10 +346,10 @@ def test_a_child_that_somebody_deleted_holds_nothing_up(disk, tracking, caplog):
 
 def test_a_launch_that_failed_stays_failed(disk, tracking):
     """Publishing its log later does not change how it ended (invariant 9)."""
-    launcher = Launcher(tracking, None, {}, Reporter(), environment.home())
-    launcher.folder(disk.record)
-    launcher.attempt = disk.begin()
-    launcher.close("FAILED")
+    opening = Opening(tracking, Launch(), None, Reporter())
+    opening.folder(disk.record)
+    opening._attempt = disk.begin()
+    opening.abandon("FAILED")
     assert disk.record.status == "FAILED"
     disk.publish()
     assert disk.record.status == "FAILED"
@@ -448,13 +455,13 @@ def test_what_followed_a_fallback_is_published(disk):
     (disk.spool.folder / JOURNAL_FILE).unlink()  # then the run's tags tell where it began
     (disk.spool.folder / JOURNAL_FILE).write_text("{}")
     disk.publish()
-    assert find_source(disk.record, disk.store, None).manifest == saved
+    assert find_source(disk.record, disk.store, None, TABLE).manifest == saved
 
 
 def test_commits_before_the_tag_are_no_break(disk):
     """Where the server could not be told of two, what lies between is no fault."""
     disk.begin()
-    publisher = Publisher(disk.tracking, disk.store, disk.spool, Retention(), disk.store.list())
+    publisher = disk.publisher(disk.store.list())
     publisher.commit(disk.write(1, kept=False))
 
     def fail(epoch):
@@ -464,21 +471,21 @@ def test_commits_before_the_tag_are_no_break(disk):
     for epoch in (2, 3):
         with pytest.raises(StoreUnavailable, match="away"):
             publisher.commit(disk.write(epoch, score=0.05, kept=False))
-    assert find_source(disk.record, disk.store, None).gone is None
+    assert find_source(disk.record, disk.store, None, TABLE).gone is None
 
 
 def test_a_damaged_newest_is_told_as_that_alone(disk):
     """After a fallback nothing else is missing: verify has one row of it."""
     disk.begin()
-    publisher = Publisher(disk.tracking, disk.store, disk.spool, Retention(), disk.store.list())
+    publisher = disk.publisher(disk.store.list())
     for epoch, score in ((4, 0.9), (5, 0.1), (6, 0.1)):
         publisher.commit(disk.write(epoch, score=score, kept=False))
     file = Path(disk.record.artifact_uri) / "checkpoints" / "epoch_6" / "checkpoint.pth"
     content = bytearray(file.read_bytes())
     content[100] ^= 1
     file.write_bytes(content)
-    source = find_source(disk.record, disk.store, None)
-    Publisher(disk.tracking, disk.store, disk.spool, Retention(), source.manifests).settle()
+    source = find_source(disk.record, disk.store, None, TABLE)
+    disk.publisher(source.manifests).settle()
     rows = {row["name"]: row["status"] for row in verify_rows(disk.tracking, disk.run_id)}
     assert rows == {"epoch_4": "ok", "epoch_6": "damaged"}
 

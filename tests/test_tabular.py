@@ -7,9 +7,14 @@ import pytest
 import torch
 from scipy import stats
 
-from onward.options.run_options import Config
+from onward.metrics import History, Point
+from onward.monitor import Best, Monitor
+from onward.system import environment
+from train.subject import TaskSubject
 from train.tabular.data.dataset import prepare
-from train.tabular.task import TabularMLP, TabularTask, choose_threads
+from train.tabular.model import TabularMLP
+from train.tabular.options import Config
+from train.tabular.task import TabularTask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,7 +134,7 @@ def test_a_diverged_model_gives_metrics_that_say_so(tmp_path):
 def test_a_wide_table_is_a_ridge_regression(tmp_path):
     """With more columns than rows the default model ends at the ridge solution with alpha = W."""
     task = make_task(tmp_path, num_rows=60, num_columns=100)
-    assert task.config.num_layers == 0
+    assert task.options.num_layers == 0
     model = train(task, 600, lr=3e-3).eval()
     features, width = task.dataset.train.features, model.linear.in_features
     with torch.no_grad():
@@ -151,9 +156,9 @@ def test_options_left_open_follow_from_the_table(
     tmp_path, num_rows, num_columns, num_layers, dropout
 ):
     """Depth and dropout are chosen by the table's shape, and recorded; given ones are kept."""
-    config = make_task(tmp_path, num_rows, num_columns).config
+    config = make_task(tmp_path, num_rows, num_columns).options
     assert (config.num_layers, config.dropout) == (num_layers, dropout)
-    given = make_task(tmp_path, num_rows, num_columns, num_layers=1, dropout=0.2).config
+    given = make_task(tmp_path, num_rows, num_columns, num_layers=1, dropout=0.2).options
     assert (given.num_layers, given.dropout) == (1, 0.2)
 
 
@@ -201,7 +206,54 @@ def test_the_penalty_is_zero_as_a_number():
 
 
 @pytest.mark.parametrize(("hidden_size", "threads"), [(192, 1), (768, 4), (4096, 8)])
-def test_only_large_models_get_more_than_one_thread(tmp_path, hidden_size, threads):
+def test_only_large_models_get_more_than_one_thread(tmp_path, monkeypatch, hidden_size, threads):
     """Each thread gets enough to do: on a busy machine small shares are far slower than none."""
-    model = make_task(tmp_path, hidden_size=hidden_size).build_model()
-    assert choose_threads(model, batch_size=512, available=8) == threads
+    monkeypatch.setattr(environment, "num_cpus", lambda: 8)
+    task = make_task(tmp_path, hidden_size=hidden_size, batch_size=512)
+    num_weights = sum(p.numel() for p in task.build_model().parameters())
+    assert environment.choose_threads(num_weights, batch_size=512, available=8) == threads
+    assert TaskSubject("tabular", task, task.options).options.threads == threads
+
+
+def test_what_was_left_to_choose_is_chosen_when_the_table_is_opened(tmp_path):
+    """Threads and the horizon of the schedule are in the options; given ones are kept."""
+    task = make_task(tmp_path, epochs=7)
+    chosen = TaskSubject("tabular", task, task.options).options
+    assert (chosen.schedule_epochs, chosen.threads) == (7, 1)
+    task = make_task(tmp_path, epochs=7, schedule_epochs=3, threads=2)
+    chosen = TaskSubject("tabular", task, task.options).options
+    assert (chosen.schedule_epochs, chosen.threads) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "monitor", "plateau"),
+    [
+        (None, "val_pearson:max", "val_loss:min"),
+        ("val_rmse:min", "val_rmse:min", "val_rmse:min"),
+        ("val_pearson:max", "val_pearson:max", "val_loss:min"),
+    ],
+)
+def test_a_table_is_judged_by_its_correlation_unless_told_otherwise(
+    tmp_path, given, monitor, plateau
+):
+    """A metric that is given decides, and is what a plateau watches; said twice it is no news."""
+    task = make_task(tmp_path, monitor=given)
+    subject = TaskSubject("tabular", task, task.options)
+    assert (str(subject.monitor), str(subject.plateau)) == (monitor, plateau)
+    assert subject.options.monitor == (given if given == "val_rmse:min" else None)
+    assert {subject.monitor.name, subject.plateau.name} <= set(task.evaluate(task.build_model()))
+
+
+@pytest.mark.parametrize(("given", "corr"), [(None, 0.9), ("val_rmse:min", None)])
+def test_a_file_holds_what_the_scripts_files_held(tmp_path, given, corr):
+    """Lists of losses and correlations; a best that is no correlation is not called one."""
+    task = make_task(tmp_path, monitor=given)
+    keys = ("train_loss", "val_loss", "val_pearson")
+    history = History(
+        Point(key, 1, 1, value) for key, value in zip(keys, (0.5, 0.4, 0.9), strict=True)
+    )
+    assert task.extras(history, Best(0.9, 1)) == {
+        "train_losses": [0.5], "val_losses": [0.4], "aucs": [0.9], "best_corr": corr,
+    }  # fmt: skip
+    assert task.extras(History(), None)["best_corr"] is None
+    assert task.plateau == Monitor("val_loss", "min")

@@ -8,9 +8,9 @@ import openpyxl
 import pytest
 
 from onward.errors import DataError
-from onward.options.run_options import Config
 from train.tabular.data.dataset import prepare, source_fingerprint
 from train.tabular.data.table import index_columns, read_raw, read_table
+from train.tabular.options import Config
 
 ROWS = {"面积": [1.5, 2.0, -3.25], "城市": ["北京", "上海", "北京"], "价格": [10, 20, 30]}
 TEXT = "面积,城市,价格\n1.5,北京,10\n2.0,上海,20\n-3.25,北京,30\n"

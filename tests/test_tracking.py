@@ -15,10 +15,12 @@ from support import cli
 
 from onward.errors import RunNotUsable, StoreUnavailable, UnsafeFile
 from onward.metrics import Point
+from onward.monitor import UNDECLARED, Monitor
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import MAX_TAG_CHARS, Tracking, now_ms
-from onward.tracking.record import EPOCH_TAG, FINGERPRINT_TAG, HEARTBEAT_TAG, RunRecord
-from onward.tracking.ui import mark_experiment
+from onward.tracking.names import EPOCH_TAG, FINGERPRINT_TAG, HEARTBEAT_TAG
+from onward.tracking.record import RunRecord
+from onward.tracking.ui import MAX_VIEW_CHARS, VIEW_TAG, mark_experiment
 from onward.words.redact import redact
 
 
@@ -226,7 +228,7 @@ def test_the_experiment_is_the_one_that_mlflow_chooses(tracking):
 
 def test_an_experiment_opens_as_training_with_a_view_of_its_runs(tracking, client):
     """Both are set where nothing is; what somebody has chosen since stays."""
-    mark_experiment(tracking, "0")
+    mark_experiment(tracking, "0", UNDECLARED)
     tags = client.get_experiment("0").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     view = json.loads(tags["mlflow.sharedViewState.resumable-train"])
@@ -236,10 +238,81 @@ def test_an_experiment_opens_as_training_with_a_view_of_its_runs(tracking, clien
     assert state["columnOrder"][0] == "metrics.`best_val_pearson`"
     client.set_experiment_tag("0", "mlflow.sharedViewState.resumable-train", "mine")
     client.delete_experiment_tag("0", "mlflow.experimentKind")
-    mark_experiment(tracking, "0")
+    mark_experiment(tracking, "0", UNDECLARED)
     tags = client.get_experiment("0").tags
     assert tags["mlflow.sharedViewState.resumable-train"] == "mine"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def columns_of(client):
+    """Return the columns of the view of the experiment, by which MLflow shows its runs."""
+    view = json.loads(client.get_experiment("0").tags[VIEW_TAG])
+    state = json.loads(view["state"])
+    assert state["selectedColumns"] == state["columnOrder"]
+    assert set(state["columnWidths"]) == {state["columnOrder"][0]}
+    return state["columnOrder"]
+
+
+ACCURACY, RMSE = Monitor("val/acc", "max"), Monitor("val_rmse", "min")
+
+
+def test_the_view_gets_a_column_for_each_monitor(tracking, client):
+    """The newest comes first; what is there already is written once."""
+    mark_experiment(tracking, "0", UNDECLARED)
+    first = columns_of(client)
+    assert first[0] == "metrics.`best_val_pearson`"
+    mark_experiment(tracking, "0", RMSE)
+    assert columns_of(client) == ["metrics.`best_val_rmse`", *first]
+    mark_experiment(tracking, "0", ACCURACY)
+    three = ["metrics.`best_val/acc`", "metrics.`best_val_rmse`", *first]
+    assert columns_of(client) == three
+    known = client.get_experiment("0").tags
+    for monitor in (UNDECLARED, RMSE, ACCURACY, Monitor("val_rmse", "max")):
+        mark_experiment(tracking, "0", monitor)
+    assert client.get_experiment("0").tags == known
+
+
+def test_the_view_of_a_run_that_chose_its_monitor_has_no_other(tracking, client):
+    """Nobody there has a correlation."""
+    mark_experiment(tracking, "0", RMSE)
+    assert columns_of(client)[:2] == ["metrics.`best_val_rmse`", "metrics.`best_epoch`"]
+    assert not any("pearson" in column for column in columns_of(client))
+
+
+def state_of(columns):
+    return json.dumps({"name": "Training", "state": json.dumps({"selectedColumns": columns})})
+
+
+FOREIGN = [
+    "", "mine", "null", "5", "[]", "{}", '{"state": 5}', '{"state": "{"}', '{"state": "[]"}',
+    '{"state": "{}"}', '{"state": "{\\"selectedColumns\\": 5}"}',
+    "[" * 4000, json.dumps({"state": "[" * 4000}),
+    state_of(["params.`lr`", "params.`mine`"]), state_of(["metrics.`best_val_pearson`", 5]),
+    state_of([["metrics.`best_val_pearson`"]]), state_of({"metrics.`mine`": 1}),
+    state_of(["metrics.`best_val_pearson`", "tags.`mine`"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", FOREIGN, ids=lambda text: text[-30:])
+def test_a_view_of_somebody_is_left_alone(tracking, client, known):
+    """Whatever it is: one that has columns of its own, or none that can be read."""
+    client.set_experiment_tag("0", VIEW_TAG, known)
+    for monitor in (UNDECLARED, RMSE):
+        mark_experiment(tracking, "0", monitor)
+    assert client.get_experiment("0").tags[VIEW_TAG] == known
+
+
+@pytest.mark.parametrize("padding", ["x" * 240, "数" * 100])
+def test_a_view_never_grows_too_long_to_be_stored(tracking, client, padding):
+    """However many monitors there were, of whatever name: MLflow takes 5,000 characters."""
+    for number in range(60):
+        mark_experiment(tracking, "0", Monitor(f"{number}{padding}", "max"))
+        assert len(client.get_experiment("0").tags[VIEW_TAG]) <= 5_000
+    assert len(columns_of(client)) > 2
+    known = client.get_experiment("0").tags[VIEW_TAG]
+    assert len(known) > MAX_VIEW_CHARS
+    mark_experiment(tracking, "0", RMSE)
+    assert client.get_experiment("0").tags[VIEW_TAG] == known
 
 
 def test_the_dataset_is_shown(tracking, record, client):
@@ -285,7 +358,7 @@ def test_every_call_to_a_dead_server_is_our_own_error(closed_port):
         lambda: dead.log_points("0" * 32, [Point("a", 1, 1, 1.0)]),
         lambda: dead.set_tags("0" * 32, {"a": "b"}),
         lambda: dead.claim_attempt("0" * 32, 1, "c"),
-        lambda: mark_experiment(dead, "0"),
+        lambda: mark_experiment(dead, "0", UNDECLARED),
     ]
     for ask in asked:
         with pytest.raises(StoreUnavailable) as caught:

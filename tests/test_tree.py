@@ -5,12 +5,10 @@ import hashlib
 import os
 
 import pytest
-import train.files
-import train.tracking.tree
 
+from onward.system import files
+from onward.tracking import tree as tree_module
 from onward.tracking.tree import Tree
-
-tree_module = train.tracking.tree
 
 
 @pytest.fixture
@@ -157,8 +155,8 @@ def test_a_copys_bytes_are_on_disk_before_its_name_is(tree, root, own, monkeypat
         replace(*names, **more)
 
     monkeypatch.setattr(tree_module.os, "link", refuse)
-    monkeypatch.setattr(train.files.os, "fsync", note_fsync)
-    monkeypatch.setattr(train.files.os, "replace", note_replace)
+    monkeypatch.setattr(files.os, "fsync", note_fsync)
+    monkeypatch.setattr(files.os, "replace", note_replace)
     tree.put(own("content"), "", give_away=True)
     assert seen == ["a.tmp", "replace", "artifacts"]
 

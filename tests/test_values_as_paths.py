@@ -10,17 +10,33 @@ from threading import Thread
 import pytest
 
 from onward.attempts.attempt import Attempt
+from onward.checkpoint.content import Content
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import DataError, RunNotUsable, UnsafeFile, UnsafeValue, UsageError
-from onward.opening.source import Source, data_of_run, preprocessing_of_run
+from onward.metrics import History
+from onward.opening.source import Source
 from onward.opening.waiting import is_journal, publish_waiting, waiting_runs
-from onward.options.run_options import Config
+from onward.run.subject import stored_of
 from onward.system import environment
 from onward.terminal.report import Reporter
 from onward.tracking.client import Tracking
-from onward.tracking.record import DATA_TAG, EPOCH_TAG, FINGERPRINT_TAG
+from onward.tracking.names import DATA_TAG, EPOCH_TAG, FINGERPRINT_TAG
+from train.kind import find_task
 from train.tabular.data.provide import cache_folder
+from train.tabular.options import Config
+
+
+def open_task(tracking, record, fingerprint=None, **options):
+    """Open what a run trains, with its prepared data: cached here, fetched, or made anew."""
+    config = Config(**options)
+    return find_task().open(config, stored_of(tracking, record, config, fingerprint))
+
+
+def open_model(tracking, record):
+    """Open what makes the model of a run's checkpoint: what was fitted, without the data."""
+    return find_task().open_model(Config(), stored_of(tracking, record, Config()))
+
 
 NOT_OURS = [
     "../" * 9 + "tmp/x",
@@ -55,14 +71,15 @@ def test_a_runs_fingerprint_is_checked_wherever_it_comes_from(tracking, record, 
     record = tracking.get_run(record.run_id)
     fingerprint = None
     if where == "checkpoint":
-        held = {"data": {"fingerprint": stolen}}
+        rest = {"epoch": 1, "step": 10, "parts": {}, "rng": {}, "history": History()}
+        held = Content(data={"fingerprint": stolen}, **rest)
         fingerprint = Source(record, None, [], None, held, Config()).data_fingerprint
     refused = RunNotUsable if where == "no tag" else UnsafeValue
     with pytest.raises(refused):
-        data_of_run(tracking, record, Config(), fingerprint)
+        open_task(tracking, record, fingerprint=fingerprint)
     if where != "checkpoint":
         with pytest.raises(refused):
-            preprocessing_of_run(tracking, record)
+            open_model(tracking, record)
     assert theirs.read_text() == "a stranger's"
 
 
@@ -166,7 +183,7 @@ def test_a_run_whose_journal_is_damaged_is_closed_all_the_same(tracking, attempt
     (folder.path / "attempt_1" / "journal.json").write_text(text)
     record = tracking.get_run(record.run_id)
     store = CheckpointStore(tracking.artifacts(record), record.run_id)
-    publish_waiting(tracking, record, store, folder)
+    publish_waiting(tracking, record, store, folder, find_task())
     assert tracking.get_run(record.run_id).status == "KILLED"
     assert folder.waiting() == []
 
@@ -201,7 +218,7 @@ def test_the_log_follows_no_link(tmp_path, reporter, target):
     log_file = tmp_path / "home" / "attempt_1.log"
     log_file.parent.mkdir()
     log_file.symlink_to(tmp_path / target)
-    logging.getLogger("train.x").info("forged")
+    logging.getLogger("onward.x").info("forged")
     with pytest.raises(UnsafeFile, match="symbolic link"):
         reporter.log_to(log_file)
     assert (tmp_path / "authorized_keys").read_text() == "mine\n"
@@ -248,6 +265,6 @@ def test_a_pipe_among_the_cached_data_holds_nobody_up(tracking, record, name):
     tracking.set_tags(record.run_id, {DATA_TAG: "d" * 64})
     record = tracking.get_run(record.run_id)
     with pytest.raises(DataError):
-        data_of_run(tracking, record, Config(data="none.csv"))
+        open_task(tracking, record, data="none.csv")
     with pytest.raises(DataError):
-        preprocessing_of_run(tracking, record)
+        open_model(tracking, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,28 +10,28 @@ from typing import Any, NoReturn
 
 import torch
 
+from onward.checkpoint.content import Content
 from onward.errors import CheckpointError
-from onward.options.run_options import Config
 from onward.run import rng
-from onward.run.state import MISFITS, TrainState
+from onward.run.state import MISFITS, Stateful, TrainState
 from onward.system.tensors import as_number
 from onward.system.untrusted import shown
 from onward.words.language import _
+from train.loop import build_optimizer
 from train.schedule import Schedule
-from train.task import Task
+from train.subject import TaskSubject
 
 _OF_ADAMW = ("betas", "eps", "weight_decay", "amsgrad")  # that decide the arithmetic, beside lr
 
 
-def fitted(checkpoint: Mapping[str, Any], task: Task, config: Config, path: Path) -> dict[str, Any]:
+def fitted(content: Content, subject: TaskSubject, path: Path) -> Content:
     """Return a checkpoint whose every part was tried on a model and an optimizer of the run.
 
     Where it has no optimizer state, since only weights were asked for, it gets a fresh one.
 
     Args:
-        checkpoint: What `read_checkpoint_file` returned.
-        task: Builds the model.
-        config: The options of the run that starts from it.
+        content: What `read_checkpoint_file` returned.
+        subject: What is trained from it on.
         path: The file.
 
     Raises:
@@ -38,25 +39,30 @@ def fitted(checkpoint: Mapping[str, Any], task: Task, config: Config, path: Path
     """
     random_state = rng.capture()
     try:
-        return _tried(checkpoint, task.build_model(), config, path)
+        return _tried(content, subject, path)
     finally:
         rng.restore(random_state)
 
 
-def _tried(
-    checkpoint: Mapping[str, Any], model: torch.nn.Module, config: Config, path: Path
-) -> dict[str, Any]:
-    _check_model(checkpoint["model_state_dict"], model, path)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
-    state = checkpoint["optimizer_state_dict"]
-    if state is None:
-        state = optimizer.state_dict()
-    else:
-        names = [name for name, _parameter in model.named_parameters()]
-        state = _Adopted(path, dict(model.named_parameters()), names).state(state, optimizer)
-    content = {**checkpoint, "optimizer_state_dict": state}
+def _tried(content: Content, subject: TaskSubject, path: Path) -> Content:
+    task, options = subject.task, subject.options
+    model = task.build_model()
+    _check_model(content.parts["model"], model, path)
+    optimizer = build_optimizer(task, model, options)
+    schedule = Schedule(options, subject.plateau)
+    parts = dict(content.parts)
+    if parts["optimizer"] is None:
+        parts["optimizer"] = optimizer.state_dict()
+    elif type(optimizer) is torch.optim.AdamW:
+        weights = dict(model.named_parameters())
+        adopted = _Adopted(path, weights, list(weights))
+        parts["optimizer"] = adopted.state(parts["optimizer"], optimizer)
+    if parts["scheduler"] is None:
+        parts["scheduler"] = schedule.state_dict()
+    content = dataclasses.replace(content, parts=parts)
+    live: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     try:
-        TrainState(model, optimizer, Schedule(config)).restore(content)
+        TrainState(live, subject.monitor).restore(content)
     except MISFITS as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from onward.errors import NonFinite
+from onward.errors import NonFinite, UsageError
 from onward.options.command import train_command
 from onward.run import rng
-from onward.run.order import batches, num_batches
 from onward.run.run import Run
-from onward.run.state import TrainState
 from onward.system import environment
 from onward.words.language import _
 from train.schedule import Schedule
+from train.subject import TaskSubject
 from train.task import Task
 
 log = logging.getLogger(f"onward.{__name__}")
 
 
-def train(run: Run, task: Task) -> None:
-    """Train `task` until the run has all its epochs.
+def train(run: Run) -> None:
+    """Train the run's task until it has all its epochs.
 
     ::
 
@@ -34,66 +35,92 @@ def train(run: Run, task: Task) -> None:
             train on every batch, in the epoch's own order
             evaluate
             log the epoch's metrics
-            save
 
     Raises:
         NonFinite: Loss or gradients are not finite; the update was not made.
         Interrupted: A signal asked to stop; all steps completed are saved.
+        UsageError: The task does not report the metric that is to decide.
     """
-    config = run.config
-    environment.set_threads(config.threads)
-    rng.seed_all(rng.derive_seed("weights", config.seed))
+    subject = run.subject
+    assert isinstance(subject, TaskSubject)
+    task, options = subject.task, subject.options
+    environment.set_threads(options.threads)
+    rng.seed_all(rng.derive_seed("weights", options.seed))
 
     model = task.build_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
-    schedule = Schedule(config)
-    run.restore(TrainState(model, optimizer, schedule))
-    if run.state.epoch < config.epochs and schedule.is_past_horizon(config.epochs):
-        log.warning(
-            _(
-                "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
-                "floor, %.3g"
-            ),
-            config.epochs,
-            schedule.horizon_epochs,
-            schedule.lr(config.epochs),
-        )
-        if run.state.epoch:  # else there is nothing to fork
-            stretched = {"epochs": config.epochs, "schedule_epochs": config.epochs, "fork": True}
-            fork = train_command({"resume_run": run.run_id, **stretched})
-            log.warning(_("A fork may stretch it: %s"), fork)
+    optimizer = build_optimizer(task, model, options)
+    schedule = Schedule(options, subject.plateau)
+    run.restore({"model": model, "optimizer": optimizer, "scheduler": schedule})
+    if not hasattr(task, "build_optimizer"):
+        for group in optimizer.param_groups:  # a fork may have another than the checkpoint
+            group["weight_decay"] = options.weight_decay
+    _warn_of_horizon(run, schedule, options)
 
-    for epoch in run.epochs():
+    for epoch in run.epochs(range(1, options.epochs + 1)):
         lr = schedule.lr(epoch)
         for group in optimizer.param_groups:
-            group["lr"], group["weight_decay"] = lr, config.weight_decay
-        train_loss = train_epoch(run, task, model, optimizer, epoch)
+            group["lr"] = lr
+        train_epoch(run, task, model, optimizer, options)
         with run.interruptible():
             metrics = task.evaluate(model)
-        schedule.observe(metrics["val_loss"])
-        run.log({"train_loss": train_loss, **metrics, "lr": lr}, task.num_samples)
-        run.save()
+        _require_reported(metrics, run.monitor.name, subject.plateau.name)
+        schedule.observe(metrics[subject.plateau.name])
+        run.log(train_loss=run.mean("train_loss").value, **metrics, lr=lr)
+
+
+def build_optimizer(task: Task, model: nn.Module, options: Any) -> torch.optim.Optimizer:
+    """Return the task's own optimizer, or AdamW."""
+    own = getattr(task, "build_optimizer", None)
+    if own is not None:
+        built: torch.optim.Optimizer = own(model)
+        return built
+    return torch.optim.AdamW(model.parameters(), lr=options.lr, fused=True)
 
 
 def train_epoch(
-    run: Run, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int
-) -> float:
-    """Make one pass over the training samples, or the rest of one; return their mean loss."""
-    config, num_done = run.config, run.state.epoch_step
+    run: Run, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, options: Any
+) -> None:
+    """Make one pass over the training samples, or the rest of one."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    total_loss = run.state.running_sum("train_loss", parameters[0].device)
-    left = batches(task.num_samples, config.batch_size, config.seed, epoch, start=num_done)
-    for indices in run.steps(left, num_batches(task.num_samples, config.batch_size)):
+    for indices in run.order(task.num_samples, options.batch_size):
         optimizer.zero_grad(set_to_none=True)
-        loss = _backward(task, model, indices, config.accumulation_steps)
+        loss = _backward(task, model, indices, options.accumulation_steps)
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # IMPORTANT: refused before the step, so that the weights are never touched by NaN.
-        _refuse_non_finite(loss, norm, run, optimizer, epoch)
-        if config.max_grad_norm:
-            clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
+        _refuse_non_finite(loss, norm, run, optimizer)
+        if options.max_grad_norm:
+            clip_grads_with_norm_(parameters, options.max_grad_norm, norm)
         optimizer.step()
-        total_loss += loss * len(indices)
-    return (total_loss / task.num_samples).item()
+        run.mean("train_loss").add(loss, len(indices))
+
+
+def _require_reported(metrics: Mapping[str, float], *wanted: str) -> None:
+    missing = [name for name in wanted if name not in metrics]
+    if missing:
+        raise UsageError(
+            _("{metric} is to be watched, and the task reports {found}: name one of these, as in "
+              "monitor={example}:min").format(
+                metric=missing[0], found=", ".join(metrics), example=next(iter(metrics), "val_loss")
+            )
+        )  # fmt: skip
+
+
+def _warn_of_horizon(run: Run, schedule: Schedule, options: Any) -> None:
+    if run.state.epoch >= options.epochs or not schedule.is_past_horizon(options.epochs):
+        return
+    log.warning(
+        _(
+            "epochs=%d is past schedule_epochs=%d: from there the learning rate stays at its "
+            "floor, %.3g"
+        ),
+        options.epochs,
+        schedule.horizon_epochs,
+        schedule.lr(options.epochs),
+    )
+    if run.state.epoch:  # else there is nothing to fork
+        stretched = {"epochs": options.epochs, "schedule_epochs": options.epochs, "fork": True}
+        fork = train_command({"resume_run": run.run_id, **stretched})
+        log.warning(_("A fork may stretch it: %s"), fork)
 
 
 def _backward(task: Task, model: nn.Module, indices: torch.Tensor, num_parts: int) -> torch.Tensor:
@@ -111,11 +138,10 @@ def _refuse_non_finite(
     norm: torch.Tensor,
     run: Run,
     optimizer: torch.optim.Optimizer,
-    epoch: int,
 ) -> None:
     if math.isfinite((loss + norm).item()):  # one transfer for both
         return
     lr = optimizer.param_groups[0]["lr"]
     for what, value in (("loss", loss.item()), ("gradient norm", norm.item())):
         if not math.isfinite(value):
-            raise NonFinite(what, value, epoch, run.step + 1, lr)
+            raise NonFinite(what, value, run.state.epoch + 1, run.step + 1, lr)

@@ -6,18 +6,22 @@ The script's files hold numbers and arrays of NumPy; nothing of NumPy is called 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from onward.checkpoint.content import Content
 from onward.checkpoint.format import is_readable, upgraded
 from onward.errors import CheckpointError, CheckpointFileNotFound, UsageError
-from onward.metrics import MONITOR, History, Point
-from onward.options.run_options import Config
+from onward.metrics import History, Point
+from onward.monitor import UNDECLARED
+from onward.options.declare import ORDER, covered_by
+from onward.options.run_options import RunOptions
 from onward.run import rng
+from onward.run.state import MISFITS
+from onward.run.subject import Subject
 from onward.system.files import private_copy
 from onward.system.tensors import as_number, load_tensors
 from onward.system.untrusted import shown
@@ -26,26 +30,28 @@ from train.schedule import Schedule
 
 log = logging.getLogger(f"onward.{__name__}")
 
-_OUR_KEYS = {
-    "step", "scheduler_state_dict", "best_corr", "best_epoch", "history", "rng", "config",
-}  # fmt: skip
-_HISTORIES = {"train_losses": "train_loss", "val_losses": "val_loss", "aucs": MONITOR}
+_OUR_KEYS = {"step", "scheduler_state_dict", "best_epoch", "history", "rng", "config"}
+_HISTORIES = {"train_losses": "train_loss", "val_losses": "val_loss", "aucs": UNDECLARED.name}
 
 
 def read_checkpoint_file(
-    path: Path, given: Mapping[str, Any], weights_only: bool = False
-) -> tuple[Config, dict[str, Any]]:
+    path: Path,
+    given: Mapping[str, Any],
+    declared: type[RunOptions],
+    weights_only: bool = False,
+) -> tuple[RunOptions, Content]:
     """Read a plain checkpoint file as a checkpoint of this format.
 
     Args:
         path: The file.
         given: The options that were given. Those that were not are the file's own where it is of
             our format, and the defaults where it is the script's, which holds none.
+        declared: The class of the options.
         weights_only: Take nothing but the weights; the file may then be a bare `state_dict`.
 
     Returns:
-        The options of the run that starts from it, and the checkpoint; its optimizer state is None
-        where only the weights are taken.
+        The options of the run that starts from it, and the checkpoint; the states of its optimizer
+        and schedule are None where a fresh one is to begin.
 
     Raises:
         CheckpointFileNotFound: There is no such file.
@@ -62,13 +68,15 @@ def read_checkpoint_file(
         raise CheckpointFileNotFound(str(path), str(path.absolute()))
     saved = _load(path)
     if weights_only:
-        config = _own_config(saved, given, path) if is_readable(saved) else Config(**given)
+        is_own = is_readable(saved)
+        options = _own_options(saved, given, declared, path) if is_own else declared(**given)
         weights = _weights(saved.get("model_state_dict", saved), path)
         log.warning(
             _("Of '%s' the weights alone are taken: optimizer, schedule and history begin anew"),
             path,
         )
-        return config, upgraded({**_fresh(config, 0), "model_state_dict": weights})
+        parts = {"model": weights, "optimizer": None, "scheduler": None}
+        return options, _fresh(options, 0, parts, History())
     _require({"epoch", "model_state_dict", "optimizer_state_dict"}, saved, path)
     if is_readable(saved):
         _require(_OUR_KEYS, saved, path)
@@ -79,7 +87,12 @@ def read_checkpoint_file(
                 value = shown(repr(content[name]), 40)
                 raise _unusable(path, told.format(name=name, value=value))
         content["model_state_dict"] = _weights(saved["model_state_dict"], path)
-        return _own_config(saved, given, path), content
+        options = _own_options(saved, given, declared, path)
+        try:
+            return options, Content.from_dict(content)
+        except MISFITS as error:
+            found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise _unusable(path, found) from error
     log.warning(
         _(
             "'%s' holds no random state and no data order: training goes on from its weights, but "
@@ -87,15 +100,17 @@ def read_checkpoint_file(
         ),
         path,
     )
-    config = Config(**given)
-    return config, _converted(saved, path, config)
+    options = declared(**given)
+    return options, _converted(saved, path, options)
 
 
-def _own_config(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> Config:
+def _own_options(
+    saved: Mapping[str, Any], given: Mapping[str, Any], declared: type[RunOptions], path: Path
+) -> RunOptions:
     options = saved.get("config")
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise _unusable(path, _("it lacks {key}").format(key="config"))
-    return Config.from_dict({**options, **given})
+    return declared.from_dict({**options, **given})
 
 
 def _require(keys: set[str], saved: dict[str, Any], path: Path) -> None:
@@ -128,7 +143,7 @@ def _unusable(path: Path, found: str) -> CheckpointError:
     )
 
 
-def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, Any]:
+def _converted(saved: dict[str, Any], path: Path, options: RunOptions) -> Content:
     series = {key: _series(saved, name, path) for name, key in _HISTORIES.items()}
     counted = _count(saved["epoch"])
     if counted is None:
@@ -142,43 +157,43 @@ def _converted(saved: dict[str, Any], path: Path, config: Config) -> dict[str, A
         for key, values in series.items()
         for step, value in enumerate(values, start=1)
     )
-    scores = series[MONITOR]
-    best_corr = max((s for s in scores if math.isfinite(s)), default=None)
-    schedule = Schedule(config)
-    theirs = saved.get("scheduler_state_dict")
-    if isinstance(theirs, dict) and set(theirs) == set(schedule.state_dict()):
-        schedule.load_state_dict(theirs)
-    elif theirs:
-        log.warning(
-            _("The state of its schedule is not used: from epoch %d the rate follows schedule=%s"),
-            epoch + 1, config.schedule,
-        )  # fmt: skip
-    return upgraded(
+    return _fresh(
+        options,
+        epoch,
         {
-            **_fresh(config, epoch),
-            "step": _steps(saved["optimizer_state_dict"], path),
-            "model_state_dict": _weights(saved["model_state_dict"], path),
-            "optimizer_state_dict": saved["optimizer_state_dict"],
-            "scheduler_state_dict": schedule.state_dict(),
-            "best_corr": best_corr,
-            "best_epoch": scores.index(best_corr) + 1 if best_corr is not None else None,
-            "history": history.state_dict(),
-        }
+            "model": _weights(saved["model_state_dict"], path),
+            "optimizer": saved["optimizer_state_dict"],
+            "scheduler": _schedule(saved.get("scheduler_state_dict"), epoch, options),
+        },
+        history,
+        step=_steps(saved["optimizer_state_dict"], path),
     )
 
 
-def _fresh(config: Config, epoch: int) -> dict[str, Any]:
-    """Return what a checkpoint holds whose run begins after `epoch`, beside weights."""
-    return {
-        "epoch": epoch,
-        "step": 0,
-        "optimizer_state_dict": None,
-        "scheduler_state_dict": Schedule(config).state_dict(),
-        "best_corr": None,
-        "best_epoch": None,
-        "history": {},
-        "rng": rng.fresh("file", config.seed, epoch),
-    }
+def _schedule(theirs: Any, epoch: int, options: Any) -> Any:
+    """Return the state of the script's schedule if it is one of ours; None: a fresh one begins."""
+    if isinstance(theirs, dict) and set(theirs) - {"watched"} == Schedule.KEYS:
+        return theirs
+    if theirs:
+        log.warning(
+            _("The state of its schedule is not used: from epoch %d the rate follows schedule=%s"),
+            epoch + 1, options.schedule,
+        )  # fmt: skip
+    return None
+
+
+def _fresh(
+    options: RunOptions, epoch: int, parts: Mapping[str, Any], history: History, step: int = 0
+) -> Content:
+    """Return a checkpoint whose run begins after `epoch`."""
+    return Content(
+        epoch=epoch,
+        step=step,
+        parts=parts,
+        history=history,
+        best_epoch=None,  # by its history
+        rng=rng.fresh("file", options.seed, epoch),
+    )
 
 
 def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -232,30 +247,29 @@ def _steps(state: Any, path: Path) -> int:
     return int(max((step for step in steps if step is not None and 0 <= step < 2**53), default=0))
 
 
-def check_order(
-    checkpoint: Mapping[str, Any], config: Config, data_fingerprint: str, path: Path
-) -> None:
+def check_order(content: Content, subject: Subject, path: Path) -> None:
     """Refuse options that change the batches of an epoch that the file is in the middle of.
 
     Args:
-        checkpoint: What `read_checkpoint_file` returned.
-        config: The options of the run that starts from it.
-        data_fingerprint: That of the table it is to be trained on.
+        content: What `read_checkpoint_file` returned.
+        subject: What is trained from it on.
         path: The file.
 
     Raises:
         UsageError: Names what is not as it was.
     """
-    if not checkpoint["epoch_step"]:
+    if not content.epoch_step:
         return
-    then = {**checkpoint["config"], "data": checkpoint.get("data", {}).get("fingerprint")}
-    now = {**config.to_dict(), "data": data_fingerprint}
-    changed = [name for name in ("batch_size", "data", "seed") if then.get(name) != now[name]]
+    now = subject.options.to_dict()
+    ordered = covered_by(type(subject.options), ORDER)
+    changed = [name for name in ordered if content.config.get(name) != now[name]]
+    if content.data.get("fingerprint") != subject.data_fingerprint:
+        changed.append("data")
     if changed:
         raise UsageError(
             _(
                 "'{path}' lies inside epoch {epoch}, and with another {changed} the rest of the "
                 "epoch would not be the rest of its samples: leave that as it was, or start from "
                 "a file of an epoch's end"
-            ).format(path=path, epoch=checkpoint["epoch"] + 1, changed=", ".join(changed))
+            ).format(path=path, epoch=content.epoch + 1, changed=", ".join(sorted(changed)))
         )

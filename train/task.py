@@ -1,11 +1,39 @@
-"""What is trained: the protocol that the training loop sees."""
+"""What is trained: the protocol of a task.
+
+A task is a module with
+
+    Options                         a frozen dataclass of `option` fields; may be missing
+    open_task(options, stored)      returns a `Task`; `stored` is None for a fresh run
+    NAME                            what it is, in a word; default: the name of its file
+
+The table that is shipped, `train.tabular.task`, is one of them. More than the protocol asks for is
+used where a task has it: each of `OPTIONAL` is a method that may be missing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
+
+from onward.monitor import Monitor
 
 if TYPE_CHECKING:
     import torch
+
+# Methods of a task that may be missing, each with what stands for it.
+OPTIONAL: Mapping[str, str] = {
+    "options": "those that it was opened with",
+    "fingerprint": "the same for all data",
+    "plateau": "its monitor",  # which metric schedule=plateau watches
+    "build_optimizer": "AdamW",
+    "facts": "nothing",
+    "in_words": "nothing",
+    "dataset_info": "none",
+    "keep": "nothing is kept",
+    "extras": "none",
+    "figures": "none",
+    "model": "none is served",
+}
 
 
 class Task(Protocol):
@@ -16,8 +44,8 @@ class Task(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """Name of the task, a part of a run's fingerprint."""
+    def monitor(self) -> Monitor:
+        """The metric of `evaluate` that decides which epoch is best."""
         ...
 
     @property

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from onward.errors import RunNotUsable, Superseded, TrainError
-from onward.metrics import MONITOR
 from onward.options.command import train_command
 from onward.options.request import DESCRIPTION_TAG, MAX_TEXT_CHARS
 from onward.system import environment
@@ -24,15 +23,17 @@ from onward.system.threads import bounded
 from onward.system.untrusted import whole_number
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
-from onward.tracking.record import (
+from onward.tracking.names import (
     ATTEMPT_TAG,
     ENDED_TAG,
     EPOCH_TAG,
     HEARTBEAT_TAG,
+    LAUNCHED_TAG,
+    NOTE_TAG,
+    NUMBER_TAG,
     PARENT_TAG,
-    UNKNOWN,
-    RunRecord,
 )
+from onward.tracking.record import UNKNOWN, RunRecord
 from onward.tracking.ui import run_link, runs_page
 from onward.words.language import _
 
@@ -149,7 +150,7 @@ class Attempt:
         self.tracking.set_status(self.run_id, "RUNNING")
         if self.child_id != self.run_id:
             self.tracking.set_tags(self.child_id, own_tags)
-        self._tell(None, RUNNING_WORD, {**own_tags, **tags, "train.attempt": str(self.number)})
+        self._tell(None, RUNNING_WORD, {**own_tags, **tags, NUMBER_TAG: str(self.number)})
 
     def check_lease(self) -> RunRecord:
         """Make sure that no later attempt was claimed; return the run as it is now.
@@ -169,7 +170,7 @@ class Attempt:
         own = {f"{ATTEMPT_TAG}{self.number}": f"{words}, {ended}"}
         now = dataclasses.replace(record, tags={**record.tags, **tags, **own})
         note = self._note(now, ended)
-        self.tracking.set_tags(self.run_id, {**tags, **own, "mlflow.note.content": note})
+        self.tracking.set_tags(self.run_id, {**tags, **own, NOTE_TAG: note})
 
     def journal(self, status: str, last_epoch: int) -> dict[str, object]:
         """Return what `from_journal` needs to end the attempt in another process."""
@@ -233,7 +234,7 @@ class Attempt:
     def describe(self, record: RunRecord) -> None:
         """Bring the description of the run, just read, up to date while it is RUNNING."""
         note = self._note(record, RUNNING_WORD)
-        self.tracking.set_tags(self.run_id, {"mlflow.note.content": note})
+        self.tracking.set_tags(self.run_id, {NOTE_TAG: note})
 
     def _note(self, record: RunRecord, state: str) -> str:
         """Return the description of the run, in Markdown."""
@@ -268,7 +269,7 @@ def _tell_stray(tracking: Tracking, stray_id: str, record: RunRecord, verb: str)
     """Say on a launch's run, which is in another experiment, what the launch worked on."""
     page = run_link(tracking, record).split()[0]  # without what is said of a server to start
     note = f"This launch {verb} run {markdown.link(record.name, page)}."
-    tags = {"train.launched": record.run_id, "mlflow.note.content": note}
+    tags = {LAUNCHED_TAG: record.run_id, NOTE_TAG: note}
     tracking.set_tags(stray_id, tags)
 
 
@@ -285,7 +286,8 @@ def _progress_in_words(record: RunRecord) -> str:
     words = f": epoch {_or_unknown(record.epoch)}{epochs}"
     if record.best is None:
         return words
-    return f"{words}, best {MONITOR} {record.best:.5f} (epoch {_or_unknown(record.best_epoch)})"
+    epoch = _or_unknown(record.best_epoch)
+    return f"{words}, best {record.monitor.name} {record.best:.5f} (epoch {epoch})"
 
 
 def _or_unknown(value: int | None) -> str:

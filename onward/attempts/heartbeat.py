@@ -21,7 +21,8 @@ from onward.system import environment
 from onward.system.system_metrics import SystemMetrics
 from onward.system.untrusted import parse_json
 from onward.tracking.client import MAX_TAG_CHARS, Tracking, now_ms
-from onward.tracking.record import HEARTBEAT_TAG, RunRecord
+from onward.tracking.names import HEARTBEAT_TAG
+from onward.tracking.record import RunRecord
 from onward.words.language import _
 
 log = logging.getLogger(__name__)

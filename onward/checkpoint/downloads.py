@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.format import verify_file
 from onward.checkpoint.manifest import ROOT, FileEntry, Manifest
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
@@ -12,7 +13,6 @@ from onward.errors import CheckpointDamaged, CheckpointError, TooLarge
 from onward.system.files import size_in_words
 from onward.system.threads import each
 from onward.terminal.progress import Moved
-from onward.tracking.artifacts import Artifacts
 from onward.words.language import _
 
 

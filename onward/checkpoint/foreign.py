@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.manifest import CHECKPOINT_FILE, MANIFEST_FILE, ROOT, is_own_file
 from onward.errors import UnsafeFile
-from onward.tracking.artifacts import Artifacts
 from onward.words.language import _
 
 log = logging.getLogger(__name__)

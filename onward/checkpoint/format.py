@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
@@ -33,7 +34,7 @@ from onward.checkpoint.manifest import (
     Manifest,
 )
 from onward.errors import CheckpointDamaged, CheckpointError
-from onward.metrics import History
+from onward.monitor import UNDECLARED, Monitor
 from onward.system.files import atomic_folder
 from onward.system.tensors import load_tensors
 from onward.words.language import _
@@ -95,7 +96,7 @@ def write_checkpoint(
 
     Args:
         folder: The final name; replaced if it is there.
-        checkpoint: What `TrainState.capture` returned, and more.
+        checkpoint: What `Content.to_dict` returned.
         attempt: The attempt that saves it.
         kept: Whether it stays for good.
         metrics: Those of the epoch just completed; inside an epoch there are none.
@@ -133,6 +134,8 @@ def write_checkpoint(
             kept=kept,
             metrics=finite,
             files=(*files, *small.close()),
+            monitor=Monitor.parse(plain["monitor"]) if "monitor" in plain else UNDECLARED,
+            format_version=plain["format_version"],
         )
         (temporary / MANIFEST_FILE).write_bytes(manifest.to_json())
     return manifest
@@ -281,7 +284,7 @@ def load_checkpoint(folder: Path, manifest: Manifest, name: str) -> dict[str, An
     return upgraded(checkpoint)
 
 
-def load_content(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
+def load_content(folder: Path, manifest: Manifest, name: str) -> Content:
     """Read a checkpoint that was verified, as `load_checkpoint`, from which a run can go on.
 
     Raises:
@@ -291,31 +294,40 @@ def load_content(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
     for key in ("config", "data"):
         if not isinstance(checkpoint.get(key), dict):
             raise CheckpointDamaged(name, _("it lacks {key}").format(key=key))
+    for key in ("history", "rng"):
+        if key not in checkpoint:
+            raise CheckpointDamaged(name, _("it lacks {key}").format(key=key))
     try:
-        History().load_state_dict(checkpoint.get("history", {}))
-    except (TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        content = Content.from_dict(checkpoint)
+    except (
+        TypeError, ValueError, KeyError, AttributeError, RuntimeError, OverflowError,
+    ) as error:  # fmt: skip
         found = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         told = _("what it holds cannot be read ({found})").format(found=found)
         raise CheckpointDamaged(name, told) from error
-    for key in ("epoch", "step", "epoch_step"):
-        if checkpoint.get(key) != getattr(manifest, key):
+    if not isinstance(content.data.get("fingerprint"), str):
+        raise CheckpointDamaged(name, _("it lacks {key}").format(key="data"))
+    for key in ("epoch", "step", "epoch_step", "monitor"):
+        found, expected = getattr(content, key), getattr(manifest, key)
+        if found != expected:
             raise CheckpointDamaged(
                 name,
                 _("it holds {key} {found}, its manifest says {expected}").format(
-                    key=key, found=checkpoint.get(key), expected=getattr(manifest, key)
+                    key=key, found=found, expected=expected
                 ),
             )
-    return checkpoint
+    return content
 
 
 def is_readable(checkpoint: Mapping[str, Any]) -> bool:
     """Tell whether it is of a version that this program ever wrote."""
-    return checkpoint.get("format_version") in READABLE_VERSIONS
+    version = checkpoint.get("format_version")
+    return type(version) is int and version in READABLE_VERSIONS
 
 
 def upgraded(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint of any version, or of none yet, as one of today's."""
-    if checkpoint.get("format_version") == FORMAT_VERSION:
+    """Return a checkpoint of version 1, or of none yet, as one of version 2; others as they are."""
+    if checkpoint.get("format_version", 1) > 1:
         return dict(checkpoint)
     inside_an_epoch = {"epoch_step": 0, "epoch_sums": {}, "epoch_seconds": 0.0}  # since version 2
     return {**inside_an_epoch, **checkpoint, "format_version": FORMAT_VERSION}

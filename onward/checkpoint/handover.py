@@ -1,15 +1,19 @@
-"""What the threads of a pipeline hand to each other."""
+"""What the threads of a pipeline hand to each other, and to whom they hand it over."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.policy import Retention
 from onward.checkpoint.staging import Staged
+from onward.checkpoint.store import CheckpointStore
+from onward.metrics import Point
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,38 @@ class Item:
     metrics: Mapping[str, float]
     kept: bool
     stall_seconds: float
+
+
+class Publishing(Protocol):
+    """Brings a run's store in line with a checkpoint; each of its steps can be repeated.
+
+    Each raises `StoreUnavailable` where it is to be called again later.
+    """
+
+    store: CheckpointStore
+    manifests: list[Manifest]  # of the checkpoints in the store
+    retention: Retention
+
+    def add(self, points: Iterable[Point]) -> None:
+        """Note metric values, to be published once a checkpoint that holds them is committed."""
+
+    def commit(self, manifest: Manifest) -> None:
+        """Upload the spooled checkpoint, and do all that follows."""
+
+    def settle(self) -> None:
+        """Do what follows a commit."""
+
+    def tidy(self) -> None:
+        """Prune a last time."""
+
+    def refresh_page(self) -> None:
+        """Bring what people look at up to date, now and then."""
+
+    def show(self) -> None:
+        """Do so now."""
+
+    def upload_log(self) -> bool:
+        """Store the attempt's log."""
+
+    def silent_seconds(self) -> float:
+        """Return for how long the server has owed an answer."""

@@ -13,12 +13,15 @@ from datetime import datetime
 from typing import Any
 
 from onward.errors import CheckpointDamaged, CheckpointError
-from onward.metrics import MONITOR, is_score
+from onward.monitor import UNDECLARED, Monitor
 from onward.system.untrusted import is_fingerprint, is_path_part, parse_json, shown
 from onward.words.language import _
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 1: no checkpoints inside an epoch
+# 1: no checkpoints inside an epoch; 2: no other monitor, no other parts than model, optimizer and
+# scheduler. A version is written only where the one before cannot say it, so that an older program
+# can go on with all that it could have made.
+READABLE_VERSIONS = (1, 2, 3)
+FORMAT_VERSION = 2  # that is written where nothing needs a newer one
 ROOT = "checkpoints"  # the folder of all, among the files of a run
 CHECKPOINT_FILE = "checkpoint.pth"
 METRICS_FILE = "checkpoint_metrics.json"
@@ -70,6 +73,8 @@ class Manifest:
     kept: bool  # whether the save policy keeps it for good
     metrics: Mapping[str, float | None]  # of the epoch just completed; None where not finite
     files: tuple[FileEntry, ...]
+    monitor: Monitor = UNDECLARED  # the metric that decides which is best
+    format_version: int = FORMAT_VERSION
     # Set as it is committed, see `chain`; what was saved is the same before and after.
     run_id: str | None = field(default=None, compare=False)  # None: of an earlier program
     previous: str | None = field(default=None, compare=False)  # digest of the one before it
@@ -93,8 +98,7 @@ class Manifest:
     @property
     def score(self) -> float | None:
         """The value that decides which checkpoint is best, or None."""
-        value = self.metrics.get(MONITOR)
-        return value if value is not None and is_score(value) else None
+        return self.monitor.score(self.metrics.get(self.monitor.name))
 
     def is_same(self, other: Manifest) -> bool:
         """Whether it is the same checkpoint, however each is cut into parts."""
@@ -118,8 +122,11 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        document = {"format_version": FORMAT_VERSION, **asdict(self), "files": self._files()}
-        return {k: v for k, v in document.items() if k not in COMMIT_FIELDS or v is not None}
+        monitor = None if self.monitor == UNDECLARED else str(self.monitor)
+        told = {"monitor": monitor, "files": self._files()}
+        document = {"format_version": self.format_version, **asdict(self), **told}
+        optional = {"monitor", *COMMIT_FIELDS}
+        return {k: v for k, v in document.items() if k not in optional or v is not None}
 
     def to_json(self) -> builtins.bytes:
         """Return what `manifest.json` holds."""
@@ -153,10 +160,13 @@ class Manifest:
                 _(
                     "checkpoint {name} has format version {version}, and this program reads up to "
                     "{newest}: use the version of the program that wrote it"
-                ).format(name=name, version=version, newest=FORMAT_VERSION)
+                ).format(name=name, version=version, newest=READABLE_VERSIONS[-1])
             )
         if version == 1:
-            document = {**document, "epoch_step": 0}
+            document = {**document, "epoch_step": 0, "format_version": 2}
+        monitor = _monitor_of(document)
+        check(monitor is not None, f"monitor {_in_short(document.get('monitor'))}")
+        assert monitor is not None
         for key in ("epoch", "step", "epoch_step", "attempt"):
             check(_is_count(document.get(key)), f"{key} {_in_short(document.get(key))}")
         created, kept = document.get("created"), document.get("kept")
@@ -179,6 +189,8 @@ class Manifest:
             kept=kept,
             metrics=metrics,
             files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
+            monitor=monitor,
+            format_version=document["format_version"],
             **{key: document.get(key) for key in COMMIT_FIELDS},
         )
         wrong = _("{name}, which is not this folder's name").format(name=manifest.name)
@@ -188,6 +200,17 @@ class Manifest:
 
 def _in_short(value: object) -> str:
     return shown(repr(value), 60)
+
+
+def _monitor_of(document: Mapping[str, Any]) -> Monitor | None:
+    """Return the monitor that a manifest names, None where it names none that can be."""
+    text = document.get("monitor")
+    if text is None:
+        return UNDECLARED
+    try:
+        return Monitor.parse(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
 
 
 def _is_count(value: object) -> bool:

@@ -7,11 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.format import PART_BYTES
 from onward.checkpoint.manifest import METRICS_FILE, FileEntry
 from onward.errors import RequestTooLarge, StoreUnavailable
 from onward.system.files import MIN_PART_BYTES, size_in_words
-from onward.tracking.artifacts import Artifacts
 from onward.words.language import _
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The way of a checkpoint: stage → write → upload → commit → publish → point → prune.
 
 Training waits for staging only. Two threads do the rest: one writes to the spool on local disk,
-one brings to the store what is there (see `publisher`).
+one brings to the store what is there (see `Publishing`).
 
 Checkpoints that are neither kept nor the best give way: to a newer one while they wait for their
 upload, and entirely where the buffers are still being written. Their metrics travel with the next.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from onward.checkpoint.format import write_checkpoint
-from onward.checkpoint.handover import Item, Shared, Spooled, Timings, Totals
+from onward.checkpoint.handover import Item, Publishing, Shared, Spooled, Timings, Totals
 from onward.checkpoint.manifest import Manifest, checkpoint_name
 from onward.checkpoint.policy import find_best
 from onward.checkpoint.room import LOOK_SECONDS, Room
@@ -29,8 +29,7 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.staging import MayWait, Staged, Stager
 from onward.checkpoint.transfers import show_upload
 from onward.errors import StoreRefused, UnsafeFile
-from onward.metrics import MONITOR
-from onward.publish.publisher import Publisher
+from onward.monitor import UNDECLARED, Monitor
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
@@ -52,14 +51,16 @@ class Pipeline:
         spool: Where they are written first.
         max_spool_bytes: How much may wait on local disk before training waits.
         is_sync: Whether `save` waits for the commit, as long as the store answers.
+        monitor: The metric that decides which checkpoint is best.
     """
 
     def __init__(
         self,
-        publisher: Publisher,
+        publisher: Publishing,
         spool: Spool,
         max_spool_bytes: float = math.inf,
         is_sync: bool = False,
+        monitor: Monitor = UNDECLARED,
     ) -> None:
         self.publisher = publisher
         self.timings: Timings | None = None
@@ -69,7 +70,8 @@ class Pipeline:
         self._staged: Staged | None = None  # whose copy may still be under way
         self._hold_seconds = 0.0
         best = find_best(publisher.manifests)
-        self._best_score = -math.inf if best is None or best.score is None else best.score
+        self._monitor = monitor
+        self._best_score = best.score if best is not None else None
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._shared = Shared()
         # How long the process may still take to end: less than ∞ once a signal asked it to.
@@ -220,8 +222,8 @@ class Pipeline:
             self._uploader.join(min(left, LOOK_SECONDS))
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        score = metrics.get(MONITOR, math.nan)
-        if not score > self._best_score:  # NaN is never best
+        score = metrics.get(self._monitor.name)
+        if not self._monitor.is_better(score, self._best_score):
             return False
         self._best_score = score
         return True

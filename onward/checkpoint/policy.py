@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onward.checkpoint.manifest import Manifest
-from onward.options.run_options import Config
+from onward.options.run_options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Retention:
 
     Args:
         last: The newest so many, at least 1.
-        best: The so many with the highest score, at least 1.
+        best: The so many with the best scores, at least 1.
         every: Those at the end of every so-many-th epoch; None: those that were marked as kept
             when they were saved.
     """
@@ -54,7 +54,7 @@ class Retention:
     every: int | None = None
 
     @classmethod
-    def of(cls, options: Config | None, every: int | None = None) -> Retention:
+    def of(cls, options: RunOptions | None, every: int | None = None) -> Retention:
         """Return what a run's options ask for; the least there is where they are not known."""
         if options is None:
             return cls(every=every)
@@ -73,11 +73,12 @@ class Retention:
 
 
 def ranked(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Return those with a finite score, the highest first, the oldest of equals first."""
+    """Return those with a finite score, the best first, the oldest of equals first."""
     scored = [(m.score, m) for m in manifests if m.score is not None]
-    return [m for _, m in sorted(scored, key=lambda pair: (-pair[0], pair[1].order))]
+    by_rank = sorted(scored, key=lambda pair: (pair[1].monitor.rank(pair[0]), pair[1].order))
+    return [m for _score, m in by_rank]
 
 
 def find_best(manifests: Iterable[Manifest]) -> Manifest | None:
-    """Return the one with the highest finite score, the oldest of equals; None if none has."""
+    """Return the one with the best finite score, the oldest of equals; None if none has."""
     return next(iter(ranked(manifests)), None)

@@ -118,14 +118,16 @@ class Stager:
         return buffer
 
 
-def changed_by_step(optimizer: torch.optim.Optimizer) -> MayWait:
-    """Return the test for tensors that only a step of `optimizer` changes: weights and moments.
+def changed_by_step(*optimizers: torch.optim.Optimizer) -> MayWait:
+    """Return the test for tensors that only steps of these change: weights and moments.
 
     A model's buffers, such as running means, are not among them: a forward pass changes those.
     """
-    tensors = [p for group in optimizer.param_groups for p in group["params"]]
-    for state in optimizer.state.values():
-        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    for optimizer in optimizers:
+        tensors += [p for group in optimizer.param_groups for p in group["params"]]
+        for state in optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
     pointers = {tensor.data_ptr() for tensor in tensors}
     return lambda tensor: tensor.data_ptr() in pointers
 

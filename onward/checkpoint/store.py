@@ -17,14 +17,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from onward.checkpoint import chain
+from onward.checkpoint.artifacts import Artifacts
+from onward.checkpoint.content import Content
 from onward.checkpoint.downloads import fetch_files
 from onward.checkpoint.foreign import Foreign
 from onward.checkpoint.format import load_content
 from onward.checkpoint.manifest import (
-    FORMAT_VERSION,
     MANIFEST_FILE,
     NAME,
     ROOT,
@@ -40,12 +40,12 @@ from onward.system.files import atomic_write
 from onward.system.threads import each
 from onward.system.untrusted import parse_json
 from onward.terminal.progress import Moved, show_transfer
-from onward.tracking.artifacts import Artifacts
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
 INDEX_FILE = "index.json"
+INDEX_VERSION = 2
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
 VOID = b'{"deleted": true}'  # in place of a manifest that the store refuses to delete
 
@@ -193,14 +193,16 @@ class CheckpointStore:
         self.uploads.forget(folder, name)
         return linked
 
-    def get(self, manifest: Manifest, folder: Path) -> dict[str, Any]:
-        """Download a checkpoint into `folder`, verify it, and only then load it.
+    def get(self, manifest: Manifest) -> Content:
+        """Download a checkpoint, verify it, and only then load it.
 
         Raises:
             CheckpointDamaged: It is not what its manifest says, or half of it is gone.
         """
-        stored = self.fetch(manifest, folder)
-        return load_content(folder, stored, self._title(stored))
+        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+            stored = self.fetch(manifest, Path(folder))
+            # Mapped tensors outlive the name of their file.
+            return load_content(Path(folder), stored, self._title(stored))
 
     def fetch(self, manifest: Manifest, folder: Path, moved: Moved | None = None) -> Manifest:
         """Download a checkpoint into `folder` and verify it; return its manifest as stored.
@@ -312,7 +314,7 @@ class CheckpointStore:
     def write_index(self, manifests: Iterable[Manifest], folder: Path) -> None:
         """Replace the index, by way of a file in the local `folder`."""
         document = {
-            "format_version": FORMAT_VERSION,
+            "format_version": INDEX_VERSION,
             "checkpoints": [manifest.to_dict() for manifest in manifests],
         }
         text = json.dumps(document, allow_nan=False).encode()

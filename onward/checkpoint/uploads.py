@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.format import cut_again
 from onward.checkpoint.manifest import ROOT, FileEntry, Manifest
 from onward.checkpoint.parts import PartSize, Smaller, send_once
@@ -15,7 +16,6 @@ from onward.checkpoint.spool import CUT, UPLOADED_FILE
 from onward.checkpoint.transfers import NUM_TRANSFERS, line, noted, retried
 from onward.system.files import open_own
 from onward.system.threads import each
-from onward.tracking.artifacts import Artifacts
 
 
 class Uploads:

@@ -1,31 +1,24 @@
 """What the commands are made of: groups and options of click that speak as this program does.
 
-Options come from `Config` and `Launch`; an error becomes one line and an exit code; what is said
-is one line that no terminal takes for anything else.
+Options come from the classes that declare them; an error becomes one line and an exit code; what
+is said is one line that no terminal takes for anything else.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import io
-import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from onward.cli.helptext import Command, Context
 from onward.errors import TrainError
-from onward.options.declare import parse, to_text
 from onward.system import environment
 from onward.system.untrusted import told
 from onward.words import language
 from onward.words.language import _
-
-_NAMED = re.compile(r"[A-Za-z][\w-]*=")
 
 
 def say(text: object, err: bool = False) -> None:
@@ -86,69 +79,6 @@ class Group(click.Group):
         except KeyboardInterrupt:
             say(_("error: stopped by a signal"), err=True)
             ctx.exit(75)
-
-
-class OptionCommand(Command):
-    """Takes `name=value` for `--name value`; shows its options under their headings."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read what was typed: messages, like MLflow's -P, have options as `name=value`."""
-        _options, rest, _order = self.make_parser(ctx).parse_args(list(args))
-        for word in filter(_NAMED.match, rest):
-            args.remove(word)
-            name, _equals, value = word.partition("=")
-            args += [f"--{name}", value]
-        return super().parse_args(ctx, args)
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write them."""
-        headings: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                group = getattr(param, "heading", _("Other"))
-                headings.setdefault(group, []).append(record)
-        for heading, records in headings.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-
-class ConfigOption(click.Option):
-    """One field of `Config` or `Launch`."""
-
-    def __init__(self, config_class: type, field: dataclasses.Field[Any]) -> None:
-        opt = field.metadata["option"]
-        # A flag may stand alone; through MLflow it always has a value.
-        is_bool = str(field.type) == "bool"
-        flag: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool else {}
-        shown = field.default is not None and field.default is not False and field.default != ()
-        default = f"  [{to_text(field.default)}]" if shown else ""
-        super().__init__(
-            [f"--{field.name}"],
-            help=opt.help + default,
-            metavar=opt.metavar or ("|".join(opt.choices) or _metavar(str(field.type))),
-            callback=_parser(config_class, field.name),
-            **flag,
-        )
-        self.heading, self._choices = opt.group, opt.choices or (("true", "false") * is_bool)
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Offer the values that begin like `incomplete`; a file's name for anything else."""
-        if not self._choices:
-            return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(value) for value in self._choices if value.startswith(incomplete)]
-
-
-def _metavar(kind: str) -> str:
-    names = {"int": "N", "float": "X", "bool": "true|false", "tuple[str, ...]": "A,B,…"}
-    return names.get(kind.removesuffix(" | None"), "TEXT")
-
-
-def _parser(config_class: type, name: str) -> Callable[[click.Context, Any, str | None], Any]:
-    def convert(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        return None if text is None else (name, parse(config_class, name, text))
-
-    return convert
 
 
 def set_debug(ctx: click.Context, param: click.Parameter, text: str | None) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from onward.attempts.heartbeat import vanished_at
 from onward.checkpoint.manifest import CHECKPOINT_FILE, ROOT
 from onward.checkpoint.policy import find_best
-from onward.metrics import MONITOR
+from onward.monitor import Monitor
 from onward.opening.source import find_store, require_committed
 from onward.options.command import train_command
 from onward.options.declare import to_text
@@ -48,7 +48,8 @@ def _run_row(record: RunRecord) -> Row:
         "status": record.status,
         "epoch": record.epoch,
         "epochs": record.epochs,
-        f"best_{MONITOR}": record.best,
+        "monitor": str(record.monitor),
+        f"best_{record.monitor.name}": record.best,
         "attempts": record.attempts,
         "started": record.started,
         "last_active": record.last_active,
@@ -71,11 +72,13 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
     best = find_best(manifests)
     return [
         {
+            manifest.monitor.name: manifest.score,  # first: whatever it is called, it hides nothing
+            "score": manifest.score,
             "epoch": manifest.epoch,
             "step": manifest.step,
             "epoch_step": manifest.epoch_step,
             "val_loss": manifest.metrics.get("val_loss"),
-            MONITOR: manifest.score,
+            "monitor": str(manifest.monitor),
             "best": manifest == best,
             "latest": manifest == manifests[-1],
             "kept": manifest.kept,
@@ -120,8 +123,11 @@ def make_console() -> Console:
 def _run_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(_("run"), no_wrap=True, overflow="fold")
-    for heading in (_("status"), _("epoch"), _("best corr"), _("last active"), _("name")):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    names = {_monitor(row).name for row in rows}
+    [one] = names if len(names) == 1 else [""]
+    best = _("best {metric}").format(metric=one).rstrip()
+    for heading in (_("status"), _("epoch"), best, _("last active"), _("name")):
+        table.add_column(_cell(heading), no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(
             _cell(row["run_id"]),
@@ -129,7 +135,7 @@ def _run_table(rows: list[Row]) -> Table:
             if row["vanished"]
             else _cell(row["status"]),
             "/".join(UNKNOWN if n is None else str(n) for n in (row["epoch"], row["epochs"])),
-            _number(row[f"best_{MONITOR}"]),
+            _cell(_best_of(row, one)),
             _age(row["last_active"]) if row["last_active"] else UNKNOWN,
             _cell(row["name"]),
         )
@@ -138,9 +144,9 @@ def _run_table(rows: list[Row]) -> Table:
 
 def _checkpoint_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = (_("epoch"), _("step"), _("val loss"), _("corr"))
+    numbers = (_("epoch"), _("step"), _("val loss"), _monitor(rows[-1]).name)
     for heading in (*numbers, "", _("size"), _("age")):
-        table.add_column(heading, no_wrap=True, overflow="fold")
+        table.add_column(_cell(heading), no_wrap=True, overflow="fold")
     table.add_column(_("path"), overflow="fold")
     marks = {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
     for row in rows:
@@ -149,13 +155,24 @@ def _checkpoint_table(rows: list[Row]) -> Table:
             inside.format(epoch=row["epoch"], epoch_step=row["epoch_step"]),
             str(row["step"]),
             _number(row["val_loss"]),
-            _number(row[MONITOR]),
+            _number(row["score"]),
             " ".join(word for mark, word in marks.items() if row[mark]),
             size_in_words(row["bytes"]),
             _age(row["created"]),
             _cell(row["path"]),
         )
     return table
+
+
+def _monitor(row: Row) -> Monitor:
+    return Monitor.parse(row["monitor"])
+
+
+def _best_of(row: Row, named: str) -> str:
+    """Return a run's best value, with the metric's name where the heading does not tell it."""
+    name = _monitor(row).name
+    value = _number(row[f"best_{name}"])
+    return value if name == named else f"{value} {name}"
 
 
 def show_verified(rows: list[Row], run_id: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from onward.attempts.heartbeat import wait_until_free
-from onward.checkpoint.format import load_content
 from onward.checkpoint.manifest import CHECKPOINT_FILE, Manifest
 from onward.checkpoint.policy import Retention, ranked
 from onward.checkpoint.store import CheckpointStore
@@ -19,7 +18,7 @@ from onward.system.files import PUBLIC, atomic_write
 from onward.system.threads import each
 from onward.terminal.progress import Moved, show_transfer
 from onward.tracking.client import Tracking
-from onward.tracking.record import MANIFEST_TAG
+from onward.tracking.names import MANIFEST_TAG
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def retention_of(
     tracking: Tracking, run_id: str, last: int | None, best: int | None, every: int | None
 ) -> Retention:
     """Return which checkpoints of the run are to stay: as given, else by the run's options."""
-    own = Retention.of(find_run(tracking, run_id).options())
+    own = Retention.of(find_run(tracking, run_id).run_options())
     return Retention(last or own.last, best or own.best, every)
 
 
@@ -129,12 +128,11 @@ def _guarded_by_good(store: CheckpointStore, manifests: list[Manifest]) -> list[
     """Return them without damaged ones that would count as the newest, or as the best."""
     guards = {m.name: m for m in (*manifests[-1:], *ranked(manifests)[:1])}.values()
     for manifest in guards:
-        with tempfile.TemporaryDirectory(prefix="train-") as folder:
-            try:
-                store.get(manifest, Path(folder))
-            except CheckpointDamaged:
-                others = [m for m in manifests if m != manifest]
-                return _guarded_by_good(store, others)
+        try:
+            store.get(manifest)
+        except CheckpointDamaged:
+            others = [m for m in manifests if m != manifest]
+            return _guarded_by_good(store, others)
     return manifests
 
 
@@ -167,17 +165,17 @@ def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
     """Return what a checkpoint holds: manifest, state keys with shapes, options, environment."""
     record, _folder, store = find_store(tracking, run_id)
     manifest = pick(record.run_id, store.list(), epoch)
-    with tempfile.TemporaryDirectory(prefix="train-") as temporary:
-        stored = store.fetch(manifest, Path(temporary))
-        checkpoint = load_content(Path(temporary), stored, manifest.name)
-        options, environment_ = checkpoint.pop("config"), checkpoint.pop("environment", {})
-        return {
-            "run_id": record.run_id,
-            "manifest": stored.to_dict(),
-            "state": dict(_leaves(checkpoint)),
-            "options": options if isinstance(options, Mapping) else {},
-            "environment": environment_ if isinstance(environment_, Mapping) else {},
-        }
+    content = store.get(manifest)
+    state = content.to_dict()
+    for told_apart in ("config", "environment"):
+        state.pop(told_apart)
+    return {
+        "run_id": record.run_id,
+        "manifest": manifest.to_dict(),
+        "state": dict(_leaves(state)),
+        "options": content.config,
+        "environment": content.environment if isinstance(content.environment, Mapping) else {},
+    }
 
 
 def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -8,15 +8,15 @@ from typing import Any
 from onward.errors import ForkNeeded, RunNotUsable, UsageError
 from onward.opening.source import Source
 from onward.options.command import Standing, train_command
-from onward.options.declare import OnResume, options_of, to_text
-from onward.options.run_options import Config
+from onward.options.declare import DATA, MACHINE, ORDER, OnResume, covered_by, options_of, to_text
+from onward.options.run_options import RunOptions
+from onward.run.subject import Kind
 from onward.words.language import _
-from train.tabular.data.dataset import is_source_of
 
 Given = Mapping[str, Any]
 
 
-def resumed_config(source: Source, given: Given) -> Config:
+def resumed_options(source: Source, given: Given, kind: Kind) -> RunOptions:
     """Return the run's options, with those that were given where that is sound.
 
     Raises:
@@ -27,15 +27,15 @@ def resumed_config(source: Source, given: Given) -> Config:
     run_id = source.record.run_id
     # What was left to choose was chosen by the first attempt.
     given = {k: v for k, v in given.items() if v is not None and (k, v) != ("threads", 0)}
-    config = source.config.replace(**given)
-    changes = _changes(source, given)
-    _refuse_another_model(run_id, changes)
-    if changes and source.checkpoint is None:
+    options = source.options.replace(**given)
+    changes = _changes(source, given, kind)
+    _refuse_another_model(source, changes)
+    if changes and source.content is None:
         raise ForkNeeded(run_id, changes, _fresh_command(source, given), has_checkpoint=False)
     if changes:
-        if _order_of(changes):
+        if _order_of(source, changes):
             _whole_epochs(source, changes)  # refuses where there is none to fork from
-        raise ForkNeeded(run_id, changes, fork_command(source, given))
+        raise ForkNeeded(run_id, changes, fork_command(source, given, kind))
     if source.record.status == "FINISHED" and "epochs" not in given:
         more = train_command({**_standing(source).go_on(), **given})
         raise RunNotUsable(
@@ -44,17 +44,17 @@ def resumed_config(source: Source, given: Given) -> Config:
                 epoch=source.epoch, command=more
             ),
         )
-    if config.epochs < source.epochs_begun:
+    if options.epochs < source.epochs_begun:
         raise UsageError(
             _(
                 "epochs={epochs} is fewer than the {begun} that run '{run_id}' has begun: epochs "
                 "counts from the run's beginning"
-            ).format(epochs=config.epochs, begun=source.epochs_begun, run_id=run_id)
+            ).format(epochs=options.epochs, begun=source.epochs_begun, run_id=run_id)
         )
-    return config
+    return options
 
 
-def forked_config(source: Source, given: Given) -> Config:
+def forked_options(source: Source, given: Given, kind: Kind) -> RunOptions:
     """Return the options of a fork: the run's, with those that were given.
 
     Raises:
@@ -62,77 +62,79 @@ def forked_config(source: Source, given: Given) -> Config:
             the middle of an epoch; or no epoch is left.
     """
     run_id = source.record.run_id
-    changes = _changes(source, given)
-    _refuse_another_model(run_id, changes)
+    changes = _changes(source, given, kind)
+    _refuse_another_model(source, changes)
     _refuse_another_order(source, changes)
-    config = source.config.replace(**given)
+    options = source.options.replace(**given)
     of = _("run '{run_id}'").format(run_id=run_id)
-    require_epochs_left(config, source.epoch, of)
-    return config
+    require_epochs_left(options, source.epoch, of)
+    return options
 
 
-def fork_command(source: Source, given: Given) -> str:
+def fork_command(source: Source, given: Given, kind: Kind) -> str:
     """Return the command that goes on with the options given all the same: as a fork.
 
     It names what else the fork needs: epochs to train, a checkpoint at the end of an epoch where
     the order of the samples changes.
     """
-    options: dict[str, Any] = {"resume_run": source.record.run_id, "fork": True}
     standing = _standing(source)
-    if source.config.replace(**given).epochs <= source.epoch:
+    options: dict[str, Any] = standing.as_fork()
+    if source.options.replace(**given).epochs <= source.epoch:
         options = standing.anew()
     elif standing.has_stopped_early:
         options["early_stopping"] = 0
-    changes = _changes(source, given)
-    if source.epochs_begun > source.epoch and _order_of(changes):
+    changes = _changes(source, given, kind)
+    if source.epochs_begun > source.epoch and _order_of(source, changes):
         options["resume_epoch"] = _whole_epochs(source, changes)[-1]
     return train_command({**options, **given})
 
 
 def _fresh_command(source: Source, given: Given) -> str:
     """Return the command that starts afresh with the run's options and those given."""
-    config, default = source.config, Config()
+    declared = options_of(type(source.options))
+    values = {name: getattr(source.options, name) for name in declared}
     options = {
-        name: getattr(config, name)
-        for name in options_of(Config)
-        if getattr(config, name) != getattr(default, name)
-        and name != "threads"  # it was chosen by the machine
-        and (name, config.schedule_epochs) != ("schedule_epochs", config.epochs)  # likewise
+        name: value
+        for name, value in values.items()
+        if value != declared[name][0].default
+        and declared[name][1].covers != MACHINE  # which has chosen it
+        and (name, value) != ("schedule_epochs", source.options.epochs)  # likewise
     }
     return train_command({**options, **given})
 
 
 def _standing(source: Source) -> Standing:
-    config, checkpoint = source.config, source.checkpoint or {}
     is_finished = source.record.status == "FINISHED"
-    best_epoch = checkpoint.get("best_epoch")
+    best_epoch = source.content.best_epoch if source.content else None
     run_id = source.record.run_id
-    return Standing.by_config(run_id, is_finished, source.epoch, config, best_epoch)
+    return Standing.by_options(run_id, is_finished, source.epoch, source.options, best_epoch)
 
 
-def changes_data(source: Source, given: Given) -> bool:
-    """Tell whether the given options are about another table, or another use of it."""
-    return any(options_of(Config)[name][1].group == "Data" for name in _changes(source, given))
+def changes_data(source: Source, given: Given, kind: Kind) -> bool:
+    """Tell whether the given options are about other data, or another use of it."""
+    data = covered_by(type(source.options), DATA)
+    return bool(data & set(_changes(source, given, kind)))
 
 
-def require_epochs_left(config: Config, done: int, of: str) -> None:
+def require_epochs_left(options: RunOptions, done: int, of: str) -> None:
     """Refuse to start from a checkpoint that has all the epochs behind it.
 
     Raises:
         UsageError: It has.
     """
-    if config.epochs <= done:
+    if options.epochs <= done:
         raise UsageError(
             _(
                 "the checkpoint of {of} has {done} epochs behind it and epochs={epochs}: "
                 "nothing is left to train. Pass a larger epochs"
-            ).format(of=of, done=done, epochs=config.epochs)
+            ).format(of=of, done=done, epochs=options.epochs)
         )
 
 
-def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -> None:
+def _refuse_another_model(source: Source, changes: Mapping[str, tuple[str, str]]) -> None:
+    run_id = source.record.run_id
     for name, (old, new) in changes.items():
-        if options_of(Config)[name][1].on_resume is OnResume.NEVER:
+        if options_of(type(source.options))[name][1].on_resume is OnResume.NEVER:
             raise UsageError(
                 _(
                     "{name} is {old} in run '{run_id}' and {new} was given: neither a resume nor a "
@@ -144,7 +146,7 @@ def _refuse_another_model(run_id: str, changes: Mapping[str, tuple[str, str]]) -
 
 def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
     """Refuse what would change the batches of an epoch that is under way."""
-    changed = _order_of(changes)
+    changed = _order_of(source, changes)
     if changed and source.epochs_begun > source.epoch:
         raise UsageError(
             _(
@@ -159,10 +161,9 @@ def _refuse_another_order(source: Source, changes: Mapping[str, Any]) -> None:
         )
 
 
-def _order_of(changes: Mapping[str, Any]) -> list[str]:
+def _order_of(source: Source, changes: Mapping[str, Any]) -> list[str]:
     """Return those of the changes that change which samples an epoch has, or their order."""
-    data = {n for n, (_, opt) in options_of(Config).items() if opt.group == "Data"}
-    return sorted((data | {"seed", "batch_size"}) & set(changes))
+    return sorted(covered_by(type(source.options), DATA, ORDER) & set(changes))
 
 
 def _whole_epochs(source: Source, changes: Mapping[str, Any]) -> list[str]:
@@ -180,25 +181,30 @@ def _whole_epochs(source: Source, changes: Mapping[str, Any]) -> list[str]:
             "changed: go on with it until it has one, or start afresh: {command}"
         ).format(
             run_id=source.record.run_id,
-            changed=", ".join(_order_of(changes)),
+            changed=", ".join(_order_of(source, changes)),
             command=_fresh_command(source, {n: new for n, (_old, new) in changes.items()}),
         )
     )
 
 
-def _changes(source: Source, given: Given) -> dict[str, tuple[str, str]]:
+def _changes(source: Source, given: Given, kind: Kind) -> dict[str, tuple[str, str]]:
     """Return the given options that would make it another training: name to (old, new)."""
+    then, declared = source.options, options_of(type(source.options))
     changed = {
-        name: (to_text(getattr(source.config, name)), to_text(value))
+        name: (to_text(getattr(then, name)), to_text(value))
         for name, value in given.items()
-        if value != getattr(source.config, name)
-        and options_of(Config)[name][1].on_resume is not OnResume.CHANGE
+        if value != getattr(then, name) and declared[name][1].on_resume is not OnResume.CHANGE
     }
-    if "upload" in given and (given["upload"] == "off") != (source.config.upload == "off"):
+    own = source.content.monitor if source.content else source.record.monitor
+    if changed.get("monitor", ("", ""))[1] == str(own):
+        del changed["monitor"]  # it is the run's own, now said
+    if "upload" in given and (given["upload"] == "off") != (then.upload == "off"):
         # The run's checkpoints are in one place, so that there is one answer to which it has.
-        changed["upload"] = (source.config.upload, given["upload"])
-    if "data" in changed:
-        config = source.config.replace(**given)
-        if is_source_of(config, source.data_fingerprint):
-            del changed["data"]  # the same table in another place
+        changed["upload"] = (then.upload, given["upload"])
+    forked = {name for name in changed if declared[name][1].on_resume is OnResume.FORK}
+    # Only the command may say where data is read: by that an option is known to name a place.
+    places = {n for n in covered_by(type(then), DATA) & forked if not declared[n][1].by_tag}
+    if places and kind.is_source_of(then.replace(**given), source.data_fingerprint):
+        for name in places:  # the same data in another place
+            del changed[name]
     return changed

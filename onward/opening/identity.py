@@ -5,70 +5,60 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
-from onward.checkpoint.parts import PartSize
 from onward.errors import StoreUnavailable
+from onward.monitor import UNDECLARED
 from onward.options.declare import options_of, to_text
-from onward.options.run_options import Config
+from onward.options.run_options import RunOptions
+from onward.run.subject import UNNAMED, Subject, data_files
 from onward.system import environment, git
 from onward.system.files import atomic_write, size_in_words
-from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
-from onward.tracking.record import DATA_TAG, FINGERPRINT_TAG, OPTIONS_TAG, RunRecord
+from onward.tracking.names import (
+    CODE_TAG,
+    DATA_TAG,
+    FINGERPRINT_TAG,
+    HARDWARE_TAG,
+    MACHINE_TAG,
+    MONITOR_TAG,
+    OPTIONS_TAG,
+    TASK_TAG,
+    VERSION_TAG,
+)
+from onward.tracking.record import RunRecord
 from onward.tracking.ui import mark_experiment
 from onward.words.language import _
 from onward.words.redact import redact
-from train.tabular.data.dataset import Dataset
-from train.tabular.data.provide import cache_folder
-from train.tabular.data.stored import RunFiles, upload
-from train.tabular.task import TabularTask
 
 log = logging.getLogger(__name__)
 
 
-def describe(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
+def describe(tracking: Tracking, subject: Subject, record: RunRecord) -> None:
     """Log what a new run is: options, dataset, and the prepared data itself."""
-    dataset = task.dataset
-    mark_experiment(tracking, record.experiment_id)
-    tracking.log_params(record.run_id, params(task.config), known=record.params)
-    preprocessing = dataset.preprocessing
-    columns = {f.column: "double" for f in preprocessing.numeric}
-    columns |= {f.column: "string" for f in preprocessing.categorical}
-    columns[preprocessing.target] = "double"
-    rows = {"train_rows": len(dataset.train), "val_rows": len(dataset.val)}
-    tracking.log_dataset(
-        record.run_id, dataset.name, dataset.fingerprint, redact(dataset.source), columns, rows
-    )
-    upload_data(tracking, task, record, home)
+    mark_experiment(tracking, record.experiment_id, subject.monitor)
+    tracking.log_params(record.run_id, params(subject.options), known=record.params)
+    info = subject.dataset_info()
+    if info is not None:
+        tracking.log_dataset(
+            record.run_id, info.name, subject.data_fingerprint, info.source, info.columns,
+            info.profile,
+        )  # fmt: skip
+    keep_data(tracking, subject, record)
 
 
-def upload_data(tracking: Tracking, task: TabularTask, record: RunRecord, home: Path) -> None:
-    """Store the prepared data with the run, as the option `upload_data` says."""
-    artifacts = tracking.artifacts(record)
-    folder = task.dataset.folder or cache_folder(home, task.dataset.fingerprint)
-    upload(folder, task.config.upload_data, data_files(artifacts))
-
-
-def data_files(artifacts: Artifacts) -> RunFiles:
-    """Return what can be done to the files of a run's `data/`."""
-    part_size = PartSize()
-    return RunFiles(
-        put=lambda path, inside: artifacts.upload(path, f"data/{inside}".rstrip("/")),
-        names=lambda inside: artifacts.list(f"data/{inside}".rstrip("/")),
-        download=lambda name, to, max_bytes: artifacts.download(f"data/{name}", to, max_bytes),
-        smaller=lambda refused: part_size.bytes if part_size.refused(refused) else 0,
-    )
+def keep_data(tracking: Tracking, subject: Subject, record: RunRecord) -> None:
+    """Store the prepared data with the run, as far as what it trains wants it to be."""
+    subject.keep(data_files(tracking.artifacts(record)))
 
 
 def machine_tags() -> dict[str, str]:
     """Return what is said of the machine and the code of an attempt."""
-    versions = {f"train.version.{k}": v for k, v in environment.versions().items()}
+    versions = {f"{VERSION_TAG}{k}": v for k, v in environment.versions().items()}
     return {
         **versions,
-        "train.host": environment.hostname(),
-        "train.hardware": environment.hardware(),
-        "train.code": git.code_version() or "unknown",
+        MACHINE_TAG: environment.hostname(),
+        HARDWARE_TAG: environment.hardware(),
+        CODE_TAG: git.code_version() or "unknown",
     }
 
 
@@ -119,26 +109,22 @@ def hide_secrets(tracking: Tracking, launched: RunRecord) -> None:
         )  # fmt: skip
 
 
-def identity(task: TabularTask) -> dict[str, str]:
+def identity(subject: Subject) -> dict[str, str]:
     """Return the tags by which a run is known as one of ours, and found again."""
-    fingerprint = task.dataset.fingerprint
-    return {
-        FINGERPRINT_TAG: task.config.fingerprint(task.name, fingerprint),
-        OPTIONS_TAG: json.dumps(task.config.to_dict()),
+    fingerprint, options = subject.data_fingerprint, subject.options
+    tags = {
+        FINGERPRINT_TAG: options.fingerprint(subject.name, fingerprint),
+        OPTIONS_TAG: json.dumps(options.to_dict()),
         DATA_TAG: fingerprint,
     }
+    if subject.monitor != UNDECLARED:
+        tags[MONITOR_TAG] = str(subject.monitor)
+    if subject.name != UNNAMED:
+        tags[TASK_TAG] = subject.name
+    return tags
 
 
-def data_info(dataset: Dataset) -> dict[str, Any]:
-    """Return what a checkpoint says of the data."""
-    return {
-        "fingerprint": dataset.fingerprint,
-        "name": dataset.name,
-        "train_rows": len(dataset.train),
-        "val_rows": len(dataset.val),
-    }
-
-
-def params(config: Config) -> dict[str, str]:
+def params(options: RunOptions) -> dict[str, str]:
     """Return every option as MLflow shows it."""
-    return {name: redact(to_text(getattr(config, name))) for name in options_of(Config)}
+    declared = options_of(type(options))
+    return {name: redact(to_text(getattr(options, name))) for name in declared}

@@ -10,66 +10,72 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from onward.errors import UsageError
 from onward.options.declare import OnResume, options_of, parse, to_text
-from onward.options.run_options import Config
+from onward.options.run_options import RunOptions
 from onward.system.untrusted import shown
-from onward.tracking.record import OPTIONS_TAG, RunRecord
+from onward.tracking.names import OPTIONS_TAG
+from onward.tracking.record import RunRecord
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
 
+Options = TypeVar("Options", bound=RunOptions)
 Doubted = Mapping[str, str]  # option to what the tag alone says of it, as text
 
 
-def options_of_saved(record: RunRecord, saved: Config) -> tuple[Config, Doubted]:
+def options_of_saved(record: RunRecord, saved: Options) -> tuple[Options, Doubted]:
     """Return the options to go on with from a checkpoint, and what of the tag does not count.
 
     Args:
         record: The run.
         saved: The checkpoint's own options.
     """
-    tag = record.options()
+    tag = record.options(type(saved))
     if tag is None:
         return saved, {}
-    declared = options_of(Config)
+    declared = options_of(type(saved))
     by_tag = {n for n, (_f, o) in declared.items() if o.by_tag and o.on_resume is OnResume.CHANGE}
     doubted = _doubted(tag, {n: getattr(saved, n) for n in declared if n not in by_tag})
     return saved.replace(**{name: getattr(tag, name) for name in by_tag}), doubted
 
 
-def options_of_unsaved(record: RunRecord) -> tuple[Config | None, Doubted]:
+def options_of_unsaved(
+    record: RunRecord, declared: type[Options]
+) -> tuple[Options | None, Doubted]:
     """Return the same of a run that died before its first checkpoint; None if it has no options.
 
     The tag alone tells them. What is not its to say is taken from the params, which the first
     attempt wrote and nobody can write again; else it is the default.
     """
-    tag = record.options()
+    tag = record.options(declared)
     if tag is None:
         return None, {}
     own = {}
-    for name, (field, opt) in options_of(Config).items():
+    for name, (field, opt) in options_of(declared).items():
         if not opt.by_tag:
-            own[name] = _by_param(record, name, getattr(tag, name), field.default)
+            own[name] = _by_param(record, declared, name, getattr(tag, name), field.default)
     return tag.replace(**own), _doubted(tag, own)
 
 
-def _by_param(record: RunRecord, name: str, value: Any, default: Any) -> Any:
+def _by_param(
+    record: RunRecord, declared: type[RunOptions], name: str, value: Any, default: Any
+) -> Any:
     param, text = record.params.get(name), to_text(value)
     if param is None:
         return default
     if param in (text, shlex.quote(text)):  # `mlflow run` logs it quoted
         return value
     try:
-        return parse(Config, name, param)
+        return parse(declared, name, param)
     except UsageError:
         return default
 
 
-def _doubted(tag: Config, taken: Mapping[str, Any]) -> Doubted:
+def _doubted(tag: RunOptions, taken: Mapping[str, Any]) -> Doubted:
     return {
         name: to_text(getattr(tag, name))
         for name, value in taken.items()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from datetime import datetime
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from onward.checkpoint.chain import find_break
+from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import find_best
 from onward.checkpoint.spool import RunFolder
@@ -25,30 +21,26 @@ from onward.errors import (
     StoreUnavailable,
 )
 from onward.opening.restored import Doubted, options_of_saved, options_of_unsaved
-from onward.options.run_options import Config
+from onward.options.run_options import RunOptions
+from onward.run.subject import Kind, require_kind
 from onward.system import environment
 from onward.system.untrusted import path_part, run_id_in, shown
 from onward.tracking.artifact_folder import require_local_artifacts
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
-from onward.tracking.record import (
+from onward.tracking.names import (
     EPOCH_TAG,
     HOST_TAG,
     LATEST_CHECKPOINT_TAG,
     MANIFEST_TAG,
     PARENT_TAG,
-    UNKNOWN,
     USER_TAG,
-    RunRecord,
 )
+from onward.tracking.record import UNKNOWN, RunRecord
 from onward.tracking.translate import local_uri
 from onward.words.language import _
 from onward.words.redact import redact
 from onward.words.shell import command
-from train.tabular.data.dataset import Dataset
-from train.tabular.data.prepare import Preprocessing
-from train.tabular.data.provide import recover, recover_preprocessing
-from train.tabular.data.stored import Download
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +54,8 @@ class Source:
         store: Its checkpoints.
         manifests: Those that are not known to be damaged, oldest first.
         manifest: The chosen one; None if the run died before its first commit.
-        checkpoint: Its content, verified; None likewise.
-        config: The run's options.
+        content: What it holds, verified; None likewise.
+        options: The run's options.
         gone: What is missing of the run's newest checkpoints, in half a line; None if nothing is.
         doubted: Options that only the run's tag tells, and that do not count; see `restored`.
     """
@@ -72,8 +64,8 @@ class Source:
     store: CheckpointStore
     manifests: list[Manifest]
     manifest: Manifest | None
-    checkpoint: Mapping[str, Any] | None
-    config: Config
+    content: Content | None
+    options: RunOptions
     gone: str | None = None
     doubted: Doubted = dataclasses.field(default_factory=dict)
 
@@ -90,8 +82,8 @@ class Source:
     @property
     def data_fingerprint(self) -> str:
         """What the run's data must be."""
-        if self.checkpoint is not None:
-            return str(self.checkpoint["data"]["fingerprint"])
+        if self.content is not None:
+            return self.content.data_fingerprint
         return self.record.data_fingerprint
 
     @property
@@ -181,7 +173,9 @@ def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> Chec
     return CheckpointStore(Artifacts(local_uri(folder.artifacts())), record.run_id, key)
 
 
-def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
+def find_source(
+    record: RunRecord, store: CheckpointStore, resume_epoch: str | None, kind: Kind
+) -> Source:
     """Choose a checkpoint, download it, verify it, load it.
 
     Args:
@@ -190,23 +184,23 @@ def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | N
         resume_epoch: An epoch, "best", the name of a checkpoint inside an epoch, or None or
             "latest" for the newest: then a damaged one is passed over with a warning, and the next
             older is taken.
+        kind: What it trains.
 
     Raises:
-        RunNotUsable: It is not of this program.
+        RunNotUsable: It is not of this program, or trains something else.
         CheckpointNotFound: The run has no checkpoint of that epoch.
         CheckpointDamaged: The one that was asked for is damaged, or all are.
         StoreUnavailable: The store does not answer.
     """
     manifests = store.list()
     if not manifests:
-        return _never_committed(record, store, resume_epoch)
+        return _never_committed(record, store, resume_epoch, kind)
     newest_wanted = resume_epoch in (None, "latest")
-    with tempfile.TemporaryDirectory(prefix="train-") as folder:
-        if newest_wanted:
-            manifest, checkpoint = _newest_good(store, manifests, Path(folder))
-        else:
-            manifest = pick(record.run_id, manifests, str(resume_epoch))
-            checkpoint = _get_or_name_others(store, manifest, manifests, Path(folder))
+    if newest_wanted:
+        manifest, content = _newest_good(store, manifests)
+    else:
+        manifest = pick(record.run_id, manifests, str(resume_epoch))
+        content = _get_or_name_others(store, manifest, manifests)
     good = [m for m in manifests if not newest_wanted or m.order <= manifest.order]
     if manifest.hmac is not None and not store.has_key:
         log.warning(
@@ -214,16 +208,22 @@ def find_source(record: RunRecord, store: CheckpointStore, resume_epoch: str | N
               "are is not checked, and what is saved from here on is not signed"),
             record.run_id,
         )  # fmt: skip
-    config, doubted = options_of_saved(record, Config.from_dict(checkpoint["config"]))
+    require_kind(record.run_id, content.data, kind)
+    saved = kind.declared.from_dict(content.config)
+    options, doubted = options_of_saved(record, saved)
     reached = manifest if newest_wanted else manifests[-1]
     gone = find_break(manifests, reached, record.manifest_sha256)
-    return Source(record, store, good, manifest, checkpoint, config, gone, doubted)
+    return Source(record, store, good, manifest, content, options, gone, doubted)
 
 
-def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: str | None) -> Source:
-    config, doubted = options_of_unsaved(record) if record.is_ours else (None, {})
+def _never_committed(
+    record: RunRecord, store: CheckpointStore, resume_epoch: str | None, kind: Kind
+) -> Source:
     require_committed(record, store, [])
-    if config is None:
+    if record.is_ours:
+        require_kind(record.run_id, record.task_facts, kind)
+    options, doubted = options_of_unsaved(record, kind.declared) if record.is_ours else (None, {})
+    if options is None:
         raise RunNotUsable(
             record.run_id,
             _("has no checkpoint of this program: `{command}` shows the runs that can be resumed")
@@ -232,7 +232,7 @@ def _never_committed(record: RunRecord, store: CheckpointStore, resume_epoch: st
     if resume_epoch not in (None, "latest"):
         wanted = _("epoch {wanted}").format(wanted=resume_epoch)
         raise CheckpointNotFound(record.run_id, wanted, [])
-    return Source(record, store, [], None, None, config, doubted=doubted)
+    return Source(record, store, [], None, None, options, doubted=doubted)
 
 
 def require_committed(record: RunRecord, store: CheckpointStore, found: Collection[object]) -> None:
@@ -278,22 +278,20 @@ def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
 
 
 def _get_or_name_others(
-    store: CheckpointStore, manifest: Manifest, manifests: list[Manifest], folder: Path
-) -> Mapping[str, Any]:
+    store: CheckpointStore, manifest: Manifest, manifests: list[Manifest]
+) -> Content:
     try:
-        return store.get(manifest, folder)
+        return store.get(manifest)
     except CheckpointDamaged as error:
         others = [m.key for m in manifests if m != manifest]
         raise CheckpointDamaged(error.name, error.found, others) from error
 
 
-def _newest_good(
-    store: CheckpointStore, manifests: list[Manifest], folder: Path
-) -> tuple[Manifest, Mapping[str, Any]]:
+def _newest_good(store: CheckpointStore, manifests: list[Manifest]) -> tuple[Manifest, Content]:
     first_error: CheckpointDamaged | None = None
     for manifest in reversed(manifests):
         try:
-            return manifest, store.get(manifest, folder / manifest.name)
+            return manifest, store.get(manifest)
         except CheckpointDamaged as error:
             first_error = first_error or error
             log.warning(_("%s. Falling back to the one before it"), error)
@@ -329,42 +327,3 @@ def is_trained(tracking: Tracking, record: RunRecord) -> bool:
     """
     now = tracking.get_run(record.run_id)
     return now.tags.get(MANIFEST_TAG) != record.tags.get(MANIFEST_TAG)
-
-
-def data_of_run(
-    tracking: Tracking, record: RunRecord, config: Config, fingerprint: str | None = None
-) -> Dataset:
-    """Return the prepared data of a run: cached here, from its artifacts, or made anew.
-
-    Args:
-        tracking: The server.
-        record: The run.
-        config: Its options.
-        fingerprint: What the data must be; default: what the run's tag says.
-
-    Raises:
-        DataError: It is in none of the places, or the raw table has changed.
-    """
-    return recover(
-        config,
-        environment.home(),
-        fingerprint or record.data_fingerprint,
-        _download_data(tracking, record),
-        record.run_id,
-    )
-
-
-def preprocessing_of_run(tracking: Tracking, record: RunRecord) -> tuple[Preprocessing, pa.Table]:
-    """Return what was fitted for the run, and a sample of raw rows, without the data itself.
-
-    Raises:
-        DataError: It is neither cached here nor among the run's artifacts.
-    """
-    return recover_preprocessing(
-        environment.home(), record.data_fingerprint, _download_data(tracking, record)
-    )
-
-
-def _download_data(tracking: Tracking, record: RunRecord) -> Download:
-    artifacts = tracking.artifacts(record)
-    return lambda name, to, max_bytes: artifacts.download(f"data/{name}", to, max_bytes)

@@ -16,18 +16,20 @@ from onward.checkpoint.spool import RunFolder, Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import show_upload
 from onward.errors import CheckpointDamaged, CheckpointError, RunNotUsable
-from onward.metrics import History, Point
-from onward.opening.source import data_of_run, find_source
-from onward.options.run_options import Config
-from onward.publish.page import refresh
+from onward.metrics import Point
+from onward.opening.source import find_source
+from onward.options.run_options import RunOptions
 from onward.publish.publisher import Publisher
-from onward.publish.results import publish_results
+from onward.publish.results import Results, publish_results
+from onward.run.subject import Kind, stored_of
 from onward.system import environment
 from onward.system.untrusted import is_path_part
 from onward.tracking.client import Tracking
-from onward.tracking.record import HOST_TAG, RunRecord
+from onward.tracking.names import HOST_TAG
+from onward.tracking.record import RunRecord
 from onward.tracking.ui import run_link
 from onward.words.language import _
+from onward.words.shell import command
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,16 @@ def waiting_runs(home: Path, tracking_uri: str) -> list[str]:
 
 
 def publish_waiting(
-    tracking: Tracking, record: RunRecord, store: CheckpointStore, folder: RunFolder
+    tracking: Tracking,
+    record: RunRecord,
+    store: CheckpointStore,
+    folder: RunFolder,
+    kind: Kind | None,
 ) -> list[Spool]:
     """Publish what the run's newest attempt left on this disk, and close that attempt.
 
     The caller has acquired the folder. A process that died without a word was killed: its run
-    can be resumed.
+    can be resumed. What the run trains is asked only for the results of one that is finished.
 
     Returns:
         The spools that were overtaken: a later attempt has been claimed, so that theirs may not
@@ -84,23 +90,39 @@ def publish_waiting(
             _("Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s"),
             spool.attempt, record.run_id, max([0, *epochs]), status,
         )  # fmt: skip
-        if status == "FINISHED":
-            _finish(tracking, record, store, attempt)
+        if status == "FINISHED" and kind is None:
+            again = command("publish", record.run_id)
+            log.warning(_("The model and the figures are not made: `%s` makes the model"), again)
+        elif status == "FINISHED" and kind is not None:
+            _finish(tracking, record, store, attempt, kind)
         spool.discard()
     return overtaken
 
 
+def tell_overtaken(record: RunRecord, spool: Spool) -> None:
+    """Warn that a later attempt has overtaken one, and say where its work is."""
+    log.warning(
+        _("Attempt %d of run '%s' was overtaken by attempt %d, so what it left in '%s' is kept and "
+          "not published: `%s` makes a run of it"),
+        spool.attempt, record.run_id, record.attempts, spool.folder,
+        command("sync", record.run_id, "--as_fork", "true"),
+    )  # fmt: skip
+
+
 def _finish(
-    tracking: Tracking, record: RunRecord, store: CheckpointStore, attempt: Attempt
+    tracking: Tracking, record: RunRecord, store: CheckpointStore, attempt: Attempt, kind: Kind
 ) -> None:
     """Do what the process did not come to that finished the training."""
     try:
-        config = find_source(record, store, None).config
+        options = find_source(record, store, None, kind).options
     except (CheckpointError, RunNotUsable) as error:
         log.warning("%s", error)
         return
-    find_dataset = functools.partial(data_of_run, tracking, record, config)
-    publish_results(tracking, record.run_id, store, config, find_dataset, attempt.check_lease)
+
+    def find() -> Results:
+        return kind.open(options, stored_of(tracking, record, options))
+
+    publish_results(tracking, record.run_id, store, options, find, attempt.check_lease)
 
 
 def _publish(
@@ -121,14 +143,12 @@ def _publish(
     if waiting:
         folder = spool.path(waiting[-1].name)
         content = load_content(folder, waiting[-1], str(folder))
-        history = History()
-        history.load_state_dict(content["history"])
-        retention = Retention.of(Config.from_dict(content["config"]))
+        retention = Retention.of(RunOptions.known_of(content.config))
+        published = tracking.published(record.run_id, record.metrics)
         publisher = Publisher(
-            tracking, store, spool, retention, stored,
-            points_here=HOST_TAG not in record.tags, check_lease=attempt.check_lease,
-        )  # fmt: skip
-        publisher.add(history.missing_from(tracking.published(record.run_id, record.metrics)))
+            attempt, store, spool, retention, stored, HOST_TAG not in record.tags, published
+        )
+        publisher.add(content.history.missing_from(published))
         new = [m for m in waiting if not any(m.is_same(n) for n in stored)]
         gone = retention.to_prune([*stored, *new])
         needed = [m for m in waiting if m not in gone]
@@ -141,12 +161,10 @@ def _publish(
 def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Attempt) -> None:
     """Bring what people see of the run up to date."""
     record = tracking.get_run(attempt.run_id)
-    retention = Retention.of(record.options())
-    publisher = Publisher(
-        tracking, store, spool, retention, store.list(), points_here=HOST_TAG not in record.tags
-    )
-    publisher.published = tracking.published(record.run_id, record.metrics)
-    refresh(attempt, publisher)
+    retention = Retention.of(record.run_options())
+    published = tracking.published(record.run_id, record.metrics)
+    points_here = HOST_TAG not in record.tags
+    Publisher(attempt, store, spool, retention, store.list(), points_here, published).show()
 
 
 def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:

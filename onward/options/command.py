@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.options.declare import to_text
-from onward.options.run_options import Config
+from onward.options.run_options import RunOptions
 from onward.system import environment
 from onward.words.shell import quoted
 
@@ -29,6 +29,7 @@ class Standing:
         early_stopping: The option.
         best_epoch: Its best epoch so far, None if there is none.
         horizon: The epochs over which its learning rate falls to near zero; None: it does not.
+        task: What the command is to name as what is trained; None: nothing.
     """
 
     run_id: str
@@ -38,16 +39,17 @@ class Standing:
     early_stopping: int = 0
     best_epoch: int | None = None
     horizon: int | None = None
+    task: str | None = None
 
     @classmethod
-    def by_config(
-        cls, run_id: str, is_finished: bool, epoch: int, config: Config, best_epoch: int | None
+    def by_options(
+        cls, run_id: str, is_finished: bool, epoch: int, options: RunOptions, best_epoch: int | None
     ) -> Standing:
         """Return how a run with these options stands."""
-        horizon = config.schedule_epochs or config.epochs
+        told = options.to_dict()
         return cls(
-            run_id, is_finished, epoch, config.epochs, config.early_stopping, best_epoch,
-            horizon if config.schedule == "cosine" else None,
+            run_id, is_finished, epoch, options.epochs, options.early_stopping, best_epoch,
+            horizon_of(told), task_of(told),
         )  # fmt: skip
 
     @property
@@ -58,17 +60,20 @@ class Standing:
 
     def in_place(self) -> Options:
         """Return the options that go on with the run itself."""
-        options: Options = {"resume_run": self.run_id}
+        options = self._named()
         if not self.is_finished:
             return options
         left = (self.epochs or 0) > self.epoch
         options["epochs"] = self.epochs if left else self._longer
         return options | self._patience()
 
+    def as_fork(self) -> Options:
+        """Return the options that start a run from its newest checkpoint."""
+        return self._named() | {"fork": True}
+
     def anew(self) -> Options:
         """Return the options that train longer as a fork, with a rate that falls later."""
-        options = {"resume_run": self.run_id, "fork": True}
-        return options | self._longer_options() | self._patience()
+        return self.as_fork() | self._longer_options() | self._patience()
 
     def go_on(self) -> Options:
         """Return the options of most use: the run itself, unless its rate is near zero."""
@@ -80,9 +85,14 @@ class Standing:
 
         From the second half of a run it is a longer one, since little would be left to train.
         """
-        options = {"resume_run": self.run_id, "resume_epoch": checkpoint, "fork": True}
+        options = self._named() | {"resume_epoch": checkpoint, "fork": True}
         is_late = 2 * self.epoch > min(self.epochs or 0, self.horizon or math.inf)
         return options | (self._longer_options() if is_late else {})
+
+    def _named(self) -> Options:
+        """Return the options that name the run, and what it trains."""
+        named: Options = {"resume_run": self.run_id}
+        return named if self.task is None else named | {"task": self.task}
 
     @property
     def _longer(self) -> int:
@@ -95,6 +105,23 @@ class Standing:
 
     def _patience(self) -> Options:
         return {"early_stopping": 0} if self.has_stopped_early else {}
+
+
+def horizon_of(options: Mapping[str, Any]) -> int | None:
+    """Return the epochs over which a run's learning rate falls to near zero; None: it does not.
+
+    Args:
+        options: As they are stored; those of a training without a schedule have none.
+    """
+    horizon = options.get("schedule_epochs") or options.get("epochs")
+    is_number = type(horizon) is int and 0 < horizon < 2**53
+    return horizon if options.get("schedule") == "cosine" and is_number else None
+
+
+def task_of(options: Mapping[str, Any]) -> str | None:
+    """Return what the commands of a run are to name as what it trains; None: nothing."""
+    task = options.get("task")
+    return task if isinstance(task, str) else None
 
 
 def train_command(options: Mapping[str, Any], project: str | None = None) -> str:

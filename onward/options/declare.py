@@ -16,6 +16,11 @@ from onward.system.untrusted import shown
 from onward.words.language import _
 
 MAX_BITS = 64  # of a whole number
+# What an option can be a matter of, see `Option.covers`.
+DATA = "data"  # what is trained on: the fingerprint of the data tells it
+ORDER = "order"  # in which the samples come
+MACHINE = "machine"  # which chooses it where it is not given
+KINDS = ("bool", "int", "float", "str", "tuple[str, ...]")  # each also with `| None`
 
 
 class OnResume(Enum):
@@ -37,6 +42,8 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     metavar: str | None = None
+    covers: str = ""  # DATA, ORDER, MACHINE
+    is_new: bool = False  # whether there are runs of a program that did not have it
     by_tag: bool = True  # whether a resume takes it from the run's tag, which anybody may write
 
 
@@ -52,6 +59,16 @@ def options_of(config_class: type) -> dict[str, tuple[dataclasses.Field[Any], Op
     return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(config_class)}
 
 
+def covered_by(config_class: type, *what: str) -> set[str]:
+    """Return the names of the options that are a matter of `what`."""
+    return {name for name, (_field, opt) in options_of(config_class).items() if opt.covers in what}
+
+
+def kind_of(field: dataclasses.Field[Any]) -> str:
+    """Return the type of an option as it is written, such as "int | None"."""
+    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+
+
 def parse(config_class: type, name: str, text: str) -> Any:
     """Turn the text of a command line into the value of the option `name`.
 
@@ -59,7 +76,7 @@ def parse(config_class: type, name: str, text: str) -> Any:
         UsageError: The text is not of the option's type.
     """
     field = options_of(config_class)[name][0]
-    kind = str(field.type)
+    kind = kind_of(field)
     if not text.strip() and not kind.startswith("tuple"):
         raise UsageError(
             _("{name}= has no value: leave it out, or see that its variable is set").format(
@@ -140,7 +157,7 @@ def validate(config: Any) -> None:
     """
     for name, (field, opt) in options_of(type(config)).items():
         value = getattr(config, name)
-        _require_kind(name, value, str(field.type))
+        _require_kind(name, value, kind_of(field))
         if value is None:
             continue
         if isinstance(value, float) and not math.isfinite(value):

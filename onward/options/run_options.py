@@ -1,7 +1,8 @@
-"""The options of a run, each declared once: default, meaning, limits, and what a resume may do.
+"""The options of every run, whatever it trains: each declared once, with what a resume may do.
 
-`Config` is what a run *is*: it is stored in every checkpoint and shown as MLflow params.
-`Launch`, of `train.request`, is what one command asks for: which run to resume, from where.
+`RunOptions` is what a run *is*, as far as it is the same for all: a training adds options of its
+own to it (see `merged`). All of them are stored in every checkpoint and shown as MLflow params.
+`Launch`, of `request`, is what one command asks for: which run to resume, from where.
 """
 
 from __future__ import annotations
@@ -10,20 +11,29 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from onward.errors import UsageError
-from onward.options.declare import OnResume, option, options_of, validate
-from onward.options.request import Launch as Launch
+from onward.monitor import Monitor
+from onward.options.declare import (
+    DATA,
+    MACHINE,
+    ORDER,
+    OnResume,
+    covered_by,
+    option,
+    options_of,
+    validate,
+)
 from onward.system.untrusted import shown
 from onward.words.language import _
 
-FORK, NEVER = OnResume.FORK, OnResume.NEVER
+FORK = OnResume.FORK
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that defines a run.
+class RunOptions:
+    """The options of a run that decide how it is saved, stopped and judged.
 
     Raises:
         UsageError: On construction, a value is outside its limits.
@@ -35,54 +45,20 @@ class Config:
         "Training",
         minimum=1,
     )
-    batch_size: int = option(512, "Rows per optimizer step.", "Training", minimum=1, on_resume=FORK)
-    accumulation_steps: int = option(
-        1,
-        "Forward and backward passes of an optimizer step: its rows are cut into so many parts, "
-        "one after the other in memory, whose gradients are added.",
-        "Training",
-        minimum=1,
-        on_resume=FORK,
-    )
-    lr: float = option(
-        2e-3,
-        "Highest learning rate of AdamW.",
-        "Training",
-        minimum=0,
-        maximum=10,
-        on_resume=FORK,
-    )
-    weight_decay: float = option(
-        1e-2, "Decoupled weight decay of AdamW.", "Training", minimum=0, on_resume=FORK
-    )
-    schedule: str = option(
-        "cosine",
-        "How the learning rate moves: cosine (down to 1 % at schedule_epochs), plateau (a third "
-        "whenever val_loss has not improved for 3 epochs), none.",
-        "Training",
-        choices=("cosine", "plateau", "none"),
-        on_resume=FORK,
-    )
-    schedule_epochs: int | None = option(
-        None,
-        "Epochs over which the cosine runs, however often the run is extended; "
-        "default: the epochs of the first attempt.",
-        "Training",
-        minimum=1,
-        on_resume=FORK,
-    )
-    max_grad_norm: float = option(
-        1.0,
-        "Gradients are scaled down to this norm; 0: never.",
-        "Training",
-        minimum=0,
-        on_resume=FORK,
-    )
     early_stopping: int = option(
         0,
-        "Stop after so many epochs without a better val_pearson; 0: never.",
+        "Stop after so many epochs without a better value of the monitored metric; 0: never.",
         "Training",
         minimum=0,
+    )
+    monitor: str | None = option(
+        None,
+        "Metric that decides which epoch is best, and which way, such as val_rmse:min; default: "
+        "the one of what is trained.",
+        "Training",
+        metavar="NAME:max|min",
+        on_resume=FORK,
+        is_new=True,
     )
     max_minutes: float = option(
         0.0,
@@ -92,13 +68,6 @@ class Config:
         minimum=0,
         maximum=1_000_000,
     )
-    precision: str = option(
-        "fp32",
-        "Arithmetic of the forward pass: fp32, or bf16 (autocast; the weights stay fp32).",
-        "Training",
-        choices=("fp32", "bf16"),
-        on_resume=FORK,
-    )
     seed: int = option(
         0,
         "Seed of the initial weights, the order of the batches and dropout.",
@@ -106,6 +75,7 @@ class Config:
         minimum=0,
         maximum=2**63 - 1,
         on_resume=FORK,
+        covers=ORDER,
     )
     threads: int = option(
         0,
@@ -115,92 +85,9 @@ class Config:
         minimum=0,
         maximum=1024,
         on_resume=FORK,
+        covers=MACHINE,
     )
     device: str = option("auto", "Where to compute: auto, cpu, cuda, cuda:1, …", "Training")
-
-    hidden_size: int = option(
-        192, "Width of the hidden layers.", "Model", minimum=1, on_resume=NEVER
-    )
-    num_layers: int | None = option(
-        None,
-        "Number of hidden layers, beside a linear path; default: 3, or 0 where the table has at "
-        "least as many columns as rows to train on.",
-        "Model",
-        minimum=0,
-        maximum=64,
-        on_resume=NEVER,
-    )
-    dropout: float | None = option(
-        None,
-        "Part of the hidden units dropped in training; default: by the number of rows, from 0.5 "
-        "for hundreds to 0 for many thousands.",
-        "Model",
-        minimum=0,
-        maximum=0.95,
-        on_resume=FORK,
-    )
-
-    data: str = option(
-        "diamonds",
-        "The table: a path to CSV or TSV (also .gz), Excel (.xlsx), Parquet (file or folder) or "
-        ".npz, or 'diamonds', which is shipped.",
-        "Data",
-        on_resume=FORK,
-        by_tag=False,
-    )
-    target: str | None = option(
-        None, "Column to predict; required for a table of your own.", "Data", on_resume=NEVER
-    )
-    drop: tuple[str, ...] = option(
-        (), "Columns to leave out, separated by commas (leaks, keys).", "Data", on_resume=NEVER
-    )
-    keep_index: bool = option(
-        False,
-        "Take a saved pandas index for a feature too; default: it is left out, as a row number.",
-        "Data",
-        on_resume=NEVER,
-    )
-    odd_values: str = option(
-        "refuse",
-        "Where a column of a CSV or Excel file is numbers or dates but for a few values: refuse "
-        "the table, or let such values count as missing, or leave the column text.",
-        "Data",
-        choices=("refuse", "missing", "text"),
-        on_resume=NEVER,
-    )
-    val_fraction: float = option(
-        0.2,
-        "Part of the rows kept for validation.",
-        "Data",
-        minimum=0.01,
-        maximum=0.9,
-        on_resume=FORK,
-    )
-    split_seed: int = option(
-        0,
-        "Seed of the split into training and validation rows.",
-        "Data",
-        minimum=0,
-        maximum=2**63 - 1,
-        on_resume=FORK,
-    )
-    target_scale: str = option(
-        "auto",
-        "Scale the target is trained on: linear, log, or auto (log for a skewed positive "
-        "target); metrics are always on the original scale.",
-        "Data",
-        choices=("auto", "linear", "log"),
-        on_resume=NEVER,
-    )
-    upload_data: str = option(
-        "auto",
-        "Whether the preprocessed data goes to the run's artifacts, so that a resume elsewhere "
-        "needs nothing else: yes, no, auto (up to 1 GiB).",
-        "Data",
-        choices=("auto", "yes", "no"),
-        by_tag=False,
-    )
-
     strict: bool = option(
         False,
         "Refuse to go on where code, packages or device are not those of the checkpoint, or an "
@@ -208,7 +95,6 @@ class Config:
         "Resume",
         by_tag=False,
     )
-
     checkpoint_freq: int = option(
         5,
         "Every so many epochs a checkpoint is kept for good; the newest and the best are there "
@@ -216,7 +102,6 @@ class Config:
         "Checkpoints",
         minimum=1,
     )
-
     checkpoint_minutes: float = option(
         10.0,
         "Inside a long epoch a checkpoint is saved when the last one is so old; 0: never.",
@@ -263,7 +148,6 @@ class Config:
         "Checkpoints",
         minimum=0,
     )
-
     log_model: bool = option(
         True,
         "When training is finished, log the best checkpoint as a model that takes raw rows, with "
@@ -277,7 +161,6 @@ class Config:
         metavar="NAME",
         by_tag=False,
     )
-
     upload_diff: str = option(
         "yes",
         "Whether what was changed in the program's own files since their commit is stored with "
@@ -289,15 +172,26 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse values outside their limits."""
         validate(self)
+        if self.monitor is not None:
+            try:
+                Monitor.parse(self.monitor)
+            except ValueError:
+                raise UsageError(
+                    _("monitor={monitor!r} is not a metric and its direction, such as val_loss:min")
+                    .format(monitor=shown(self.monitor, 60))
+                ) from None  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain builtins, from which `from_dict` makes an equal config."""
-        values = dataclasses.asdict(self)
+        """Return plain builtins, from which `from_dict` makes equal options.
+
+        A new option is left out at its default: an older program can go on with the run.
+        """
+        values = {name: getattr(self, name) for name in self._told()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Make a config from what `to_dict` returned, also from an older version's.
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make options from what `to_dict` returned, also from an older version's.
 
         Raises:
             UsageError: There are options that this version does not know, or a value is not
@@ -314,20 +208,39 @@ class Config:
         }
         return cls(**known)
 
-    def replace(self, **changes: Any) -> Config:
+    @classmethod
+    def known_of(cls, values: Mapping[str, Any]) -> Self:
+        """Make options from those of a run that has others too, which are passed over.
+
+        Raises:
+            UsageError: As for `from_dict`.
+        """
+        return cls.from_dict({name: values[name] for name in options_of(cls) if name in values})
+
+    def replace(self, **changes: Any) -> Self:
         """Return a copy with `changes`, validated."""
         return dataclasses.replace(self, **changes)
 
     def fingerprint(self, task: str, data_fingerprint: str) -> str:
         """Return a hash of what may not change in a run: task, data, and the fixed options.
 
-        Options that only say where the data was read are covered by the data's fingerprint. The
-        number of threads is left out, since it is chosen by the machine if it is not given.
+        Left out is what the data's fingerprint covers, and what a machine may choose. So is a new
+        option at its default: the fingerprints of older runs stay what they were.
         """
+        left_out = covered_by(type(self), DATA, MACHINE)
         fixed = {
             name: getattr(self, name)
-            for name, (_field, opt) in options_of(Config).items()
-            if opt.on_resume is not OnResume.CHANGE and opt.group != "Data" and name != "threads"
+            for name in self._told()
+            if options_of(type(self))[name][1].on_resume is not OnResume.CHANGE
+            and name not in left_out
         }
         document = json.dumps([task, data_fingerprint, fixed], sort_keys=True, default=str)
         return hashlib.sha256(document.encode()).hexdigest()
+
+    def _told(self) -> list[str]:
+        """Return the options that are stored: all but new ones at their defaults."""
+        return [
+            name
+            for name, (field, opt) in options_of(type(self)).items()
+            if not (opt.is_new and getattr(self, name) == field.default)
+        ]

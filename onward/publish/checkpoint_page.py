@@ -7,34 +7,21 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from itertools import pairwise
-from typing import NamedTuple
 
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import find_best
-from onward.metrics import MONITOR, History
+from onward.metrics import History, in_words
+from onward.monitor import Monitor
 from onward.options.command import Standing, train_command
+from onward.publish.svg import LOSSES, Curve, chart
 from onward.system.files import size_in_words
 from onward.system.untrusted import told
 from onward.words.language import _, spoken
 
-MAX_POINTS = 400  # of one curve, and of its marks
-LOG_RANGE = 20  # losses that range wider are drawn on a log scale
-
-_LOSSES = ("train_loss", "val_loss")
-_COLUMNS = (
-    "checkpoint", "epoch", "marks", MONITOR, "go on", *_LOSSES, "step", "size", "attempt",
-    "created (UTC)",
-)  # fmt: skip
-_NUMBERS = ("epoch", "step", *_LOSSES, MONITOR, "size", "attempt")  # set to the right
-
-# The drawing's own units; the page scales it to its width.
-_WIDTH, _HEIGHT = 400, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 388, 14, 160
+_OTHERS = ("checkpoint", "marks", "go on", "created (UTC)")  # all else is a number
 
 # No script, font, style or picture is fetched, nor could it be: MLflow shows the page in a frame
 # with no origin. Colours are set for both schemes, since the frame's own may not be MLflow's.
@@ -78,14 +65,14 @@ tr:last-child td { border-bottom: 0; }
 .mark.best { border-color: var(--good); color: var(--good); background: none; font-weight: 600; }
 """
 
-_KEY = '<svg viewBox="0 0 12 12" aria-hidden="true">{}</svg>'
-_LINE_KEY = _KEY.format('<path class="curve {}" d="M1 6H11"/>')
-_SAVED_KEY = _KEY.format('<circle class="saved" cx="6" cy="6" r="3.5"/>')
-_BEST_KEY = _KEY.format('<circle class="best" cx="6" cy="6" r="5"/>')
-
 
 def checkpoint_page(
-    run: Standing, name: str, state: str, manifests: Sequence[Manifest], history: History
+    run: Standing,
+    name: str,
+    state: str,
+    manifests: Sequence[Manifest],
+    history: History,
+    monitor: Monitor,
 ) -> str:
     """Return the page of a run's checkpoints: one HTML file that needs no other.
 
@@ -95,12 +82,15 @@ def checkpoint_page(
         state: How it stands: RUNNING, FINISHED, FAILED, KILLED.
         manifests: Its checkpoints, oldest first.
         history: What was measured, by epoch.
+        monitor: The metric that decides which checkpoint is best.
     """
     best = find_best(manifests)
     commands = {m.name: _command(run, m, manifests) for m in manifests}
-    rows = [_row(m, manifests, best, commands[m.name]) for m in reversed(manifests)]
+    cells = [_cells(m, manifests, best, commands[m.name], monitor) for m in reversed(manifests)]
+    columns = _columns(monitor)
+    rows = [_row(columns, one) for one in cells]
     headings, go_on = _headings(), _("Go on: {command}")
-    heads = [f"<th{_number_class(c)}>{headings.get(c, c)}</th>" for c in _COLUMNS]
+    heads = [f"<th{_number_class(c)}>{headings.get(c, escape(c))}</th>" for c in columns]
     table = [
         '<div class="table" tabindex="0"><table>',
         f"<thead><tr>{''.join(heads)}</tr></thead>",
@@ -115,21 +105,22 @@ def checkpoint_page(
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{escape(told(name))}</h1>",
         f"<p><b>{escape(state)}</b> · {_('run')} <code>{escape(run.run_id)}</code></p>",
-        f"<p>{_newest_and_best(manifests, best)}</p>",
+        f"<p>{_newest_and_best(manifests, best, monitor)}</p>",
         *(f"<p>{go_on.format(command=commands[m.name])}</p>" for m in manifests[-1:]),
-        *_charts(manifests, best, history),
+        *_charts(manifests, best, history, monitor),
         *(table if manifests else []),
         "</body></html>",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _newest_and_best(manifests: Sequence[Manifest], best: Manifest | None) -> str:
+def _newest_and_best(manifests: Sequence[Manifest], best: Manifest | None, monitor: Monitor) -> str:
     if not manifests:
         return _("No checkpoint yet.")
-    text = _("No checkpoint has a correlation yet")
+    metric = escape(monitor.name)
+    text = _("No checkpoint has a value of {metric} yet").format(metric=metric)
     if best is not None:
-        score = f"{MONITOR} {_correlation(best.score)}"
+        score = f"{metric} {_score(best.score)}"
         text = _("Best: {name} ({score})").format(name=_bold(best.name), score=score)
     latest = manifests[-1]
     newest = _("Latest: {name} (step {step})").format(name=_bold(latest.name), step=latest.step)
@@ -158,32 +149,46 @@ def _mark_names() -> dict[str, str]:
     return {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
 
 
-def _row(
-    manifest: Manifest, manifests: Sequence[Manifest], best: Manifest | None, command: str
-) -> str:
+def _columns(monitor: Monitor) -> list[str]:
+    losses = [name for name in LOSSES if name != monitor.name]
+    return ["checkpoint", "epoch", "marks", monitor.name, "go on", *losses, "step", "size",
+            "attempt", "created (UTC)"]  # fmt: skip
+
+
+def _row(columns: Sequence[str], cells: Mapping[str, str]) -> str:
     """Return the table's row of one checkpoint."""
+    return f"<tr>{''.join(f'<td{_number_class(c)}>{cells[c]}</td>' for c in columns)}</tr>"
+
+
+def _cells(
+    manifest: Manifest,
+    manifests: Sequence[Manifest],
+    best: Manifest | None,
+    command: str,
+    monitor: Monitor,
+) -> dict[str, str]:
+    """Return what the table says of one checkpoint, by column."""
     latest = manifest == manifests[-1]
     marks = {"best": manifest == best, "latest": latest, "kept": manifest.kept}
     inside = _("{epoch} + {epoch_step} steps") if manifest.epoch_step else "{epoch}"
     names = _mark_names()
     shown = [f'<span class="mark {m}">{names[m]}</span>' for m, on in marks.items() if on]
-    cells = {
+    return {
         "checkpoint": escape(manifest.name),
         "epoch": inside.format(epoch=manifest.epoch, epoch_step=manifest.epoch_step),
         "marks": "".join(shown),
-        MONITOR: _correlation(manifest.score),
         "go on": command,
-        **{key: _loss(manifest.metrics.get(key)) for key in _LOSSES},
+        **{key: _loss(manifest.metrics.get(key)) for key in LOSSES},
+        monitor.name: _score(manifest.score),
         "step": str(manifest.step),
         "size": size_in_words(manifest.bytes),
         "attempt": str(manifest.attempt),
         "created (UTC)": escape(_utc(manifest.created)),
     }
-    return f"<tr>{''.join(f'<td{_number_class(c)}>{text}</td>' for c, text in cells.items())}</tr>"
 
 
 def _number_class(column: str) -> str:
-    return ' class="number"' if column in _NUMBERS else ""
+    return "" if column in _OTHERS else ' class="number"'
 
 
 def _command(run: Standing, manifest: Manifest, manifests: Sequence[Manifest]) -> str:
@@ -214,180 +219,27 @@ def _loss(value: float | None) -> str:
     return f"{value:.5g}" if _is_finite(value) else "-"
 
 
-def _correlation(value: float | None) -> str:
-    return f"{value:.5f}" if _is_finite(value) else "-"
-
-
-class _Scale(NamedTuple):
-    """Where a value lies in a drawing.
-
-    Args:
-        low: The least value drawn.
-        high: The greatest.
-        start: Where the least lies.
-        end: Where the greatest lies.
-        log: Whether equal factors have equal lengths.
-    """
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """Return the place of `value`; the middle where all values are one."""
-        # Halves, since the span of two doubles can be beyond the largest one.
-        numbers = (self.low, value, self.high)
-        low, at, high = (math.log(v) if self.log else v / 2 for v in numbers)
-        part = (at - low) / (high - low) if high > low else 0.5
-        return self.start + part * (self.end - self.start)
-
-
-class _Curve:
-    """The values of one metric by epoch, and the epochs where it had none that can be drawn."""
-
-    def __init__(self, key: str, style: str) -> None:
-        self.key, self.style = key, style
-        self.values: dict[int, float] = {}
-        self.gaps: list[int] = []
-
-    def add(self, epoch: int, value: float | None) -> None:
-        """Take the value of an epoch; the first one of an epoch stays."""
-        if epoch in self.values:
-            return
-        if value is None or not math.isfinite(value):
-            self.gaps.append(epoch)
-        else:
-            self.values[epoch] = float(value)
+def _score(value: float | None) -> str:
+    return in_words(value)
 
 
 def _charts(
-    manifests: Sequence[Manifest], best: Manifest | None, history: History
+    manifests: Sequence[Manifest], best: Manifest | None, history: History, monitor: Monitor
 ) -> Iterable[str]:
     """Yield the drawings of the run's curves, if there is anything to draw."""
-    curves = {MONITOR: _Curve(MONITOR, "first"), "train_loss": _Curve("train_loss", "first")}
-    curves["val_loss"] = _Curve("val_loss", "second")
-    for point in history:
-        if point.key in curves:
-            curves[point.key].add(point.step, point.value)
-    for manifest in manifests:  # what the history lacks, their own metrics may have
-        for key in curves if not manifest.epoch_step else ():
-            if key in manifest.metrics:
-                curves[key].add(manifest.epoch, manifest.metrics[key])
-    for curve in curves.values():
+    monitored = Curve(monitor.name, "first")
+    losses = [Curve(key, style) for key, style in zip(LOSSES, ("first", "second"), strict=True)]
+    for curve in (monitored, *losses):
+        for step, value in history.series(curve.key):
+            curve.add(step, value)
+        for manifest in manifests:  # what the history lacks, their own metrics may have
+            if not manifest.epoch_step and curve.key in manifest.metrics:
+                curve.add(manifest.epoch, manifest.metrics[curve.key])
         curve.gaps.sort()
     charts = [
-        (_("Correlation"), [curves[MONITOR]], manifests, best),
-        (_("Loss"), [curves[key] for key in _LOSSES], (), None),
+        (escape(monitor.name), [monitored], manifests, best),
+        (_("Loss"), losses, (), None),
     ]
-    drawn = [_chart(*chart) for chart in charts if any(curve.values for curve in chart[1])]
+    drawn = [chart(*one) for one in charts if any(curve.values for curve in one[1])]
     if drawn:
         yield from ('<div class="charts">', *drawn, "</div>")
-
-
-def _chart(
-    title: str, curves: Sequence[_Curve], manifests: Sequence[Manifest], best: Manifest | None
-) -> str:
-    """Return a drawing of the curves, with the checkpoints marked on the first one."""
-    values = [value for curve in curves for value in curve.values.values()]
-    epochs = [*(epoch for curve in curves for epoch in curve.values), *(m.epoch for m in manifests)]
-    low, high = min(values), max(values)
-    log = curves[0].key in _LOSSES and low > 0 and high / LOG_RANGE > low
-    across = _Scale(min(epochs), max(epochs), _LEFT, _RIGHT)
-    up = _Scale(low, high, _BOTTOM, _TOP, log)
-    keys = [_LINE_KEY.format(curve.style) + curve.key for curve in curves]
-    if manifests:
-        keys.append(f"{_SAVED_KEY}{_('checkpoint')}")
-        keys += [f"{_BEST_KEY}{_('best')}"] * (best is not None)
-    words = [f"<b>{title}</b>", *(f"<span>{key}</span>" for key in keys)]
-    if log:
-        words.append(f"<span>{_('log scale')}</span>")
-    label = _("{title} by epoch, from {low:.5g} to {high:.5g}").format(
-        title=title, low=low, high=high
-    )
-    return "\n".join(
-        [
-            f"<figure><figcaption>{''.join(words)}</figcaption>",
-            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">',
-            _axes(across, up),
-            *(_path(curve, across, up) for curve in curves),
-            *_marks(curves[0], manifests, best, across, up),
-            "</svg></figure>",
-        ]
-    )
-
-
-def _axes(across: _Scale, up: _Scale) -> str:
-    """Return two lines, and the least and greatest value and epoch beside them."""
-    parts = [f'<path class="axis" fill="none" d="M{_LEFT - 6} {_TOP}V{_BOTTOM + 6}H{_RIGHT}"/>']
-    for value in sorted({up.low, up.high}):
-        parts.append(f'<text x="{_LEFT - 10}" y="{up(value) + 4:.1f}" text-anchor="end">')
-        parts.append(f"{value:.4g}</text>")
-    for epoch in sorted({across.low, across.high}):
-        side = "start" if epoch < across.high else "end"
-        anchor = side if across.low < across.high else "middle"
-        parts.append(f'<text x="{across(epoch):.1f}" y="{_BOTTOM + 20}" text-anchor="{anchor}">')
-        parts.append(f"epoch {epoch:.0f}</text>")
-    return "".join(parts)
-
-
-def _path(curve: _Curve, across: _Scale, up: _Scale) -> str:
-    """Return the line of a curve; it is broken where an epoch had no value."""
-    stretches: dict[int, list[str]] = {}  # by the number of gaps before
-    for epoch, value in _thinned(sorted(curve.values.items())):
-        place = f"{across(epoch):.1f} {up(value):.1f}"
-        stretches.setdefault(bisect_right(curve.gaps, epoch), []).append(place)
-    lines = "".join(f"M{'L'.join(places)}" for places in stretches.values() if len(places) > 1)
-    # A line of no length with round ends is a dot.
-    dots = "".join(f"M{places[0]}h0" for places in stretches.values() if len(places) == 1)
-    title = f"<title>{curve.key}</title>"
-    kinds = {"curve": lines, "curve dots": dots}
-    return "".join(
-        f'<path class="{kind} {curve.style}" d="{path}">{title}</path>'
-        for kind, path in kinds.items()
-        if path
-    )
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """Return at most MAX_POINTS: the ends, and between them each stretch's least and greatest.
-
-    >>> _thinned([(1, 0.5), (2, 0.25)])
-    [(1, 0.5), (2, 0.25)]
-    >>> thinned = _thinned([(epoch, float(epoch == 777)) for epoch in range(5000)])
-    >>> len(thinned), (777, 1.0) in thinned, thinned[-1]
-    (400, True, (4999, 0.0))
-    """
-    if len(points) <= MAX_POINTS:
-        return points
-    stretches = MAX_POINTS // 2 - 1
-    bounds = [1 + i * (len(points) - 2) // stretches for i in range(stretches + 1)]
-    thinned = [points[0]]
-    for start, end in pairwise(bounds):
-        stretch = points[start:end]
-        least = min(stretch, key=lambda point: point[1])
-        # The last of the greatest: where all are equal, that is another than the least.
-        thinned += sorted((least, max(reversed(stretch), key=lambda point: point[1])))
-    return [*thinned, points[-1]]
-
-
-def _marks(
-    curve: _Curve,
-    manifests: Sequence[Manifest],
-    best: Manifest | None,
-    across: _Scale,
-    up: _Scale,
-) -> Iterable[str]:
-    """Yield a circle for each checkpoint, the best last; one without a value is on the axis."""
-    every = -(-len(manifests) // MAX_POINTS) or 1
-    shown = [m for m in manifests[::-1][::every][::-1] if m != best]  # with the latest
-    for manifest in [*shown, *([best] if best else [])]:
-        value = None if manifest.epoch_step else curve.values.get(manifest.epoch)
-        y = _BOTTOM + 6 if value is None else up(value)
-        kind, radius = ("best", 5) if manifest == best else ("saved", 3.5)
-        words = [manifest.name, *([_("best")] if manifest == best else [])]
-        words += [_("latest")] if manifest == manifests[-1] else []
-        title = f"{', '.join(words)}: {curve.key} {_correlation(value)}"
-        place = f'cx="{across(manifest.epoch):.1f}" cy="{y:.1f}" r="{radius}"'
-        yield f'<circle class="{kind}" {place}><title>{escape(title)}</title></circle>'

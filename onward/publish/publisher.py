@@ -7,19 +7,24 @@ shows is true: metrics only of epochs that can be resumed, a pointer only to wha
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from onward.attempts.attempt import Attempt
 from onward.checkpoint.manifest import ROOT, Manifest
 from onward.checkpoint.policy import Retention, find_best
 from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.metrics import History, Point
+from onward.publish.checkpoint_page import checkpoint_page
 from onward.system.files import atomic_write
-from onward.tracking.client import Tracking
-from onward.tracking.record import EPOCH_TAG, LATEST_CHECKPOINT_TAG, MANIFEST_TAG
+from onward.tracking.names import BEST_EPOCH_TAG, EPOCH_TAG, LATEST_CHECKPOINT_TAG, MANIFEST_TAG
+from onward.words.language import _
+
+log = logging.getLogger(__name__)
 
 PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
@@ -30,34 +35,34 @@ class Publisher:
     """Brings a run's store in line with its newest checkpoint; every step can be repeated.
 
     Args:
-        tracking: Where metrics and tags go.
+        attempt: On whose behalf: nothing is published once a later one was claimed.
         store: The run's checkpoints.
         spool: Where the local files of the run lie.
         retention: Which checkpoints stay.
         manifests: The good checkpoints that the store has already, oldest first. One known to be
             damaged must not be among them: it would count as the newest, or as the best.
         points_here: Whether the store is where MLflow's pointer looks.
-        check_lease: Raises `Superseded` once the attempt may not publish any more.
+        published: What MLflow has of the run's metrics already.
     """
 
     def __init__(
         self,
-        tracking: Tracking,
+        attempt: Attempt,
         store: CheckpointStore,
         spool: Spool,
         retention: Retention,
         manifests: Iterable[Manifest] = (),
         points_here: bool = True,
-        check_lease: Callable[[], object] = lambda: None,
+        published: Iterable[Point] = (),
     ) -> None:
-        self._tracking, self.store, self._spool = tracking, store, spool
+        self._attempt, self._tracking = attempt, attempt.tracking
+        self.store, self._spool = store, spool
         self.retention, self._points_here = retention, points_here
-        self._check_lease = check_lease
+        self._check_lease = attempt.check_lease
         self._lock = threading.Lock()
         self._unpublished: list[Point] = []
         self.manifests = list(manifests)
-        self.published = History()  # what MLflow has of the run, as far as is known
-        self.page: Callable[[], None] = lambda: None  # brings what people look at up to date
+        self.published = History(published)  # what MLflow has of the run, as far as is known
         self._page_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
         self._is_tidy = True  # whether nothing is left to prune
@@ -123,7 +128,7 @@ class Publisher:
             tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"
         best = find_best(self.manifests)
         if best is not None:
-            tags["train.best_epoch"] = str(best.epoch)
+            tags[BEST_EPOCH_TAG] = str(best.epoch)
         self._tracking.set_tags(self.store.run_id, tags)
 
     def _prune(self) -> None:
@@ -170,10 +175,29 @@ class Publisher:
         """Bring the page up to date, at most once a minute."""
         if time.monotonic() - self._page_at >= PAGE_SECONDS:
             self._page_at = time.monotonic()
-            self.page()
+            self.show()
 
-    def upload_page(self, page: str) -> None:
-        """Store the page of the checkpoints."""
+    def show(self) -> None:
+        """Write the page of the checkpoints, and while the run is RUNNING its description.
+
+        Raises:
+            StoreUnavailable: The server does not answer. Call again later.
+            Superseded: A later attempt has the run.
+        """
+        record = self._attempt.check_lease()
+        try:
+            page = checkpoint_page(
+                record.standing, record.name, record.status, self.manifests, self.published,
+                record.monitor,
+            )  # fmt: skip
+        except Exception as error:  # a fault in what is only looked at must not end training
+            log.warning(_("The page of the checkpoints is not up to date: %r"), error)
+            return
+        self._upload_page(page)
+        if record.status == "RUNNING":  # the end is told by the attempt itself
+            self._attempt.describe(record)
+
+    def _upload_page(self, page: str) -> None:
         if self._points_here:
             file = self._spool.folder / PAGE_FILE
             atomic_write(file, lambda out: out.write(page.encode()))

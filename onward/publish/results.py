@@ -4,47 +4,68 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Protocol
 
 from onward.attempts.attempt import first_epochs
+from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import find_best
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import retried
 from onward.errors import StoreUnavailable, Superseded
-from onward.metrics import MONITOR, History
-from onward.options.run_options import Config
-from onward.publish import curves as figures
+from onward.metrics import History
+from onward.monitor import UNDECLARED, Monitor
+from onward.options.run_options import RunOptions
+from onward.publish import curves
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
-from onward.tracking.models import MODEL_TAG, is_ready, is_registered, log_model, register_model
+from onward.tracking.models import (
+    ServedModel,
+    is_ready,
+    is_registered,
+    log_model,
+    register_model,
+)
+from onward.tracking.names import CHECKPOINT_TAG, MODEL_OF_TAG, MODEL_TAG, NOTE_TAG
 from onward.tracking.record import RunRecord
 from onward.tracking.translate import one_line
 from onward.tracking.ui import run_page
 from onward.words.language import _
 from onward.words.redact import redact
 from onward.words.shell import command, quoted
-from train.tabular.data.dataset import Dataset
-from train.tabular.data.prepare import Preprocessing
-from train.tabular.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
-MODEL_OF_TAG = "train.model_of"  # of the run: the checkpoint that its logged model was made of
 FIGURES = "figures"
-_LOADER = "train.tracking.pyfunc"
+
+
+class Results(Protocol):
+    """Makes of a checkpoint what a finished run leaves."""
+
+    def figures(self, content: Content, is_best: bool) -> Mapping[str, bytes]:
+        """Return pictures of how good it is: name to PNG. There may be none.
+
+        Args:
+            content: The checkpoint.
+            is_best: Whether it is the run's best; else it is the last one.
+        """
+        ...
+
+    def model(self, content: Content, folder: Path) -> ServedModel | None:
+        """Write the model that is to be served to `folder`; None: there is none to serve."""
+        ...
 
 
 def publish_results(
     tracking: Tracking,
     run_id: str,
     store: CheckpointStore,
-    config: Config,
-    find_dataset: Callable[[], Dataset],
+    options: RunOptions,
+    find: Callable[[], Results],
     check_lease: Callable[[], object],
 ) -> None:
     """Log the best checkpoint of a finished run as a model, with figures; again is harmless.
@@ -58,20 +79,20 @@ def publish_results(
         tracking: The server.
         run_id: The run.
         store: Its checkpoints.
-        config: Its options.
-        find_dataset: Returns its data.
+        options: Its options.
+        find: Returns what makes the results.
         check_lease: Raises `Superseded` once the attempt may not publish any more.
 
     Raises:
         StoreUnavailable: The server is away. Call again later.
         Superseded: A later attempt was claimed.
     """
-    if not config.log_model or config.upload == "off":
+    if not options.log_model or options.upload == "off":
         return
-    register = config.register
+    register = options.register
     log.info(_("Logging the best model, and figures …"))
     try:
-        _publish(tracking, run_id, store, find_dataset(), register, check_lease)
+        _publish(tracking, run_id, store, find(), register, check_lease)
         return
     except Superseded:
         raise
@@ -91,34 +112,31 @@ def _publish(
     tracking: Tracking,
     run_id: str,
     store: CheckpointStore,
-    dataset: Dataset,
+    results: Results,
     register: str | None,
     check_lease: Callable[[], object],
 ) -> None:
     record, manifests = tracking.get_run(run_id), store.list()
     best, last = find_best(manifests), manifests[-1]
     chosen = best or last
-    model_id = ""
+    model_id = None
     # One at a time, since each may be large.
     for manifest in (last,) if chosen == last else (last, chosen):
-        predictor, history = load_predictor(store, manifest, dataset.preprocessing)
+        content = store.get(manifest)
         if manifest == chosen:
             check_lease()
-            opened = (predictor, history)
-            model_id = retried(
-                functools.partial(
-                    log_checkpoint, tracking, record, manifest, opened, dataset.sample, register
-                )
-            )
+            make = functools.partial(results.model, content)
+            log_it = functools.partial(log_checkpoint, tracking, record, manifest, content, make)
+            model_id = retried(functools.partial(log_it, register))
         drawn: dict[str, bytes] = {}
         if manifest == last:
-            drawn |= _curves(record, history, best.epoch if best else None)
-            drawn |= _predictions("last", manifest, predictor, dataset)
+            drawn |= _curves(record, content.history, manifest.monitor)
+            drawn |= results.figures(content, is_best=False)
         if manifest == best:
-            drawn |= _predictions("best", manifest, predictor, dataset)
+            drawn |= results.figures(content, is_best=True)
         check_lease()
         _upload(store, drawn)
-    if register:
+    if register and model_id:
         check_lease()
         register_checkpoint(tracking, record, model_id, chosen, register)
 
@@ -131,32 +149,14 @@ def _upload(store: CheckpointStore, drawn: Mapping[str, bytes]) -> None:
             retried(functools.partial(store.upload, file, FIGURES))
 
 
-def load_predictor(
-    store: CheckpointStore, manifest: Manifest, preprocessing: Preprocessing
-) -> tuple[Predictor, History]:
-    """Return the model of a checkpoint, verified, and the history up to it.
-
-    Args:
-        store: The run's checkpoints.
-        manifest: The checkpoint.
-        preprocessing: What was fitted for the run.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = store.get(manifest, Path(folder))
-    config = Config.from_dict(checkpoint["config"])
-    history = History()
-    history.load_state_dict(checkpoint["history"])
-    return Predictor(preprocessing, config, checkpoint["model_state_dict"]), history
-
-
 def log_checkpoint(
     tracking: Tracking,
     record: RunRecord,
     manifest: Manifest,
-    opened: tuple[Predictor, History],
-    sample: pa.Table,
+    content: Content,
+    make: Callable[[Path], ServedModel | None],
     register: str | None,
-) -> str:
+) -> str | None:
     """Log a checkpoint as the run's model, unless it is that already; return the model's ID.
 
     Which model that is, a tag says, and anybody may have written it. What is to be registered is
@@ -166,46 +166,52 @@ def log_checkpoint(
         tracking: The server.
         record: The run, just read.
         manifest: The checkpoint.
-        opened: What `load_predictor` returned.
-        sample: Some raw rows.
+        content: What it holds.
+        make: Writes the model to a folder; see `Results.model`.
         register: The name by which the model is to be registered, if it is.
+
+    Returns:
+        None if what the run trains makes no model.
     """
-    predictor, history = opened
     made_of = f"{manifest.name} {manifest.files[0].sha256}"
     model_id = record.tags.get(MODEL_TAG, "")
     is_known = register is None or is_registered(tracking, model_id, register)
     if record.tags.get(MODEL_OF_TAG) == made_of and is_known and is_ready(tracking, model_id):
         return model_id
-    points = [p for p in history if p.step == manifest.epoch and p.key.startswith("val_")]
+    points = [p for p in content.history if p.step == manifest.epoch and p.key.startswith("val_")]
     made_by = {
         k: redact(v)
         for k, v in record.tags.items()
         if k.startswith(("mlflow.source.", "mlflow.user"))
     }
-    note = _describe(record, manifest, predictor.preprocessing.target)
-    tags = {**made_by, "train.checkpoint": manifest.name, "mlflow.note.content": note}
     with tempfile.TemporaryDirectory() as folder:
-        content = Path(folder) / "predictor"
-        predictor.save(content)
-        model_id = log_model(tracking, record, content, _LOADER, sample, points, tags)
+        path = Path(folder) / "model"
+        path.mkdir()
+        served = make(path)
+        if served is None:
+            return None
+        note = _describe(record, manifest, served)
+        tags = {**made_by, CHECKPOINT_TAG: manifest.name, NOTE_TAG: note}
+        model_id = log_model(tracking, record, path, served, points, tags)
     tracking.set_tags(record.run_id, {MODEL_TAG: model_id, MODEL_OF_TAG: made_of})
     log.info(_("The model of %s is runs:/%s/model"), manifest.name, record.run_id)
     return model_id
 
 
-def _describe(record: RunRecord, manifest: Manifest, target: str) -> str:
+def _describe(record: RunRecord, manifest: Manifest, served: ServedModel) -> str:
     """Return what MLflow's page of the model says of it, in Markdown."""
     where = f"run {markdown.link(record.name, run_page(record))}"
     serve = ("mlflow", "models", "serve", "-m", f"runs:/{record.run_id}/model")
+    commands = [quoted(*serve, "--env-manager", "local", "--port", 5001)]
+    if served.reads_tables:
+        predict = command("predict", record.run_id, "table.csv", "--epoch", manifest.key)
+        commands.insert(0, predict)
+    verb = "Predict the rows of a file, or serve it:" if served.reads_tables else "Serve it:"
     return "\n".join(
         [
-            f"Checkpoint {markdown.code(manifest.name)} of {where}: takes raw rows, predicts "
-            f"{markdown.code(target)}.",
-            *("", "Predict the rows of a file, or serve it:"),
-            *markdown.block(
-                command("predict", record.run_id, "table.csv", "--epoch", manifest.key),
-                quoted(*serve, "--env-manager", "local", "--port", 5001),
-            ),
+            f"Checkpoint {markdown.code(manifest.name)} of {where}: {served.summary}",
+            *("", verb),
+            *markdown.block(*commands),
         ]
     )
 
@@ -214,31 +220,29 @@ def register_checkpoint(
     tracking: Tracking, record: RunRecord, model_id: str, manifest: Manifest, name: str
 ) -> None:
     """Make the logged model the newest version of the registered model `name`."""
-    tags = {"epoch": str(manifest.epoch), MONITOR: str(manifest.score)}
+    tags = {"epoch": str(manifest.epoch), manifest.monitor.name: str(manifest.score)}
     number = register_model(tracking, record, model_id, name, tags)
     log.info(_("It is version %d of the registered model '%s'"), number, name)
 
 
-def _curves(record: RunRecord, history: History, best_epoch: int | None) -> dict[str, bytes]:
+def _curves(record: RunRecord, history: History, monitor: Monitor) -> dict[str, bytes]:
     last = max((point.step for point in history), default=0)
     begun = {
         number: first
         for number, first in first_epochs(record.tags).items()
         if number <= record.attempts and first <= last + 1  # others wrote the rest
     }
+    best = monitor.best(history.series(monitor.name))
     return {
-        "loss": figures.loss_curves(history, begun, best_epoch),
-        "correlation": figures.correlation_curve(history, begun, best_epoch),
+        "loss": curves.loss_curves(history, begun, best.epoch if best else None),
+        _file_name(monitor): curves.monitor_curve(history, begun, monitor, best),
     }
 
 
-def _predictions(
-    which: str, manifest: Manifest, predictor: Predictor, dataset: Dataset
-) -> dict[str, bytes]:
-    predicted, target = predictor.predict_features(dataset.val.features), dataset.val.target
-    name, is_best = dataset.preprocessing.target, which == "best"
-    title = figures.title_of(name, len(target), manifest.epoch, is_best)
-    return {
-        f"{which}_predicted": figures.predicted_against_true(predicted, target, title),
-        f"{which}_residuals": figures.residuals(predicted, target, title),
-    }
+def _file_name(monitor: Monitor) -> str:
+    """Return what the picture of the monitored metric is called; a name of a metric may be a path.
+
+    >>> _file_name(UNDECLARED), _file_name(Monitor("val/acc: top 1"))
+    ('correlation', 'val_acc__top_1')
+    """
+    return "correlation" if monitor == UNDECLARED else re.sub(r"[^\w.-]", "_", monitor.name)

@@ -1,7 +1,7 @@
 """The random number generators of a process: seed, capture, restore.
 
 Python's, NumPy's, torch's and each CUDA device's global generators are what dropout and a
-user's own code draw from. (The order of batches does not come from them, see `data.batches`.)
+user's own code draw from. (The order of batches does not come from them, see `order`.)
 """
 
 from __future__ import annotations

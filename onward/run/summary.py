@@ -13,7 +13,7 @@ from onward.checkpoint.manifest import Manifest
 from onward.errors import RunNotUsable
 from onward.metrics import Point
 from onward.options.command import Standing, train_command
-from onward.options.run_options import Config
+from onward.options.run_options import RunOptions
 from onward.run.state import TrainState
 from onward.system.files import size_in_words
 from onward.words.language import _
@@ -22,34 +22,35 @@ from onward.words.shell import command
 log = logging.getLogger(__name__)
 
 
-def tell_end(run_id: str, config: Config, state: TrainState | None, status: str) -> None:
+def tell_end(run_id: str, options: RunOptions, state: TrainState | None, status: str) -> None:
     """Log how training ended, and the commands that go on from there.
 
     Args:
         run_id: The run.
-        config: Its options.
+        options: Its options.
         state: Where it stands; None if training had not begun.
         status: FINISHED, KILLED or FAILED.
     """
     epoch = state.epoch if state else 0
     best = ""
-    if state is not None and state.best_corr is not None:
-        best = _(", best correlation {value:.5f} (epoch {epoch})").format(
-            value=state.best_corr, epoch=state.best_epoch
+    if state is not None and state.best is not None:
+        best = _(", best {metric} {value:.5f} (epoch {epoch})").format(
+            metric=state.monitor.name, value=state.best.value, epoch=state.best.epoch
         )
     log.info(_("%s after epoch %d%s"), status, epoch, best)
     best_epoch = state.best_epoch if state else None
-    standing = Standing.by_config(run_id, status == "FINISHED", epoch, config, best_epoch)
+    standing = Standing.by_options(run_id, status == "FINISHED", epoch, options, best_epoch)
     in_place = train_command(standing.in_place())
     if status != "FINISHED":
         log.info(_("Go on with: %s"), in_place)
-    elif epoch < config.epochs:
+    elif epoch < options.epochs:
         waited = epoch - (best_epoch or 0)
-        log.info(_("Stopped early: val_pearson has not risen for %d epochs"), waited)
+        metric = state.monitor.name if state else ""
+        log.info(_("Stopped early: %s has not become better for %d epochs"), metric, waited)
         log.info(_("Go on all the same: %s"), in_place)
     else:
         log.info(_("Train longer, at the last learning rate: %s"), in_place)
-        if config.schedule == "cosine":
+        if standing.horizon:
             longer = train_command(standing.anew())
             log.info(_("Train longer, as a fork with a new schedule: %s"), longer)
 

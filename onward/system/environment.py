@@ -29,7 +29,8 @@ from onward.words.shell import command, quoted
 log = logging.getLogger(__name__)
 
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
-PACKAGES = ("torch", "numpy", "mlflow", "scipy", "resumable-train")
+PACKAGES = ("torch", "numpy", "mlflow", "scipy", "onward")
+_WORK_PER_THREAD = 2**27  # weights times samples of a step: some 10 ms
 _STARTED = time.monotonic()  # this process, but for some milliseconds
 
 
@@ -130,7 +131,7 @@ def home() -> Path:
         folder = Path(chosen).expanduser().absolute()
     else:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folder = Path(cache).expanduser().absolute() / "resumable-train"
+        folder = Path(cache).expanduser().absolute() / "onward"
     require_own(folder / "runs")
     require_own(folder / "data")
     # A volume is as whoever mounted it made it, often writable for a group; what is in it is ours.
@@ -273,6 +274,20 @@ def choose_device(name: str) -> str:
             )
         ) from error
     return name
+
+
+def choose_threads(num_weights: int, batch_size: int, available: int) -> int:
+    """Return the number of CPU threads worth using: 1 for small models, all for large ones.
+
+    On an idle machine a second thread is up to 1.9 times as fast, on a busy one a fifth as fast
+    or worse: the threads wait for each other several hundred times a step. So it has to pay.
+
+    Args:
+        num_weights: Of the model.
+        batch_size: Samples per step.
+        available: Number of cores this process may use, at least 1.
+    """
+    return max(1, min(available, num_weights * batch_size // _WORK_PER_THREAD))
 
 
 def set_threads(num_threads: int) -> None:

@@ -1,7 +1,7 @@
 """Files that are either whole or not there; files of our own, and files of others.
 
 What lies under TRAIN_HOME is this user's alone: folders are made 0700, files 0600, whatever the
-umask. What lies in a store's folder others may write to as well: see `train.tracking.tree`.
+umask. What lies in a store's folder others may write to as well: see `tracking.tree`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ SECRET_FILES = (
 MAX_DIFF_BYTES = 1 << 20
 # Plain: a program that the user's configuration names may decrypt what it shows.
 _DIFF = ("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short")
-# What makes the program, beside its package; nothing else of a repository is anybody's business.
-SOURCE_FILES = ("MLproject", "conda.yaml", "pyproject.toml")
+PACKAGES = ("onward", "train")
+# What makes the program, beside its packages; nothing else of a repository is anybody's business.
+SOURCE_FILES = ("MLproject", "conda.yaml", "constraints.txt", "pyproject.toml")
 
 
 @cache
@@ -31,11 +32,11 @@ def code_version() -> str | None:
 
     Only the program's own files count, and what git does not know is no change.
     """
-    folder = Path(__file__).parent
+    here = Path(__file__)
     try:
-        _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)  # not somebody else's
-        commit = _git(folder, "rev-parse", "HEAD").decode().strip()
-        changes = _git(folder.parent, *_DIFF, "--", folder.name, *SOURCE_FILES)
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)  # not somebody else's
+        commit = _git(here.parent, "rev-parse", "HEAD").decode().strip()
+        changes = _git(here.parents[2], *_DIFF, "--", *PACKAGES, *SOURCE_FILES)
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + (f"+changes.{hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
@@ -53,9 +54,8 @@ def code_diff() -> bytes:
     hidden = [
         f":(exclude,icase,glob)**/{name}{inside}" for name in SECRET_FILES for inside in ("", "/**")
     ]
-    folder = Path(__file__).parent
     try:
-        found = _git(folder.parent, *_DIFF, "--", folder.name, *SOURCE_FILES, *hidden)
+        found = _git(Path(__file__).parents[2], *_DIFF, "--", *PACKAGES, *SOURCE_FILES, *hidden)
     except (OSError, subprocess.SubprocessError):
         return b""
     cut = b"\n... cut: the rest is left out\n" if len(found) > MAX_DIFF_BYTES else b""

@@ -111,3 +111,16 @@ def end_within(seconds: float, code: Any) -> None:
         os._exit(number & 0xFF)
 
     threading.Thread(target=cut_short, daemon=True).start()
+
+
+def run_to_its_end(main: Callable[[], object]) -> None:
+    """Run a command line as the whole of a process, which ends when it has done its work."""
+    code: object = 1  # of a traceback
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        raise
+    finally:
+        end_within(END_SECONDS, code)

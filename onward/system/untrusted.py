@@ -42,7 +42,7 @@ def path_part(value: object, what: str) -> str:
     '4f1c_2'
     >>> path_part("../4f1c", "run ID")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    train.errors.UnsafeValue: run ID '../4f1c' is not used: ...
+    onward.errors.UnsafeValue: run ID '../4f1c' is not used: ...
     """
     if not is_path_part(value):
         raise UnsafeValue(what, shown(str(value)))

@@ -22,8 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from onward.metrics import MONITOR, timing_prefix
-from onward.options.run_options import Config
+from onward.metrics import timing_prefix
+from onward.monitor import UNDECLARED, Monitor
 from onward.system.files import open_own
 from onward.system.untrusted import told
 from onward.terminal import progress
@@ -127,6 +127,7 @@ class Reporter:
         self._console = console or _make_console()
         self._bar: Progress | None = None
         self._next_refresh = 0.0
+        self._monitor = UNDECLARED
         self._early: logging.handlers.MemoryHandler | None = None
 
     def open_log(self) -> None:
@@ -154,8 +155,9 @@ class Reporter:
             handler.close()
         logger.handlers = []
 
-    def begin(self, config: Config, epochs_done: int) -> None:
-        """Show the bar, with `epochs_done` epochs behind it."""
+    def begin(self, epochs: int, epochs_done: int, monitor: Monitor) -> None:
+        """Show the bar, with `epochs_done` of `epochs` behind it."""
+        self._monitor = monitor
         if not self._console.is_interactive:
             return
         self._bar = Progress(
@@ -166,9 +168,9 @@ class Reporter:
             console=self._console,
             transient=True,
         )
-        self._epochs = config.epochs
+        self._epochs = epochs
         first = self._number(epochs_done + 1)
-        self._bar.add_task(first, total=config.epochs, completed=epochs_done)
+        self._bar.add_task(first, total=epochs, completed=epochs_done)
         self._bar.start()
 
     def advance(self, epochs_done: float) -> None:
@@ -185,9 +187,9 @@ class Reporter:
         note: str,
     ) -> None:
         """Tell how an epoch went; `note` says what is to be said of its checkpoint."""
-        shown = [
-            f"{k} {metrics[k]:.5f}" for k in ("train_loss", "val_loss", MONITOR) if k in metrics
-        ]
+        name = self._monitor.name
+        keys = dict.fromkeys(("train_loss", "val_loss", name))
+        shown = [f"{k} {metrics[k]:.5f}" for k in keys if k in metrics]
         best = _(" (best)") if epoch == best_epoch else _(" (best: epoch {best_epoch})")
         best = best.format(best_epoch=best_epoch) if best_epoch else ""
         line = f"epoch {epoch}  {'  '.join(shown)}{best}"
@@ -195,8 +197,10 @@ class Reporter:
         seconds = metrics[f"{timing_prefix(metrics)}epoch_seconds"]
         epoch_log.info("%s  %.1f s", line, seconds)
         if self._bar is not None:
-            done = f"{self._number(epoch)} {_('loss')} {metrics.get('val_loss', math.nan):.4g}"
-            done += f" {_('corr')} {metrics.get(MONITOR, math.nan):.4f}{best}"
+            losses = [k for k in ("val_loss",) if k in metrics and k != name]
+            told_short = [f"{_('loss')} {metrics[k]:.4g}" for k in losses]
+            told_short += [f"{name.removeprefix('val_')} {metrics.get(name, math.nan):.4f}"]
+            done = f"{self._number(epoch)} {' '.join(told_short)}{best}"
             done += f" [{note}]" if note else ""
             self._console.print(told(f"{done} {seconds:.1f} s"), markup=False, highlight=False)
             ahead = self._number(min(epoch + 1, self._epochs))

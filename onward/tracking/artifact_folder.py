@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from onward.errors import StoreUnavailable
-from onward.tracking.record import EPOCH_TAG, RunRecord
+from onward.tracking.names import EPOCH_TAG
+from onward.tracking.record import RunRecord
 from onward.tracking.translate import local_path
 from onward.words.language import _
 from onward.words.shell import quoted

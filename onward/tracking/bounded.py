@@ -83,7 +83,7 @@ class BoundedCalls(HTTPAdapter):
         **options: Any,
     ) -> requests.Response:  # fmt: skip
         """Send a request, and read the whole answer, but of a file."""
-        if stream or request.method == "PUT":
+        if request.method == "PUT" or (stream and request.method == "GET"):
             return super().send(request, stream, timeout, **options)
         seconds = CALL_SECONDS if self._has_answered else FIRST_SECONDS
         if isinstance(timeout, int | float):

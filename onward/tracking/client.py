@@ -1,7 +1,7 @@
 """MLflow, as far as this project uses it. The only package that imports mlflow, and late.
 
 `Tracking` is a connection to a tracking server; `RunRecord` is one run on it, `Artifacts` the
-files of a run. MLflow's exceptions end here: what leaves is one of `train.errors`.
+files of a run. MLflow's exceptions end here: what leaves is one of `onward.errors`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onward.system import environment
 from onward.system.untrusted import path_part, shown
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.connect import open_client
-from onward.tracking.record import (
+from onward.tracking.names import (
     ATTEMPT_PARAM,
     ATTEMPT_TAG,
     DATA_TAG,
@@ -29,12 +29,13 @@ from onward.tracking.record import (
     HOST_TAG,
     LATEST_CHECKPOINT_TAG,
     MANIFEST_TAG,
+    MONITOR_TAG,
     OPTIONS_TAG,
     PARENT_TAG,
+    TASK_TAG,
     USER_TAG,
-    RunRecord,
-    records_of,
 )
+from onward.tracking.record import RunRecord, records_of
 from onward.tracking.translate import translated
 from onward.words.language import _
 from onward.words.redact import redact
@@ -54,8 +55,10 @@ __all__ = [
     "LATEST_CHECKPOINT_TAG",
     "MANIFEST_TAG",
     "MAX_TAG_CHARS",
+    "MONITOR_TAG",
     "OPTIONS_TAG",
     "PARENT_TAG",
+    "TASK_TAG",
     "USER_TAG",
     "Artifacts",
     "RunRecord",

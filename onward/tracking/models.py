@@ -6,12 +6,12 @@ next try, and deleted.
 
 from __future__ import annotations
 
-import json
+import importlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from onward.errors import StoreUnavailable, TrainError, UsageError
 from onward.metrics import Point
@@ -21,23 +21,39 @@ from onward.tracking.client import Tracking
 from onward.tracking.record import RunRecord
 from onward.tracking.translate import local_path, one_line, translated
 from onward.words.language import _
-from train.tabular.data.columns import numbers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MODEL_NAME = "model"  # so that `runs:/<run ID>/model` is the one that was logged last
-MODEL_TAG = "train.model"  # of the run: ID of its logged model
 REGISTERED_ALIAS = "newest"  # of a registered model: the version that was registered last
 _PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pyarrow")  # what loading a model needs
+
+
+class ServedModel(NamedTuple):
+    """What MLflow is told of a model whose files are in a folder.
+
+    Args:
+        summary: A sentence on what it takes and returns, in Markdown.
+        loader: The module whose `_load_pyfunc` reads the folder.
+        columns: Those that it takes, each of any type; (): that is not told.
+        example: What it can be given, if that is known.
+        model_type: In MLflow's words: "regressor", "classifier", or "".
+        reads_tables: Whether `train predict` can use it.
+        packages: What it needs, beside what each model does.
+    """
+
+    summary: str
+    loader: str = ""
+    columns: tuple[str, ...] = ()
+    example: Any = None
+    model_type: str = ""
+    reads_tables: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def log_model(
     tracking: Tracking,
     record: RunRecord,
     content: Path,
-    loader: str,
-    sample: pa.Table,
+    served: ServedModel,
     points: Sequence[Point],
     tags: Mapping[str, str],
 ) -> str:
@@ -46,10 +62,8 @@ def log_model(
     Args:
         tracking: The server.
         record: The run.
-        content: The folder that the loader reads.
-        loader: The module whose `_load_pyfunc` reads it. The program's own code goes along.
-        sample: Some raw rows, as an example of what the model takes, and for the types of its
-            columns.
+        content: The folder that its loader reads; the program's own code goes along.
+        served: What is to be said of it.
         points: Metrics of the model: those of its run, with which they are compared.
         tags: What else is to be said of it.
 
@@ -70,13 +84,13 @@ def log_model(
             source_run_id=record.run_id,
             tags=dict(tags),
             params={k: v for k, v in record.params.items() if not k.startswith("train.")},
-            model_type="regressor",
+            model_type=served.model_type,
         )
     _require_empty(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         try:  # what goes wrong here is not the server's
-            _save(path, content, loader, sample, model)
+            _save(path, content, served, model)
         except MlflowException as error:
             raise TrainError(
                 _("MLflow refuses the model: {reason}").format(reason=one_line(error))
@@ -200,67 +214,41 @@ def _models_of(client: Any, record: RunRecord, status: Any) -> list[Any]:
     return [model for model in found if model.status == status]
 
 
-def _save(path: Path, content: Path, loader: str, sample: pa.Table, model: Any) -> None:
+def _save(path: Path, content: Path, served: ServedModel, model: Any) -> None:
     """Write what `mlflow models serve` needs to the folder `path`."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    code = path.with_name("code") / "train"
-    _copy_code(Path(__file__).parents[1], code)
-    pins = environment.versions(_PACKAGES).items()
+    code = _copy_code(served.loader.partition(".")[0], path.with_name("code"))
+    pins = environment.versions((*_PACKAGES, *served.packages)).items()
     mlflow.pyfunc.save_model(
         path,
-        loader_module=loader,
+        loader_module=served.loader,
         data_path=content,
-        code_paths=[str(code)],
+        code_paths=code,
         mlflow_model=Model(model_uuid=model.model_id, model_id=model.model_id),
         pip_requirements=[f"{k}=={v.partition('+')[0]}" for k, v in pins if k != "python"],
-        signature=_signature(sample),
-        input_example=_example(sample) if sample.num_columns else None,
+        signature=_signature(served.columns) if served.columns else None,
+        input_example=served.example,
     )
 
 
-def _copy_code(package: Path, to: Path) -> None:
-    """Copy the program, and nothing else that somebody may have put beside it."""
-    for file in package.rglob("*"):
-        if file.suffix in (".py", ".po") and file.is_file() and not file.is_symlink():
-            target = to / file.relative_to(package)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+def _copy_code(package: str, to: Path) -> list[str]:
+    """Copy the code of this library and of a package, and nothing that somebody put beside it."""
+    copied = []
+    for name in dict.fromkeys((__name__.partition(".")[0], package)):
+        [folder] = importlib.import_module(name).__path__
+        for file in Path(folder).rglob("*"):
+            if file.suffix in (".py", ".po") and file.is_file() and not file.is_symlink():
+                target = to / name / file.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+        copied.append(str(to / name))
+    return copied
 
 
-def _example(sample: pa.Table) -> Any:
-    """Return the rows as JSON can hold them: times of day, durations and decimals as numbers."""
-    import pyarrow as pa
-
-    for i, field in enumerate(sample.schema):
-        is_time = pa.types.is_time(field.type) or pa.types.is_duration(field.type)
-        if is_time or pa.types.is_decimal(field.type):
-            values = pa.array(numbers(sample[field.name]), from_pandas=True)
-            sample = sample.set_column(i, field.name, values)
-    return _without_index(sample)
-
-
-def _without_index(sample: pa.Table) -> Any:
-    """Return a DataFrame of all the columns: pandas' notes would make an index of some.
-
-    Its other notes are kept, such as on whole numbers with gaps, if they are sound.
-    """
-    try:
-        notes = sample.schema.pandas_metadata
-        columns = [
-            {**column, "name": column["name"] or column["field_name"]}  # an index may have no name
-            for column in notes["columns"]
-            if not column["numpy_type"].startswith("period")
-        ]
-        notes = {**notes, "index_columns": [], "columns": columns}
-        return sample.replace_schema_metadata({"pandas": json.dumps(notes)}).to_pandas()
-    except (ValueError, TypeError, KeyError, AttributeError):  # none, or not pandas' own
-        return sample.replace_schema_metadata(None).to_pandas()
-
-
-def _signature(sample: pa.Table) -> Any:
-    """Return the columns; of which type they are is left to the preprocessing, which knows better.
+def _signature(columns: tuple[str, ...]) -> Any:
+    """Return the columns; of which type they are is left to the model, which knows better.
 
     MLflow's types refuse what comes in practice: whole numbers, or none at all, in a column of
     doubles; a column of text in which all values are missing; dates that are text, as CSV and JSON
@@ -271,9 +259,15 @@ def _signature(sample: pa.Table) -> Any:
     from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
-    if not sample.num_columns:
-        return None
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), name) for name in sample.column_names]),
+        inputs=Schema([ColSpec(AnyType(), name) for name in columns]),
         outputs=Schema([TensorSpec(np.dtype(np.float64), (-1,))]),
     )
+
+
+def refusal(reason: str) -> Exception:
+    """Return what a served model raises for what it cannot take: a server answers with 400."""
+    from mlflow.exceptions import MlflowException
+
+    refused: Exception = MlflowException.invalid_parameter_value(reason)
+    return refused

@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from onward.errors import RunNotUsable, TrainError, UnsafeValue
-from onward.metrics import MONITOR, is_score
-from onward.options.command import Standing
-from onward.options.run_options import Config
+from onward.monitor import UNDECLARED, Monitor
+from onward.options.command import Standing, horizon_of, task_of
+from onward.options.run_options import RunOptions
 from onward.system.untrusted import fingerprint, parse_json, path_part, shown, whole_number
+from onward.tracking.names import (
+    ATTEMPT_PARAM,
+    DATA_TAG,
+    EPOCH_TAG,
+    FINGERPRINT_TAG,
+    HEARTBEAT_TAG,
+    MANIFEST_TAG,
+    MONITOR_TAG,
+    OPTIONS_TAG,
+    TASK_TAG,
+)
 from onward.words.language import _
 
-LATEST_CHECKPOINT_TAG = "mlflow.latest_checkpoint_artifact"
-PARENT_TAG = "mlflow.parentRunId"
-USER_TAG = "mlflow.user"
-FINGERPRINT_TAG = "train.fingerprint"  # marks a run as one of ours
-OPTIONS_TAG = "train.options"  # the options of the newest attempt, as JSON
-EPOCH_TAG = "train.epoch"  # of the newest checkpoint
-MANIFEST_TAG = "train.manifest"  # SHA-256 of the newest checkpoint's manifest
-HEARTBEAT_TAG = "train.heartbeat"  # changes as long as the newest attempt lives
-HOST_TAG = "train.checkpoints_on"  # the machine whose disk has them, with upload=off
-DATA_TAG = "train.data"  # fingerprint of the data
-ATTEMPT_TAG = "train.attempt."  # + N: what became of attempt N, in words
-ENDED_TAG = "train.ended"  # of an attempt's child: finished, preempted, failed, vanished
-ATTEMPT_PARAM = "train.attempt."  # + N: claims attempt N, since params are write-once
-
 UNKNOWN = "?"
+Options = TypeVar("Options", bound=RunOptions)
 STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")
 MAX_TIME_MS = 1e14  # a year of five digits, which no clock shows
 
@@ -138,22 +136,34 @@ class RunRecord:
         if found is None:
             return None
         try:
-            return Config(epochs=found).epochs
+            return RunOptions(epochs=found).epochs
         except TrainError:
             self.warn(OPTIONS_TAG, self.tags[OPTIONS_TAG])
             return None
 
     @property
+    def monitor(self) -> Monitor:
+        """The metric that decides which checkpoint is best."""
+        text = self.tags.get(MONITOR_TAG)
+        if text is None:
+            return UNDECLARED
+        try:
+            return Monitor.parse(text)
+        except ValueError:
+            self.warn(MONITOR_TAG, text)
+            return UNDECLARED
+
+    @property
     def best(self) -> float | None:
         """The best value of the monitored metric, if there is one."""
-        key = f"best_{MONITOR}"
+        key = f"best_{self.monitor.name}"
         value = self.metrics.get(key)
         if value is None or math.isnan(value):
             return None
-        if is_score(value):
-            return value
-        self.warn(key, value)
-        return None
+        score = self.monitor.score(value)
+        if score is None:
+            self.warn(key, value)
+        return score
 
     @property
     def best_epoch(self) -> int | None:
@@ -189,8 +199,8 @@ class RunRecord:
     @property
     def standing(self) -> Standing:
         """How the run stands, by what is committed."""
-        options = self.options()
-        is_cosine = options is not None and options.schedule == "cosine"
+        options = self.run_options()
+        told = self._options()
         return Standing(
             self.run_id,
             self.status == "FINISHED",
@@ -198,8 +208,15 @@ class RunRecord:
             self.epochs,
             options.early_stopping if options else 0,
             self.best_epoch,
-            (options.schedule_epochs or options.epochs) if options and is_cosine else None,
+            horizon_of(told) if options else None,
+            task_of(told),
         )
+
+    @property
+    def task_facts(self) -> dict[str, str]:
+        """What the run says it trains, as a checkpoint says it."""
+        name = self.tags.get(TASK_TAG)
+        return {} if name is None else {"task": name}
 
     @property
     def manifest_sha256(self) -> str | None:
@@ -224,14 +241,24 @@ class RunRecord:
             raise RunNotUsable(self.run_id, why.format(tag=DATA_TAG))
         return fingerprint(self.tags[DATA_TAG], _("data fingerprint"))
 
-    def options(self) -> Config | None:
+    def run_options(self) -> RunOptions | None:
+        """Return those options of the newest attempt that every run has; see `options`."""
+        return self._read(RunOptions.known_of)
+
+    def options(self, declared: type[Options]) -> Options | None:
         """Return the options that the newest attempt ran with, None if the tag does not tell.
 
-        Anybody may have written them: see `train.restored`.
+        Anybody may have written them: see `opening.restored`.
+
+        Args:
+            declared: The class of the options of what the run trains.
         """
+        return self._read(declared.from_dict)
+
+    def _read(self, made_of: Callable[[Mapping[str, Any]], Options]) -> Options | None:
         found = self._options()
         try:
-            return Config.from_dict(found) if found else None
+            return made_of(found) if found else None
         except TrainError as error:
             self.warn(OPTIONS_TAG, error)
             return None

@@ -1,4 +1,4 @@
-"""What MLflow raises, as one of `train.errors`."""
+"""What MLflow raises, as one of `onward.errors`."""
 
 from __future__ import annotations
 

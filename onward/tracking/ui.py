@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from onward.metrics import MONITOR
+from onward.monitor import Monitor
+from onward.system.untrusted import parse_json
 from onward.tracking.client import Tracking, now_ms
 from onward.tracking.record import RunRecord
 from onward.tracking.translate import translated
@@ -15,9 +16,10 @@ KIND_TAG = "mlflow.experimentKind"
 AS_TRAINING = "workflowType=machine_learning"  # of an address: a fresh browser is on "GenAI"
 VIEW_KEY = "resumable-train"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # how MLflow's pages save a view (decision 0015)
+MAX_VIEW_CHARS = 2_000  # MLflow takes 5,000 for a tag of an experiment
 VIEW_NAME = "Training"  # in the menu "Views"
 _COLUMNS = {  # in the order in which they are shown
-    "metrics": (f"best_{MONITOR}", "best_epoch"),
+    "metrics": ("best_epoch",),  # after the best value of the monitored metric
     "params": ("epochs", "lr", "batch_size"),
     "attributes": ("Dataset", "Models", "Version"),
 }
@@ -47,10 +49,10 @@ def whole_link(tracking: Tracking, page: str) -> str:
     return _("{address} (once `mlflow ui` runs)").format(address=address)
 
 
-def mark_experiment(tracking: Tracking, experiment_id: str) -> None:
+def mark_experiment(tracking: Tracking, experiment_id: str, monitor: Monitor) -> None:
     """Make MLflow's pages open the experiment as one of model training, with a view of its runs.
 
-    What somebody has set already stays.
+    What somebody has set already stays; a view of ours gets a column for another monitor.
 
     Raises:
         StoreUnavailable: The server does not answer.
@@ -58,13 +60,31 @@ def mark_experiment(tracking: Tracking, experiment_id: str) -> None:
     client = tracking.client
     with translated(_("tagging experiment '{experiment_id}'").format(experiment_id=experiment_id)):
         known = client.get_experiment(experiment_id).tags
-        for tag, value in ((KIND_TAG, "custom_model_development"), (VIEW_TAG, _view())):
-            if tag not in known:
+        view = _view(known.get(VIEW_TAG), f"metrics.`best_{monitor.name}`")
+        for tag, value in ((KIND_TAG, "custom_model_development"), (VIEW_TAG, view)):
+            if value != known.get(tag) and (tag not in known or tag == VIEW_TAG):
                 client.set_experiment_tag(experiment_id, tag, value)
 
 
-def _view() -> str:
+def _view(known: str | None, best: str) -> str:
+    """Return the view, `best` among its columns; one that is none of ours as it is.
+
+    Args:
+        known: The view that is there.
+        best: The column of the best value of a run.
+    """
     columns = [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]
+    if known is not None:
+        try:
+            found = parse_json(parse_json(known)["state"])["selectedColumns"]
+            others = [name for name in found if name not in columns]
+            is_ours = all(name.startswith("metrics.`best_") for name in others)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return known
+        if not is_ours or best in others or len(known) > MAX_VIEW_CHARS:
+            return known
+        columns = [*others, *columns]
+    columns = [best, *columns]
     now = now_ms()
     widths = {columns[0]: 160}  # so that its name can be read
     state = json.dumps({"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths})

@@ -38,7 +38,7 @@ from onward.checkpoint.store import INDEX_FILE
 from onward.system import files
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
-from onward.tracking.record import EPOCH_TAG
+from onward.tracking.names import EPOCH_TAG
 from train import cli
 
 PART_BYTES = 8192

@@ -5,7 +5,7 @@ import json
 import pytest
 from support import SMALL, client, environment, launch, launch_killed, only_run, write_table
 
-from onward.tracking.record import MANIFEST_TAG
+from onward.tracking.names import MANIFEST_TAG
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from support import BIN, SMALL, client, environment, group_of, start_logged, wai
 pytestmark = pytest.mark.slow
 
 OPEN = """
-from train.environment import prepare_process
+from onward.system.environment import prepare_process
 prepare_process()
-from train.tracking import Tracking
+from onward.tracking.client import Tracking
 tracking = Tracking()
 tracking.create_run(tracking.experiment_id(), "a run", {})
 """

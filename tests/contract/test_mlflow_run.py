@@ -64,7 +64,9 @@ def project(tmp_path_factory):
     folder.mkdir()
     for name in ("MLproject", "conda.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "train", folder / "train", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("onward", "train"):
+        left_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     return folder
 
 

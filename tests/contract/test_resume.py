@@ -21,7 +21,7 @@ from support import (
 
 from onward.checkpoint.format import verify
 from onward.checkpoint.manifest import parse_manifest
-from onward.tracking.record import LATEST_CHECKPOINT_TAG
+from onward.tracking.names import LATEST_CHECKPOINT_TAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a chain is 17 launches
 
@@ -86,13 +86,29 @@ def undisturbed(request, tmp_path_factory):
     """A run that was never interrupted, in a store of its own; return what it came to, and the
     deaths and options of one that is."""
     deaths, more = VARIANTS[request.param]
-    folder = tmp_path_factory.mktemp("undisturbed")
-    uri = f"sqlite:///{folder}/mlflow.db"
     options = (*OPTIONS, *more)
+    return never_interrupted(tmp_path_factory.mktemp("undisturbed"), options), deaths, options
+
+
+def never_interrupted(folder, options):
+    """Train in one go, in a store of its own in `folder`; return what the run came to."""
+    uri = f"sqlite:///{folder}/mlflow.db"
     table = write_table(folder / "table.csv")
     done = launch(*options, "--data", str(table), cwd=folder, env=environment(folder, uri))
     assert done.returncode == 0, done.stderr
-    return outcome(uri, only_run(uri).info.run_id, folder, folder), deaths, options
+    return outcome(uri, only_run(uri).info.run_id, folder, folder)
+
+
+@pytest.mark.smoke
+def test_killed_once_and_resumed_elsewhere(tmp_path, server):
+    """Invariant 1, through a server: of the chains below the shortest there is."""
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    options = (*OPTIONS, "--dropout", "0.2")
+    expected = never_interrupted(folder, options)
+    links = [("after:tags@6", 7)]
+    run_id = run_through(links, options, tmp_path, server.address, server.folder, moves=True)
+    assert differences(expected, outcome(server.address, run_id, server.folder, tmp_path)) == []
 
 
 @pytest.mark.parametrize("store", ["local", "server"])

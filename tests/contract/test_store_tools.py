@@ -25,11 +25,11 @@ from support import (
 )
 from torch.nn.utils import clip_grad_norm_
 
-from onward.options.run_options import Config
 from onward.run import rng
 from onward.run.order import batches
 from train.schedule import Schedule
 from train.tabular.data.dataset import prepare
+from train.tabular.options import Config
 from train.tabular.task import TabularTask
 
 TINY = (*SMALL, "--target", "price", "--epochs", "5", "--checkpoint_freq", "2", "--dropout", "0.1")
@@ -46,11 +46,11 @@ def run(tracking_uri, table):
 def test_training_equals_a_bare_loop(run, tracking_uri, table, tmp_path):
     """Invariant 4: saving, logging and publishing change nothing: the weights are, bit for bit,
     those of ten lines of plain torch."""
-    config = Config(data=str(table), target="price", epochs=5, batch_size=64, hidden_size=16,
-                    num_layers=1, dropout=0.1)  # fmt: skip
+    config = Config(data=str(table), target="price", epochs=5, schedule_epochs=5, batch_size=64,
+                    hidden_size=16, num_layers=1, dropout=0.1)  # fmt: skip
     task = TabularTask(prepare(config), config, "cpu")
     rng.seed_all(rng.derive_seed("weights", config.seed))
-    model, schedule = task.build_model(), Schedule(config)
+    model, schedule = task.build_model(), Schedule(config, task.plateau)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     for epoch in range(1, 6):
         optimizer.param_groups[0]["lr"] = schedule.lr(epoch)

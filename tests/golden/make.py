@@ -97,12 +97,12 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def child(dies_at: int, words: list[str]) -> None:
     """Be the command line on HOST; a negative `dies_at` keeps epoch 2 from the store, too."""
     from onward.checkpoint.store import CheckpointStore
-    from onward.system import environment
+    from onward.system import environment, git
     from train import cli
     from train.tabular.task import TabularTask
 
     environment.machine = environment.hostname = lambda: HOST
-    environment.code_version = lambda: "golden"
+    git.code_version, git.code_diff = (lambda: "golden"), (lambda: b"")
     loss, put, losses = TabularTask.loss, CheckpointStore.put, []
 
     def counted(self, model, indices):
@@ -113,10 +113,10 @@ def child(dies_at: int, words: list[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return loss(self, model, indices)
 
-    def held_back(self, folder, manifest, check_lease=lambda: None):
+    def held_back(self, folder, manifest, *more):
         if dies_at < 0 and manifest.epoch == 2:
             threading.Event().wait()
-        put(self, folder, manifest, check_lease)
+        return put(self, folder, manifest, *more)
 
     TabularTask.loss, CheckpointStore.put = counted, held_back
     cli.main(words)

@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from onward.errors import CheckpointDamaged, DataError
-from onward.options.run_options import Config
 from onward.system.files import private_copy, read_json
 from onward.system.tensors import load_tensors
 from onward.words.language import _
 from train.tabular.data.columns import CALENDAR_PARTS, kind_of, texts, without_missing_words
 from train.tabular.data.prepare import Features, Preprocessing
 from train.tabular.data.recognise import as_dates, as_numbers
-from train.tabular.task import TabularMLP, predict
+from train.tabular.model import TabularMLP, predict
+from train.tabular.options import Config
 
 if TYPE_CHECKING:
     import pandas

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onward.errors import DataError
+from onward.tracking.models import refusal
 from train.tabular.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ class Served:
         try:
             return self._predictor.predict(rows)
         except DataError as error:
-            from mlflow.exceptions import MlflowException
-
-            raise MlflowException.invalid_parameter_value(str(error)) from error
+            raise refusal(str(error)) from error
 
 
 def _load_pyfunc(path: str) -> Served:

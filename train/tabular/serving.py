@@ -1,4 +1,4 @@
-"""Using a run's model: predicting a file's rows, logging any checkpoint as a model."""
+"""Predicting the rows of a file by a run's model."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from onward.checkpoint.manifest import Manifest
-from onward.checkpoint.policy import find_best
-from onward.checkpoint.store import CheckpointStore
 from onward.errors import DataError
-from onward.opening.source import find_store, pick, preprocessing_of_run
-from onward.publish.results import load_predictor, log_checkpoint, register_checkpoint
 from onward.system import environment
 from onward.system.files import PUBLIC, atomic_write
 from onward.tracking.client import Tracking
-from onward.tracking.record import RunRecord
 from onward.words.language import _
+from train.kind import TaskKind
+from train.served import open_checkpoint
 from train.tabular.data.prepare import listed
 from train.tabular.data.table import read_raw
+from train.tabular.results import TableModel, predictor_of
 
 log = logging.getLogger(f"onward.{__name__}")
 
 
-def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str) -> pa.Table:
+def predict_table(
+    tracking: Tracking, kind: TaskKind, run_id: str, epoch: str | None, data: str
+) -> pa.Table:
     """Return a table with one more column: what a checkpoint of the run predicts for each row.
 
     The column is named `predicted_<target>`.
 
     Args:
         tracking: The server.
+        kind: The table.
         run_id: The run.
-        epoch: Which checkpoint; see `train.source.pick`. Default: the best, or the newest where
+        epoch: Which checkpoint; see `source.pick`. Default: the best, or the newest where
             none is.
         data: The table, of any kind that can be trained on.
 
@@ -43,9 +43,10 @@ def predict_table(tracking: Tracking, run_id: str, epoch: str | None, data: str)
         DataError: The table is missing, cannot be read, or lacks columns.
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    record, store, manifest = _open(tracking, run_id, epoch)
-    preprocessing, _sample = preprocessing_of_run(tracking, record)
-    predictor, _history = load_predictor(store, manifest, preprocessing)
+    opened = open_checkpoint(tracking, kind, run_id, epoch)
+    model: TableModel = kind.open_model(opened.stored.options, opened.stored)
+    preprocessing = model.preprocessing
+    predictor = predictor_of(opened.content, preprocessing)
     # What was text in training stays text, though a column of digits looks like a number; what is
     # not used is shown as it is in the file.
     raw = read_raw(data, preprocessing.text_columns)
@@ -98,27 +99,3 @@ def _fits_csv(column: pa.ChunkedArray) -> bool:
     except pa.ArrowException:
         return False
     return True
-
-
-def publish(tracking: Tracking, run_id: str, epoch: str | None, register: str | None) -> Manifest:
-    """Log a checkpoint of the run as its model, and register it if a name is given.
-
-    Raises:
-        CheckpointError: There is no such checkpoint, or it is damaged.
-    """
-    record, store, manifest = _open(tracking, run_id, epoch)
-    preprocessing, sample = preprocessing_of_run(tracking, record)
-    opened = load_predictor(store, manifest, preprocessing)
-    model_id = log_checkpoint(tracking, record, manifest, opened, sample, register)
-    if register:
-        register_checkpoint(tracking, record, model_id, manifest, register)
-    return manifest
-
-
-def _open(
-    tracking: Tracking, run_id: str, epoch: str | None
-) -> tuple[RunRecord, CheckpointStore, Manifest]:
-    record, _folder, store = find_store(tracking, run_id)
-    manifests = store.list()
-    epoch = epoch or ("best" if find_best(manifests) else "latest")
-    return record, store, pick(record.run_id, manifests, epoch)

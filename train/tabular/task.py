@@ -1,118 +1,91 @@
-"""Regression on a table: a residual MLP with embeddings for categories, beside a ridge.
-
-Shapes: N rows, B rows of a batch, D numeric features, C categorical features, H hidden units.
-"""
+"""Regression on a table, as a task: see `train.task`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onward.options.run_options import Config
+from onward.checkpoint.content import Content
+from onward.metrics import History
+from onward.monitor import UNDECLARED, Best, Monitor
+from onward.run.subject import DatasetInfo, RunFiles, Stored
+from onward.system import environment
+from onward.tracking.models import ServedModel
 from onward.words.language import _
+from onward.words.redact import redact
 from train.tabular.data.dataset import Dataset, Rows
-from train.tabular.data.prepare import Preprocessing
+from train.tabular.data.dataset import is_source_of as is_source_of
+from train.tabular.data.prepare import listed
+from train.tabular.data.provide import cache_folder, prepare_cached, recover, recover_preprocessing
+from train.tabular.data.sentences import told
+from train.tabular.data.stored import upload
+from train.tabular.model import TabularMLP, forward, input_width, inputs_of, predict
+from train.tabular.options import Config, TabularOptions
+from train.tabular.results import TableModel, predictions
 
-_EVAL_ROWS: Final = 8192  # rows a forward pass at a time in `predict`
+NAME = "tabular"
+Options = TabularOptions
+
 _NUM_LAYERS: Final = 3
 _MAX_DROPOUT: Final = 0.5
-_WORK_PER_THREAD: Final = 2**27  # weights times rows of a step: some 10 ms
 
 
-class TabularMLP(nn.Module):
-    """Embed the categories, then add up a ridge regression and a residual MLP over all inputs.
+def open_task(options: Config, stored: Stored | None) -> TabularTask:
+    """Return the task: its data prepared now, cached here, or from the run's artifacts.
 
-    Both start at zero: the model begins with the mean of the target and leaves it as far as the
-    data asks, which on a small table is worth more than any other regularisation.
-
-    Args:
-        num_numeric: Number of numeric features, D.
-        num_codes: Number of codes of each categorical feature, C numbers.
-        hidden_size: Width of the hidden layers, H.
-        num_layers: Number of hidden layers; 0 leaves the ridge regression alone.
-        dropout: Part of the hidden units dropped in training, in [0, 1).
-        ridge: Weight of the ridge penalty against the mean loss of a batch.
-
-    Shape:
-        numeric: float32 [B, D]
-        categorical: int64 [B, C]
-        returns: float32 [B]
+    Raises:
+        DataError: The table is missing, cannot be read, or cannot be trained on.
     """
+    home = environment.home()
+    if stored is None:
+        dataset = prepare_cached(options, home, None)
+    else:
+        made_with = stored.options
+        assert isinstance(made_with, Config)
+        dataset = recover(
+            made_with if stored.is_other_data else options,
+            home, stored.data_fingerprint, stored.files.download, stored.run_id,
+        )  # fmt: skip
+        if stored.is_other_data:  # other rows, but the model's inputs stay what they were
+            dataset = prepare_cached(options, home, dataset.preprocessing)
+    return TabularTask(dataset, options, environment.choose_device(options.device))
 
-    def __init__(
-        self,
-        num_numeric: int,
-        num_codes: Sequence[int],
-        *,
-        hidden_size: int,
-        num_layers: int,
-        dropout: float,
-        ridge: float,
-    ) -> None:
-        super().__init__()
-        width = input_width(num_numeric, num_codes)
-        self.ridge = ridge
-        self.embeddings = nn.ModuleList(_embedding(n) for n in num_codes)
-        self.linear = _zero(nn.Linear(width, 1))
-        self.hidden = _hidden(width, hidden_size, num_layers, dropout) if num_layers else None
-        self.head = _zero(nn.Linear(hidden_size, 1)) if num_layers else None
 
-    @classmethod
-    def of(cls, preprocessing: Preprocessing, config: Config, ridge: float = 0.0) -> TabularMLP:
-        """Return a new model for what `preprocessing` makes of rows, shaped by the options."""
-        num_numeric, num_codes = _inputs_of(preprocessing)
-        assert config.num_layers is not None  # chosen by `resolve`
-        assert config.dropout is not None
-        return cls(
-            num_numeric,
-            num_codes,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            dropout=config.dropout,
-            ridge=ridge,
-        )
+def open_model(options: Config, stored: Stored) -> TableModel:
+    """Return what makes the model of a checkpoint, without the data that it was trained on.
 
-    def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
-        """Predict on the scale the target is trained on."""
-        embedded = [embed(categorical[:, i]) for i, embed in enumerate(self.embeddings)]
-        inputs = torch.cat([numeric, *embedded], dim=1)
-        hidden = self.hidden(inputs) if self.hidden is not None else None
-        # The sums over all inputs and all hidden units stay in float32 under bf16: with the 8 bits
-        # of bf16 a prediction would be off by up to 0.4 %.
-        with torch.autocast(inputs.device.type, enabled=False):
-            outputs: torch.Tensor = self.linear(inputs.float())
-            if self.head is not None and hidden is not None:
-                outputs = outputs + self.head(hidden.float())
-        return outputs.squeeze(1)
-
-    def penalty(self) -> torch.Tensor:
-        """Return 0, with the gradient of the ridge penalty."""
-        penalty = self.ridge * self.linear.weight.square().sum()
-        return penalty - penalty.detach()
+    Raises:
+        DataError: How rows are prepared is neither cached here nor among the run's artifacts.
+    """
+    return TableModel(
+        *recover_preprocessing(environment.home(), stored.data_fingerprint, stored.files.download)
+    )
 
 
 class TabularTask:
-    """Predict a number from the other columns of a table; see `train.tasks.Task`.
+    """Predict a number from the other columns of a table; see `train.task.Task`.
 
     Args:
         dataset: The prepared table.
-        config: The options; those of the group Model, and `precision`, count.
+        options: Those of the run; the ones of the table and the model, and `precision`, count.
         device: Where the data is held and the model computes.
 
     Attributes:
-        config: The options, with those chosen that were left to the table; see `resolve`.
+        options: The same, with those chosen that were left to the table; see `resolve`.
     """
 
-    name = "tabular"
+    monitor: Monitor = UNDECLARED
+    plateau = Monitor("val_loss", "min")  # as it was before there was a choice
 
-    def __init__(self, dataset: Dataset, config: Config, device: torch.device | str) -> None:
-        self.dataset, self.config = dataset, resolve(config, dataset)
+    def __init__(self, dataset: Dataset, options: Config, device: torch.device | str) -> None:
+        self.dataset, self.options = dataset, resolve(options, dataset)
         self.device = torch.device(device)
         self._train = self._tensors(dataset.train)
         self._val = self._tensors(dataset.val)
@@ -127,27 +100,71 @@ class TabularTask:
         preprocessing = self.dataset.preprocessing
         # The prior that all inputs together explain as much of the target as is noise, each of W
         # standardised inputs alike: alpha = W in a sum over the rows, W / N in a mean.
-        ridge = input_width(*_inputs_of(preprocessing)) / self.num_samples
-        model = TabularMLP.of(preprocessing, self.config, ridge)
+        ridge = input_width(*inputs_of(preprocessing)) / self.num_samples
+        model = TabularMLP.of(preprocessing, self.options, ridge)
         return model.to(self.device)
 
-    def in_words(self) -> str:
-        """Return what is trained, and where, in a line."""
-        config = self.config
+    def in_words(self) -> Iterable[str]:
+        """Return what was made of the table, and which model learns from it."""
+        for sentence in self.dataset.report:
+            yield told(sentence)
+        yield _("It learns from {columns}").format(
+            columns=listed(self.dataset.preprocessing.column_names)
+        )
+        config = self.options
         with torch.device("meta"):  # neither memory nor random numbers
             model = TabularMLP.of(self.dataset.preprocessing, config)
         num_weights = sum(parameter.numel() for parameter in model.parameters())
-        return _(
-            "Model: {layers} hidden layers of {size}, {weights:,} weights, {precision}. "
-            "Device: {device}, {threads} CPU threads"
-        ).format(
+        yield _("Model: {layers} hidden layers of {size}, {weights:,} weights, {precision}").format(
             layers=config.num_layers,
             size=config.hidden_size,
             weights=num_weights,
             precision=config.precision,
-            device=self.device,
-            threads=config.threads,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the arrays."""
+        return self.dataset.fingerprint
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the data."""
+        return {"name": self.dataset.name, **self._num_rows()}
+
+    def _num_rows(self) -> dict[str, int]:
+        return {"train_rows": len(self.dataset.train), "val_rows": len(self.dataset.val)}
+
+    def dataset_info(self) -> DatasetInfo:
+        """Return what MLflow's pages show of the table."""
+        preprocessing = self.dataset.preprocessing
+        columns = {f.column: "double" for f in preprocessing.numeric}
+        columns |= {f.column: "string" for f in preprocessing.categorical}
+        columns[preprocessing.target] = "double"
+        source = redact(self.dataset.source)
+        return DatasetInfo(self.dataset.name, source, columns, self._num_rows())
+
+    def keep(self, files: RunFiles) -> None:
+        """Store the prepared data with the run, as the option `upload_data` says."""
+        folder = self.dataset.folder or cache_folder(environment.home(), self.fingerprint)
+        upload(folder, self.options.upload_data, files)
+
+    def extras(self, history: History, best: Best | None) -> dict[str, Any]:
+        """Return what the script version's files held; `aucs` is a historical name."""
+        is_own = best is not None and self.options.monitor in (None, str(self.monitor))
+        return {
+            "train_losses": history.values("train_loss"),
+            "val_losses": history.values("val_loss"),
+            "aucs": history.values(self.monitor.name),
+            "best_corr": best.value if best is not None and is_own else None,
+        }
+
+    def figures(self, content: Content, is_best: bool) -> Mapping[str, bytes]:
+        """Return how a checkpoint's predictions of the validation rows compare with the truth."""
+        return predictions(content, self.dataset, is_best)
+
+    def model(self, content: Content, folder: Path) -> ServedModel:
+        """Write the model that takes raw rows."""
+        return TableModel(self.dataset.preprocessing, self.dataset.sample).model(content, folder)
 
     def loss(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error of training rows, on the scale trained on.
@@ -158,7 +175,7 @@ class TabularTask:
         rows = indices.to(self.device)
         numeric, categorical, target = (t.index_select(0, rows) for t in self._train)
         loss = nn.functional.mse_loss(
-            _forward(model, numeric, categorical, self.config.precision), target
+            forward(model, numeric, categorical, self.options.precision), target
         )
         return loss + model.penalty() if isinstance(model, TabularMLP) else loss
 
@@ -175,7 +192,7 @@ class TabularTask:
         was_training = model.training
         model.eval()
         try:
-            predicted = predict(model, numeric, categorical, self.config.precision)
+            predicted = predict(model, numeric, categorical, self.options.precision)
         finally:
             model.train(was_training)
         val_loss = (predicted - target).square().mean().item()
@@ -187,33 +204,6 @@ class TabularTask:
         arrays = (rows.features.numeric, rows.features.categorical, target)
         numeric, categorical, encoded = (torch.from_numpy(a).to(self.device) for a in arrays)
         return numeric, categorical, encoded
-
-
-def predict(
-    model: nn.Module, numeric: torch.Tensor, categorical: torch.Tensor, precision: str
-) -> torch.Tensor:
-    """Return predictions on the scale trained on, some thousand rows at a time.
-
-    Args:
-        model: In the mode (train or eval) the caller set.
-        numeric: float32 [N, D]
-        categorical: int64 [N, C]
-        precision: "fp32" or "bf16".
-
-    Shape:
-        float64 [N]
-    """
-    parts = zip(numeric.split(_EVAL_ROWS), categorical.split(_EVAL_ROWS), strict=True)
-    return torch.cat([_forward(model, n, c, precision) for n, c in parts]).double()
-
-
-def _forward(
-    model: nn.Module, numeric: torch.Tensor, categorical: torch.Tensor, precision: str
-) -> torch.Tensor:
-    is_bf16 = precision == "bf16"
-    with torch.autocast(numeric.device.type, dtype=torch.bfloat16, enabled=is_bf16):
-        predicted: torch.Tensor = model(numeric, categorical)
-    return predicted
 
 
 def resolve(config: Config, dataset: Dataset) -> Config:
@@ -229,7 +219,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
         Dropout as a ridge: Srivastava et al., "Dropout", JMLR 2014, section 9.1.
     """
     num_samples = len(dataset.train)
-    is_wide = input_width(*_inputs_of(dataset.preprocessing)) >= num_samples
+    is_wide = input_width(*inputs_of(dataset.preprocessing)) >= num_samples
     num_layers = config.num_layers
     if num_layers is None:
         num_layers = 0 if is_wide else _NUM_LAYERS
@@ -237,68 +227,8 @@ def resolve(config: Config, dataset: Dataset) -> Config:
     if dropout is None:
         share = config.hidden_size / (config.hidden_size + num_samples)
         dropout = round(min(share, _MAX_DROPOUT), 2)
-    return config.replace(num_layers=num_layers, dropout=dropout)
-
-
-def choose_threads(model: nn.Module, batch_size: int, available: int) -> int:
-    """Return the number of CPU threads worth using: 1 for small models, all for large ones.
-
-    On an idle machine a second thread is up to 1.9 times as fast, on a busy one a fifth as fast
-    or worse: the threads wait for each other several hundred times a step. So it has to pay.
-
-    Args:
-        model: The model.
-        batch_size: Rows per step.
-        available: Number of cores this process may use, at least 1.
-    """
-    num_weights = sum(parameter.numel() for parameter in model.parameters())
-    return max(1, min(available, num_weights * batch_size // _WORK_PER_THREAD))
-
-
-def input_width(num_numeric: int, num_codes: Sequence[int]) -> int:
-    """Return the number of inputs of the model: numeric features and embeddings' widths."""
-    return num_numeric + sum(map(_embedding_width, num_codes))
-
-
-def _inputs_of(preprocessing: Preprocessing) -> tuple[int, list[int]]:
-    return len(preprocessing.numeric), [f.num_codes for f in preprocessing.categorical]
-
-
-class _Residual(nn.Module):
-    """x + dropout(gelu(linear(norm(x))))."""
-
-    def __init__(self, size: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(size), nn.Linear(size, size), nn.GELU(), nn.Dropout(dropout)
-        )
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = inputs + self.layers(inputs)
-        return outputs
-
-
-def _hidden(width: int, size: int, num_layers: int, dropout: float) -> nn.Sequential:
-    first = nn.Sequential(nn.Linear(width, size), nn.GELU(), nn.Dropout(dropout))
-    others = (_Residual(size, dropout) for _ in range(num_layers - 1))
-    return nn.Sequential(first, *others, nn.LayerNorm(size))
-
-
-def _zero(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _embedding(num_codes: int) -> nn.Embedding:
-    layer = nn.Embedding(num_codes, _embedding_width(num_codes))
-    layer.weight.data[0].zero_()  # code 0, an unknown value, says nothing until it is trained
-    return layer
-
-
-def _embedding_width(num_codes: int) -> int:
-    """Return a width that grows slowly: 4 for 6 codes, 12 for 1,001."""
-    return min(num_codes, math.ceil(2 * num_codes**0.25))
+    target = dataset.preprocessing.target
+    return config.replace(target=target, num_layers=num_layers, dropout=dropout)
 
 
 def _metrics(predicted: NDArray[np.float64], target: NDArray[np.float64]) -> dict[str, float]:

@@ -15,12 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from onward.errors import DataError, UsageError
-from onward.options.run_options import Config
 from onward.words.language import _
 from train.tabular.data import prepare as preparation
 from train.tabular.data.prepare import Features, Preprocessing, listed, target_values
 from train.tabular.data.recognise import recognised
 from train.tabular.data.table import Raw, index_columns, locate, raw_sha256, read_raw
+from train.tabular.options import Config
 
 _SAMPLE_ROWS = 5
 _DEFAULT_TARGETS = {"diamonds": "price"}

@@ -10,13 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from onward.errors import DataError, DataNotFound, TooLarge
-from onward.options.run_options import Config
+from onward.run.subject import Download
 from onward.system import untrusted
 from onward.words.language import _
 from train.tabular.data import cache
 from train.tabular.data.dataset import Dataset, prepare, source_fingerprint
 from train.tabular.data.prepare import Preprocessing
-from train.tabular.data.stored import Download, fetch
+from train.tabular.data.stored import fetch
+from train.tabular.options import Config
 
 log = logging.getLogger(f"onward.{__name__}")
 

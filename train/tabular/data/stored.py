@@ -12,12 +12,12 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from onward.errors import DataError, RequestTooLarge, TooLarge
+from onward.run.subject import Download, RunFiles
 from onward.system.files import MIN_PART_BYTES, atomic_write, chunks_of, open_plain
 from onward.system.untrusted import shown
 from onward.words.language import _
@@ -25,29 +25,8 @@ from train.tabular.data import cache
 
 log = logging.getLogger(f"onward.{__name__}")
 
-# (name of the file, where to put it, how long it may be); raises TooLarge where it is longer
-Download = Callable[[str, Path, int], object]
-
 MAX_AUTO_UPLOAD_BYTES = 1 << 30
 _PART_BYTES = "part_bytes"  # in a record: the arrays are parts of that size, the last one the rest
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What can be done to the files of a run's `data/`; names are relative to it.
-
-    Args:
-        put: Stores a local file, under its own name, in a folder; raises RequestTooLarge where the
-            way takes no request of that size.
-        names: Returns what is directly in a folder.
-        download: Fetches a file; raises FileNotFoundError if there is none.
-        smaller: Returns the size of part to try after one of that size was refused; 0: none.
-    """
-
-    put: Callable[[Path, str], object]
-    names: Callable[[str], Collection[str]]
-    download: Download
-    smaller: Callable[[int], int]
 
 
 def upload(folder: Path, upload_data: str, files: RunFiles) -> None:

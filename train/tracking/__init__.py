@@ -1,0 +1,1 @@
+"""Kept for models that were logged by earlier versions."""
