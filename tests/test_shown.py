@@ -37,15 +37,15 @@ def train(tracking, tmp_path):
 
 def stopped_after_epoch(monkeypatch, number):
     """Let SIGTERM come right after an epoch was saved."""
-    save = Run.save
+    end_epoch = Run._end_epoch
 
-    def saved(run):
-        save(run)
+    def ended(run):
+        end_epoch(run)
         if run.state.epoch == number:
-            monkeypatch.setattr(Run, "save", save)
+            monkeypatch.setattr(Run, "_end_epoch", end_epoch)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "save", saved)
+    monkeypatch.setattr(Run, "_end_epoch", ended)
 
 
 def at_batch(monkeypatch, number, act):
