@@ -130,6 +130,8 @@ def test_a_run_of_it_is_tracked_listed_and_gone_on_with(tracking):
     more, same = train("--resume_run", run_id, "--epochs", "3")
     assert same == run_id
     assert "Resuming training from epoch 3" in more
+    [stretch] = [line for line in more.splitlines() if "A fork may stretch it" in line]
+    assert f"--task {DIGITS}" in stretch  # else the command would be refused
     _told, fork = train("--resume_run", run_id, "--resume_epoch", "2", "--fork", "--epochs", "3",
                         "--shift", "0")  # fmt: skip
     assert fork != run_id

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from onward.errors import NonFinite, UsageError
-from onward.options.command import train_command
+from onward.options.command import Standing, train_command
 from onward.run import rng
 from onward.run.run import Run
 from onward.system import environment
@@ -119,7 +119,8 @@ def _warn_of_horizon(run: Run, schedule: Schedule, options: Any) -> None:
     )
     if run.state.epoch:  # else there is nothing to fork
         stretched = {"epochs": options.epochs, "schedule_epochs": options.epochs, "fork": True}
-        fork = train_command({"resume_run": run.run_id, **stretched})
+        standing = Standing.by_options(run.run_id, False, run.state.epoch, run.options, None)
+        fork = train_command(standing.in_place() | stretched)
         log.warning(_("A fork may stretch it: %s"), fork)
 
 

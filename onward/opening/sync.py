@@ -50,9 +50,9 @@ def sync_run(
         for spool in publish_waiting(tracking, record, store, folder, kind):
             if as_fork and kind is not None:
                 new_id = fork_spool(tracking, record, spool, kind, reporter)
+                go_on = train_command(tracking.get_run(new_id).standing.in_place())
                 log.info(
-                    _("Attempt %d is now run %s: go on with `%s`"),
-                    spool.attempt, new_id, train_command({"resume_run": new_id}),
+                    _("Attempt %d is now run %s: go on with `%s`"), spool.attempt, new_id, go_on
                 )  # fmt: skip
             else:
                 tell_overtaken(record, spool)

@@ -273,7 +273,7 @@ class Run:
                 and not self._differs_reported
             ):
                 self._differs_reported = True
-                tell_difference(self.run_id, self.options.strict, published, point)
+                tell_difference(self.run_id, self.options, published, point)
             history.add(published or point)
 
     def _end_epoch(self) -> None:

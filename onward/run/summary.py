@@ -55,20 +55,21 @@ def tell_end(run_id: str, options: RunOptions, state: TrainState | None, status:
             log.info(_("Train longer, as a fork with a new schedule: %s"), longer)
 
 
-def tell_difference(run_id: str, strict: bool, published: Point, point: Point) -> None:
+def tell_difference(run_id: str, options: RunOptions, published: Point, point: Point) -> None:
     """Log that an epoch that was trained again gave another value than the one published.
 
     Raises:
         RunNotUsable: With `strict`, it is refused.
     """
-    if strict:
+    if options.strict:
+        standing = Standing.by_options(run_id, False, point.step, options, None)
         raise RunNotUsable(
             run_id,
             _("is not continued with strict=true: epoch {epoch}, trained again, gave "
               "{key}={value:.9g}, and {published:.9g} was published before. Fork it: {command}")
             .format(
                 epoch=point.step, key=point.key, value=point.value, published=published.value,
-                command=train_command({"resume_run": run_id, "fork": True}),
+                command=train_command(standing.as_fork()),
             ),
         )  # fmt: skip
     log.warning(
