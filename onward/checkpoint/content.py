@@ -65,11 +65,6 @@ class Content:
         return checkpoint_name({name: getattr(self, name) for name in _FIELDS[:3]})
 
     @property
-    def epochs_begun(self) -> int:
-        """Epochs completed, and the one under way."""
-        return self.epoch + bool(self.epoch_step)
-
-    @property
     def data_fingerprint(self) -> str:
         """What the run's data must be."""
         return str(self.data["fingerprint"])
