@@ -13,20 +13,40 @@ if TYPE_CHECKING:
     from onward.monitor import Monitor as Monitor
     from onward.options.declare import OnResume as OnResume
     from onward.options.declare import option as option
+    from onward.run.parts import Part as Part
+    from onward.run.parts import Stateful as Stateful
     from onward.run.run import Run as Run
-    from onward.run.state import Stateful as Stateful
+    from onward.run.seeded import seeded as seeded
+    from onward.script.checkpoints import checkpoints as checkpoints
+    from onward.script.open import open_run as open_run
     from onward.tracking.models import ServedModel as ServedModel
 
 _PUBLIC = {
     "Monitor": "onward.monitor",
     "OnResume": "onward.options.declare",
+    "Part": "onward.run.parts",
     "Run": "onward.run.run",
     "ServedModel": "onward.tracking.models",
-    "Stateful": "onward.run.state",
+    "Stateful": "onward.run.parts",
+    "checkpoints": "onward.script.checkpoints",
     "errors": "",
+    "open_run": "onward.script.open",
     "option": "onward.options.declare",
+    "seeded": "onward.run.seeded",
 }
-__all__ = ["Monitor", "OnResume", "Run", "ServedModel", "Stateful", "errors", "option"]
+__all__ = [
+    "Monitor",
+    "OnResume",
+    "Part",
+    "Run",
+    "ServedModel",
+    "Stateful",
+    "checkpoints",
+    "errors",
+    "open_run",
+    "option",
+    "seeded",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,8 @@
     │   └── StoreRefused                        7   what will not go away by itself
     │       └── RequestTooLarge                 7   a gateway takes no request of that size
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
-    ├── Superseded                              8   a later attempt has taken the run over
-    └── Interrupted                            75   stopped by a signal; can be resumed
+    ├── Superseded (SystemExit)                 8   a later attempt has taken the run over
+    └── Interrupted (SystemExit)               75   stopped by a signal; can be resumed
 
 Each message is one line: what failed, what was found against what was expected, what to do.
 The command line prints that line and exits with the class's ``exit_code``.
@@ -291,7 +291,7 @@ class TooLarge(TrainError, ValueError):
         )
 
 
-class Superseded(TrainError):
+class Superseded(TrainError, SystemExit):
     """A later attempt has been claimed: this one publishes nothing more and stops.
 
     Args:
@@ -300,7 +300,7 @@ class Superseded(TrainError):
         newest: The newest attempt.
     """
 
-    exit_code = 8
+    exit_code = code = 8
 
     def __init__(self, run_id: str, attempt: int, newest: int):
         self.run_id, self.attempt, self.newest = run_id, attempt, newest
@@ -312,21 +312,26 @@ class Superseded(TrainError):
         )
 
 
-class Interrupted(TrainError):
+class Interrupted(TrainError, SystemExit):
     """A signal asked the run to stop; what was committed is safe.
+
+    Where nobody catches it the process ends with the exit code, without a traceback.
 
     Args:
         signal_name: "SIGTERM", "SIGINT", …, or "max_minutes"
         epoch: Epochs completed.
         epoch_step: Steps completed of the next one.
+        is_by_step: Whether `epoch` counts steps.
     """
 
-    exit_code = 75
+    exit_code = code = 75
 
-    def __init__(self, signal_name: str, epoch: int, epoch_step: int = 0):
+    def __init__(self, signal_name: str, epoch: int, epoch_step: int = 0, is_by_step: bool = False):
         self.signal_name, self.epoch, self.epoch_step = signal_name, epoch, epoch_step
         message = _("stopped by {signal_name} after {epoch} epochs")
-        if epoch_step:
+        if is_by_step:
+            message = _("stopped by {signal_name} after {epoch} steps")
+        elif epoch_step:
             message = _(
                 "stopped by {signal_name} after {epoch} epochs and {epoch_step} steps of the next"
             )

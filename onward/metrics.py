@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+EPOCH, STEP = UNITS = ("epoch", "step")  # what a run counts
 # What MLflow's pages show as "System metrics". A section of another name would come first, above
 # the losses.
 SYSTEM = "system/"
@@ -48,18 +49,25 @@ def same_value(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b)) or len(set(clamped)) == 1
 
 
-_MAX_PLAIN = 1e9  # what is larger is written with an exponent
+_MIN_PLAIN, _MAX_PLAIN = 1e-3, 1e9  # what is beyond is written with an exponent
 
 
 def in_words(value: float | None) -> str:
     """Return a value of a metric as people read it; a dash where there is none.
 
-    >>> in_words(0.5), in_words(2e9), in_words(math.nan), in_words(None)
-    ('0.50000', '2e+09', '-', '-')
+    >>> in_words(0.5), in_words(2e9), in_words(3e-7), in_words(math.nan), in_words(None)
+    ('0.50000', '2e+09', '3e-07', '-', '-')
     """
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.5f}" if abs(value) < _MAX_PLAIN else f"{value:.5g}"
+    is_plain = value == 0 or _MIN_PLAIN <= abs(value) < _MAX_PLAIN
+    return f"{value:.5f}" if is_plain else f"{value:.5g}"
+
+
+def logged_keys(history: History) -> list[str]:
+    """Return the metrics that a training has logged itself, in the order of their first value."""
+    keys = history.keys()
+    return [k for k in keys if not (is_wall_clock(k) or k.startswith("best_"))]
 
 
 class Point(NamedTuple):
@@ -81,6 +89,7 @@ class History:
     def __init__(self, points: Iterable[Point] = ()) -> None:
         self._rows: dict[str, array[float]] = {}
         self._row_of: dict[tuple[str, int], int] = {}
+        self._newest_ms = 0
         for point in points:
             self.add(point)
 
@@ -92,6 +101,7 @@ class History:
         rows = self._rows.setdefault(point.key, array("d"))
         self._row_of[where] = len(rows) // 3
         rows.extend(point[1:])
+        self._newest_ms = max(self._newest_ms, point.timestamp_ms)
         return True
 
     def get(self, key: str, step: int) -> Point | None:
@@ -131,7 +141,7 @@ class History:
 
     def last_timestamp_ms(self) -> int:
         """Return the newest timestamp, 0 if there is none."""
-        return int(max((max(rows[1::3]) for rows in self._rows.values()), default=0))
+        return self._newest_ms
 
     def missing_from(self, other: History) -> list[Point]:
         """Return the points whose (key, step) is not in `other`, oldest step first."""

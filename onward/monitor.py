@@ -41,6 +41,8 @@ class Monitor:
         """Refuse what cannot be one."""
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction {self.direction!r} is not one of {', '.join(DIRECTIONS)}")
+        if not self.limit:
+            return  # see NO_MONITOR
         if not 0 < len(self.name.strip()) == len(self.name) <= MAX_NAME_CHARS:
             raise ValueError(f"{self.name!r} is no name of a metric")
 
@@ -54,12 +56,16 @@ class Monitor:
         >>> Monitor.parse("val_rmse:min"), str(Monitor("val/acc"))
         (Monitor(name='val_rmse', direction='min', limit=1e+308), 'val/acc:max')
         """
+        if text == str(NO_MONITOR):
+            return NO_MONITOR
         name, _colon, direction = text.rpartition(":")
         found = cls(name, direction)
         return UNDECLARED if found == UNDECLARED else found
 
     def __str__(self) -> str:
         """Return `name:direction`."""
+        if not self.name:
+            return "none"
         return f"{self.name}:{self.direction}"
 
     def score(self, value: float | None) -> float | None:
@@ -67,6 +73,8 @@ class Monitor:
 
         >>> Monitor("loss", "min").score(float("-inf"))
         """
+        if not self.name:
+            return None
         return value if value is not None and -self.limit <= value <= self.limit else None
 
     def is_better(self, value: float | None, than: float | None) -> bool:
@@ -102,3 +110,5 @@ class Monitor:
 
 # That of runs which declare none, as those of the first versions: a correlation.
 UNDECLARED = Monitor("val_pearson", "max", limit=1.001)  # rounding included
+# That of runs by which nothing is compared: none of their epochs is the best.
+NO_MONITOR = Monitor("", limit=0.0)

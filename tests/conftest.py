@@ -29,6 +29,8 @@ from onward.errors import StoreUnavailable
 from onward.monitor import UNDECLARED
 from onward.publish.publisher import Publisher
 from onward.run.signals import SIGNALS
+from onward.script import open as script_open
+from onward.system import invocation
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
 from onward.tracking.names import (
@@ -55,8 +57,10 @@ def isolated(tmp_path, monkeypatch):
     logger = logging.getLogger("onward")
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     for name in environment:
-        if name.startswith(("MLFLOW_", "TRAIN_")):
+        if name.startswith(("MLFLOW_", "TRAIN_", "ONWARD_")):
             del os.environ[name]
+    monkeypatch.setattr(invocation, "_script", None)
+    monkeypatch.setattr(script_open, "_open", None)
     os.environ["TRAIN_HOME"] = str(tmp_path / "home")
     os.environ["LC_ALL"] = "C.UTF-8"  # the messages in English, whoever runs the tests
     monkeypatch.chdir(tmp_path)

@@ -60,7 +60,9 @@ def write_table(path: Path, num_rows: int = 400, seed: int = 0) -> Path:
 
 def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> dict[str, str]:
     """Return the environment of a process as on a machine of its own."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "TRAIN_"))}
+    env = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "TRAIN_", "ONWARD_"))
+    }
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["TRAIN_HOME"] = str(home)
     env["PYTHONPATH"] = str(ROOT)

@@ -15,7 +15,9 @@ import pytest
 # unit: a package or module of `onward/`, or the trainer. docs/design.md shows the same lines.
 LAYERS = [
     ["train"],
+    ["lightning", "transformers"],
     ["cli", "adapters"],
+    ["script"],
     ["opening"],
     ["run"],
     ["publish"],

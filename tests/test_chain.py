@@ -11,9 +11,9 @@ from onward.checkpoint.chain import find_break, linked, require_own
 from onward.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.store import CheckpointStore
-from onward.cli import maintenance
 from onward.cli.listing import checkpoint_rows
 from onward.errors import CheckpointDamaged, UsageError
+from onward.opening import maintenance
 from onward.opening.source import find_source, find_store
 from onward.system import environment
 from onward.tracking.names import EPOCH_TAG, MANIFEST_TAG

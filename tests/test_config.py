@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from onward.errors import UsageError
 from onward.monitor import DIRECTIONS
-from onward.opening.identity import params
 from onward.options.declare import DATA, OnResume, option, options_of, parse, to_text
 from onward.options.merged import merged
 from onward.options.request import Launch
@@ -353,8 +352,8 @@ def test_options_of_a_task_of_ones_own_count_as_the_others(name, value, is_fixed
     differs = changed.fingerprint("own", "d1") != plain.fingerprint("own", "d1")
     assert differs is is_fixed
     assert MERGED.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
-    assert params(changed)[name] == to_text(value)
-    assert list(params(changed)) == list(options_of(MERGED))
+    assert changed.in_words()[name] == to_text(value)
+    assert list(changed.in_words()) == list(options_of(MERGED))
     assert isinstance(changed, RunOptions)
 
 

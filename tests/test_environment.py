@@ -8,10 +8,12 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from onward.opening.identity import machine_tags, upload_diff
+from onward.opening.identity import machine_tags, upload_code
+from onward.options.run_options import RunOptions
 from onward.system import environment, git
 from onward.system.environment import is_alive, machine, process
 from onward.system.git import code_diff, code_version
@@ -66,6 +68,11 @@ def code(tmp_path, monkeypatch):
     yield code
     code_version.cache_clear()
     code_diff.cache_clear()
+
+
+def subject(wanted):
+    """Return what is trained, as far as its code is stored."""
+    return SimpleNamespace(options=RunOptions(upload_diff=wanted), code=dict)
 
 
 def test_the_version_is_the_commit(code):
@@ -270,15 +277,15 @@ def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path, c
     """Artifact `code/diff.patch`, told in one line; nothing where nothing was changed."""
     caplog.set_level("INFO", "onward")
     assert code.diff == b""
-    upload_diff(tracking, record.run_id, tmp_path / "spool", "yes")
+    upload_code(tracking, record.run_id, tmp_path / "spool", subject("yes"))
     artifacts = tracking.artifacts(record)
     assert artifacts.list() == []
     code.write(OWN, "two\n")
     diff, version = code.diff, code.version
-    upload_diff(tracking, record.run_id, tmp_path / "spool", "no")
+    upload_code(tracking, record.run_id, tmp_path / "spool", subject("no"))
     assert artifacts.list() == []
     assert machine_tags()["train.code"] == version
-    upload_diff(tracking, record.run_id, tmp_path / "spool", "yes")
+    upload_code(tracking, record.run_id, tmp_path / "spool", subject("yes"))
     assert artifacts.list("code") == ["diff.patch"]
     assert (artifacts.folder / "code/diff.patch").read_bytes() == diff
     assert list((tmp_path / "spool").iterdir()) == []

@@ -4,11 +4,13 @@ import contextlib
 import errno
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from onward.errors import UnsafeFile, UsageError
 from onward.system import files
@@ -107,6 +109,7 @@ def test_what_is_our_own_is_private_whatever_the_umask(tmp_path, umask):
 import os
 os.umask({umask})
 from pathlib import Path
+
 from onward.system.files import FolderLock, PUBLIC, atomic_folder, atomic_write
 from onward.system.files import make_folder, open_own
 make_folder(Path("made/deep"))
@@ -246,3 +249,33 @@ def test_a_lock_is_held_against_other_processes_until_its_own_dies(tmp_path):
         holder.wait()
         assert mine.acquire()
         mine.release()
+
+
+def test_a_process_that_is_forked_does_not_hold_the_lock_on(tmp_path):
+    """Such as a loader's worker, which outlives the process that was killed by some seconds."""
+    script = """
+import os, sys, time
+from pathlib import Path
+
+from onward.system.files import FolderLock
+lock = FolderLock(Path("f"))
+assert lock.acquire()
+if os.fork() == 0:
+    time.sleep(60)
+print("locked", flush=True)
+os.kill(os.getpid(), 9)
+"""
+    (tmp_path / "f").mkdir(mode=0o700)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout.readline() == b"locked\n"
+        process.wait()
+        lock = FolderLock(tmp_path / "f")
+        assert lock.acquire()
+        lock.release()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from onward.checkpoint.format import write_checkpoint
-from onward.cli import listing, maintenance
+from onward.cli import listing
 from onward.errors import CheckpointNotFound
+from onward.opening import maintenance
 from onward.opening.source import find_source, find_store
 from onward.system import environment
 from onward.tracking.artifact_folder import warn_of_percent

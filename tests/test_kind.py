@@ -187,7 +187,8 @@ def test_the_public_names_are_these():
     import onward
 
     assert sorted(onward.__all__) == [
-        "Monitor", "OnResume", "Run", "ServedModel", "Stateful", "errors", "option",
+        "Monitor", "OnResume", "Part", "Run", "ServedModel", "Stateful", "checkpoints", "errors",
+        "open_run", "option", "seeded",
     ]  # fmt: skip
     assert set(dir(onward)) == {name for name in onward.__all__ if getattr(onward, name)}
     with pytest.raises(AttributeError, match="no attribute 'nope'"):

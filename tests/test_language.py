@@ -278,7 +278,7 @@ def test_a_listing_speaks_chinese(capsys):
     row = {"epoch": 3, "step": 41, "epoch_step": 5, "val_loss": 0.5, "val_pearson": None}
     row |= {"best": True, "latest": True, "kept": False, "bytes": 2000, "path": "checkpoints/x"}
     row |= {"status": "KILLED", "go_on": "train run --resume_run a1b2"}
-    row |= {"monitor": "val_pearson:max", "score": None}
+    row |= {"monitor": "val_pearson:max", "score": None, "unit": "epoch", "metrics": {}}
     listing.show([{**row, "created": time.time() - 7200}], "a1b2", as_json=False)
     heading, line, hint = capsys.readouterr().out.splitlines()
     assert heading.split() == ["epoch", "步", "验证损失", "val_pearson", "大小", "保存于", "路径"]

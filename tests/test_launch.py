@@ -19,8 +19,7 @@ from onward.attempts.heartbeat import Beat
 from onward.errors import RunNotUsable
 from onward.opening import open as launch
 from onward.options.request import Launch
-from onward.run import run as run_module
-from onward.run import signals
+from onward.run import recording, signals
 from onward.system import environment
 from onward.terminal.report import Reporter
 from onward.tracking.names import MONITOR_TAG, NOTE_TAG, OPTIONS_TAG
@@ -230,7 +229,7 @@ def open_and_die(table, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(environment, "process", lambda: (dead.pid, started))
             run = launch.open_run(find_task(), given, Launch(resume_run=resume_run), Reporter())
-        run._folder.release()
+        run.life.release()
         return run.run_id
 
     return die
@@ -345,7 +344,7 @@ def test_a_clock_that_runs_backwards_makes_a_curve_that_does_not(
     for epochs, start in ((4, 10**12), (6, 10**9), (8, 0)):
         times = iter(range(start, start - 10**9, -1000))
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, "now_ms", lambda times=times: next(times))
+            patch.setattr(recording, "now_ms", lambda times=times: next(times))
             patch.setattr(heartbeat, "now_ms", lambda times=times: next(times))
             result = cli("run", "--resume_run", run_id, "--epochs", epochs)
         assert result.exit_code == 0, result.output

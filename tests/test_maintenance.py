@@ -11,9 +11,9 @@ from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
-from onward.cli import maintenance
 from onward.errors import CheckpointDamaged, CheckpointNotFound, RunNotUsable
 from onward.monitor import Monitor
+from onward.opening import maintenance
 from onward.run.state import TrainState
 from onward.system import environment
 from onward.tracking.names import HOST_TAG, OPTIONS_TAG

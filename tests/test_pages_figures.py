@@ -53,13 +53,12 @@ def best_of(measured, epoch, monitor):
 
 def monitor_figure(measured, first_epochs, best_epoch, monitor=UNDECLARED):
     best = best_of(measured, best_epoch, monitor)
-    return curves._monitor_figure(measured, first_epochs, monitor, best)
+    return curves._metric_figure(measured, first_epochs, monitor.name, best)
 
 
 def monitor_curve(measured, first_epochs, best_epoch, monitor=UNDECLARED):
-    return curves.monitor_curve(
-        measured, first_epochs, monitor, best_of(measured, best_epoch, monitor)
-    )
+    best = best_of(measured, best_epoch, monitor)
+    return curves.metric_curve(measured, first_epochs, monitor.name, best)
 
 
 def expect_png(png):
@@ -139,13 +138,13 @@ def test_another_metric_is_drawn_as_the_correlation_is():
     rmse = Monitor("val_rmse", "min")
     measured = history(val_rmse=[0.5, 0.25, 0.75], val_pearson=[0.5, 0.6, 0.7])
     best = rmse.best(measured.series("val_rmse"))
-    figure = curves._monitor_figure(measured, {1: 1}, rmse, best)
+    figure = curves._metric_figure(measured, {1: 1}, rmse.name, best)
     assert lines(figure.axes[0], drawing.GOOD) == [([2], [0.25])]
     assert lines(figure.axes[0], drawing.FIRST) == [([1, 2, 3], [0.5, 0.25, 0.75])]
     assert "best: 0.25000 (epoch 2)" in texts(figure)
     assert (figure.get_suptitle(), figure.axes[0].get_ylabel()) == ("val_rmse", "val_rmse")
     assert "val_pearson" not in texts(figure)
-    expect_png(curves.monitor_curve(measured, {1: 1}, rmse, best))
+    expect_png(curves.metric_curve(measured, {1: 1}, rmse.name, best))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_another_metric_is_drawn_as_the_correlation_is():
 def test_any_name_of_a_metric_makes_a_picture(name, no_fonts):
     """It is no formula, and what cannot be drawn is escaped; it is a task's own."""
     measured, monitor = history(**{name: [0.5, 0.25]}), Monitor(name, "min")
-    expect_png(curves.monitor_curve(measured, {1: 1}, monitor, Best(0.25, 2)))
+    expect_png(curves.metric_curve(measured, {1: 1}, monitor.name, Best(0.25, 2)))
 
 
 @settings(max_examples=15, deadline=None)
@@ -163,7 +162,7 @@ def test_odd_values_of_any_metric_break_nothing(values, direction):
     """Whatever was measured, there is a picture, and the legend stays short."""
     monitor, measured = Monitor("val_rmse", direction), history(val_rmse=values)
     best = monitor.best(measured.series("val_rmse"))
-    expect_png(curves.monitor_curve(measured, {1: 1, 2: 2}, monitor, best))
+    expect_png(curves.metric_curve(measured, {1: 1, 2: 2}, monitor.name, best))
 
 
 @pytest.mark.parametrize("draw", [monitor_figure, curves._loss_figure])

@@ -40,7 +40,8 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 OPTIONS = DOCS / "options.md"
 GUIDE = [README, DOCS / "resume.md", OPTIONS, DOCS / "runs.md", DOCS / "model.md"]
-GUIDE += [DOCS / "own-task.md", DOCS / "troubleshooting.md"]
+GUIDE += [DOCS / "own-task.md", DOCS / "own-loops.md", DOCS / "lightning.md"]
+GUIDE += [DOCS / "transformers.md", DOCS / "troubleshooting.md"]
 TEXT = "\n".join(page.read_text() for page in GUIDE)
 DECISIONS = sorted((DOCS / "decisions").iterdir())
 PAGES = [*GUIDE, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
@@ -461,6 +462,10 @@ def expected_output(text, run_id):
             expected.append('{"predictions": [')
         elif line.startswith("train ") and not starts_a_run(line):
             expected.append(OF_OUR_COMMANDS[line.split()[1]].replace("<id>", run_id))
+        elif line.startswith("python "):
+            expected.append(f"Script: {Path(line.split()[1]).name}")
+        elif "python " in line:
+            expected.append("Forking run" if "FORK" in line else f"Run {run_id}, attempt 2: http")
         if not starts_a_run(line):
             continue
         if not re.search(r"\bresume_run\b", line):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from onward.opening.identity import params
 from onward.opening.restored import options_of_saved, options_of_unsaved, report_doubted
 from onward.opening.source import find_source, find_store
 from onward.tracking.names import FINGERPRINT_TAG, OPTIONS_TAG
@@ -82,7 +81,7 @@ def test_a_resume_takes_its_rights_from_the_checkpoint(tracking, record, commit_
 
 def test_before_the_first_checkpoint_the_params_have_the_say(tracking, record, caplog):
     """They were written once, by the first attempt; the tag can be written again."""
-    tracking.log_params(record.run_id, params(SAVED), known=())
+    tracking.log_params(record.run_id, SAVED.in_words(), known=())
     theirs = {**SAVED.to_dict(), "epochs": 99, **THEIRS}
     config, doubted = options_of_unsaved(tagged(tracking, record, theirs), Config)
     own = {name: getattr(SAVED, name) for name in ("data", "register", "upload_data", "upload")}
@@ -94,7 +93,7 @@ def test_before_the_first_checkpoint_the_params_have_the_say(tracking, record, c
 def test_a_param_as_mlflow_run_logs_it_is_the_same_value(tracking, record, caplog):
     """Quoted for a shell."""
     config = SAVED.replace(data="a b.csv")
-    tracking.log_params(record.run_id, {**params(config), "data": "'a b.csv'"}, known=())
+    tracking.log_params(record.run_id, {**config.in_words(), "data": "'a b.csv'"}, known=())
     assert options_of_unsaved(tagged(tracking, record, config.to_dict()), Config) == (config, {})
     assert not caplog.records
 

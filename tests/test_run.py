@@ -28,7 +28,14 @@ from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.staging import Stager
 from onward.checkpoint.store import CheckpointStore
-from onward.errors import CheckpointError, Interrupted, NonFinite, RunNotUsable, StoreUnavailable
+from onward.errors import (
+    CheckpointError,
+    Interrupted,
+    NonFinite,
+    RunNotUsable,
+    StoreUnavailable,
+    UsageError,
+)
 from onward.metrics import History, is_wall_clock, same_value
 from onward.monitor import UNDECLARED, Monitor
 from onward.opening.begin import fresh_start, start_from
@@ -36,7 +43,7 @@ from onward.opening.source import find_source, open_store
 from onward.opening.waiting import publish_waiting
 from onward.publish.publisher import Publisher
 from onward.run import rng, signals
-from onward.run import run as run_module
+from onward.run import saving as saving_module
 from onward.run.run import Run
 from onward.system import environment
 from onward.terminal.report import Reporter
@@ -63,7 +70,7 @@ class Stopped(Exception):
 class Subject:
     """What is trained here, as far as a run asks for it; it is called what the first ones were."""
 
-    name, data_fingerprint = "tabular", "d"
+    name, data_fingerprint, copies_in_background = "tabular", "d", True
 
     def __init__(self, options, monitor=UNDECLARED):
         self.options, self.monitor = options, monitor
@@ -490,7 +497,7 @@ ALL = {"upload": "sync", "keep_last": 99, "checkpoint_minutes": 0}
 def clock(monkeypatch):
     """Let an optimizer step take a minute, and nothing else any time; return the clock."""
     clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(run_module, "time", clock)
+    monkeypatch.setattr(saving_module, "time", clock)
     step = register_optimizer_step_post_hook(lambda *_: setattr(clock, "now", clock.now + 60))
     yield clock
     step.remove()
@@ -1012,13 +1019,15 @@ def test_the_numbers_of_the_epochs_are_the_callers(bench, run_id):
     assert once_each(bench.rows(run_id), 4)
 
 
-def test_what_is_logged_twice_in_an_epoch_is_of_one_epoch(bench, run_id):
-    """Each call adds its metrics; of the same one the first value stays, also for the best."""
+def test_what_is_logged_twice_in_an_epoch_is_refused_and_of_one_epoch(bench, run_id):
+    """Each call adds its metrics; the same one again is refused, and the first value stays."""
     with bench.begin(run_id, epochs=2) as run:
         run.restore(parts_of(*build(run.options)))
         for epoch in run.epochs(range(1, 3)):
             run.log(val_pearson=epoch / 10)
-            run.log(val_loss=0.5, val_pearson=0.9)
+            with pytest.raises(UsageError, match="val_pearson is logged already"):
+                run.log(val_loss=0.7, val_pearson=0.9)
+            run.log(val_loss=0.5)
     rows = bench.rows(run_id)
     assert once_each(rows, 2)
     assert [rows["val_pearson", epoch][0][0] for epoch in (1, 2)] == [0.1, 0.2]

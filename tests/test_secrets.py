@@ -3,7 +3,7 @@
 import pytest
 
 from onward.errors import StoreUnavailable
-from onward.opening.identity import hide_secrets, params
+from onward.opening.identity import hide_secrets
 from onward.tracking.artifacts import Artifacts
 from train.tabular.options import Config
 
@@ -36,7 +36,7 @@ def test_a_launch_without_secrets_is_left_alone(tracking, record, caplog):
 
 def test_params_hold_no_password():
     """They are written once, and shown to everybody."""
-    assert params(Config(data=ADDRESS, target="y"))["data"] == "https://***@host/x?token=***"
+    assert Config(data=ADDRESS, target="y").in_words()["data"] == "https://***@host/x?token=***"
 
 
 @pytest.mark.parametrize("verb", ["list", "upload", "download", "delete"])

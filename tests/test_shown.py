@@ -37,15 +37,15 @@ def train(tracking, tmp_path):
 
 def stopped_after_epoch(monkeypatch, number):
     """Let SIGTERM come right after an epoch was saved."""
-    end_epoch = Run._end_epoch
+    end_epoch = Run.end_unit
 
     def ended(run):
         end_epoch(run)
         if run.state.epoch == number:
-            monkeypatch.setattr(Run, "_end_epoch", end_epoch)
+            monkeypatch.setattr(Run, "end_unit", end_epoch)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "_end_epoch", ended)
+    monkeypatch.setattr(Run, "end_unit", ended)
 
 
 def at_batch(monkeypatch, number, act):

@@ -13,6 +13,7 @@ from torch import nn
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.format import load_checkpoint, write_checkpoint
+from onward.errors import CheckpointError
 from onward.metrics import History, Point
 from onward.monitor import UNDECLARED, Best, Monitor
 from onward.run import rng
@@ -249,7 +250,7 @@ def test_a_missing_part_is_an_error(part):
     """A part of the state that cannot be restored is never passed over (invariant 7)."""
     content = new_state(1).capture().to_dict()
     del content[f"{part}_state_dict"]
-    with pytest.raises(KeyError, match=part):
+    with pytest.raises(CheckpointError, match=part):
         new_state(1).restore(Content.from_dict(content))
 
 
@@ -270,7 +271,7 @@ def test_another_model_is_refused():
     """Weights of another shape are an error, not a partial load (invariant 7)."""
     content = new_state(1).capture()
     other = state_of(nn.Linear(4, 9))
-    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+    with pytest.raises(CheckpointError, match=r"size mismatch|Missing key"):
         other.restore(content)
 
 

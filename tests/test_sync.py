@@ -11,10 +11,10 @@ from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.manifest import checkpoint_name
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import JOURNAL_FILE, RunFolder
-from onward.cli.maintenance import verify_rows
 from onward.errors import StoreUnavailable, Superseded
 from onward.metrics import History, Point
 from onward.opening.begin import Opening
+from onward.opening.maintenance import verify_rows
 from onward.opening.source import find_source, open_store
 from onward.opening.waiting import publish_waiting, waiting_runs
 from onward.options.request import Launch

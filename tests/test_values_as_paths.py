@@ -159,7 +159,8 @@ def attempt(tracking, record):
 BAD_FIELDS = [
     {"run_id": "other"}, {"child_id": "other"}, {"child_id": None}, {"stray_id": "../x"},
     {"stray_id": 3}, {"number": 2}, {"number": True}, {"first_epoch": "1"}, {"last_epoch": -1},
-    {"status": "[red]"}, {"status": None}, {"status": []}, {"link": 3}, {"system": 3},
+    {"unit": "[red]"}, {"unit": []}, {"status": "[red]"}, {"status": None}, {"status": []},
+    {"link": 3}, {"system": 3},
     {"system": [[1, 2, 3, 4]]}, {"system": [["key", 1, 2]]}, {"system": [["key", 1, 2, "x"]]},
 ]  # fmt: skip
 
@@ -171,7 +172,7 @@ def test_a_journal_names_no_run_but_its_own(tracking, attempt, fields):
     record = tracking.get_run(attempt.run_id)
     assert is_journal(json.loads(json.dumps(entry)), record, 1)
     assert not is_journal(entry | fields, record, 1)
-    for missing in set(entry) - {"stray_id"}:
+    for missing in set(entry) - {"stray_id", "unit"}:
         assert not is_journal({k: v for k, v in entry.items() if k != missing}, record, 1)
 
 

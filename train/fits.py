@@ -13,7 +13,8 @@ import torch
 from onward.checkpoint.content import Content
 from onward.errors import CheckpointError
 from onward.run import rng
-from onward.run.state import MISFITS, Stateful, TrainState
+from onward.run.parts import Stateful
+from onward.run.state import MISFITS, TrainState
 from onward.system.tensors import as_number
 from onward.system.untrusted import shown
 from onward.words.language import _
@@ -63,7 +64,7 @@ def _tried(content: Content, subject: TaskSubject, path: Path) -> Content:
     live: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     try:
         TrainState(live, subject.monitor).restore(content)
-    except MISFITS as error:
+    except (*MISFITS, CheckpointError) as error:
         found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
             _("checkpoint file '{path}' cannot be used ({found})").format(path=path, found=found)

@@ -19,6 +19,7 @@ from train.task_file import load_file
 if TYPE_CHECKING:
     from onward.checkpoint.content import Content
     from onward.run.subject import Stored
+    from onward.tracking.artifacts import Artifacts
     from train.subject import TaskSubject
 
 
@@ -31,6 +32,8 @@ class TaskKind:
         load: Returns the module.
         file: Where it is from; None: from this program.
     """
+
+    knows_length = True
 
     def __init__(
         self,
@@ -57,6 +60,11 @@ class TaskKind:
         """Return what makes the model of a checkpoint: less than the task, if the module can."""
         opened = getattr(self.module, "open_model", None)
         return opened(options, stored) if opened else self.open(options, stored)
+
+    def compare(
+        self, run_id: str, content: Content, options: RunOptions, artifacts: Artifacts
+    ) -> None:
+        """Tell nothing: all that may differ is in the options."""
 
     def from_file(
         self, path: Path, given: Mapping[str, Any], weights_only: bool

@@ -56,6 +56,7 @@ class Schedule:
             self._factor *= PLATEAU_FACTOR
             self._num_bad_epochs = 0
 
+    is_checked = False  # a fork that is judged by another metric leaves some of its state
     KEYS = frozenset({"factor", "best", "num_bad_epochs"})  # of its state, and `watched`
 
     def state_dict(self) -> dict[str, Any]:

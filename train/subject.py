@@ -65,6 +65,19 @@ class TaskSubject:
         """SHA-256 of what it is trained on, in hex."""
         return getattr(self.task, "fingerprint", "0" * 64)
 
+    @property
+    def copies_in_background(self) -> bool:
+        """The loop changes weights by steps of its optimizer only."""
+        return True
+
+    def params(self) -> Mapping[str, str]:
+        """Return what MLflow shows as the run's params: its options."""
+        return self.options.in_words()
+
+    def code(self) -> Mapping[str, bytes]:
+        """Return nothing: a task's code goes with its model."""
+        return {}
+
     def facts(self) -> Mapping[str, Any]:
         """Return what a checkpoint says of the data."""
         return self._ask("facts", lambda: {})

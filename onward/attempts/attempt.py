@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onward.errors import RunNotUsable, Superseded, TrainError
+from onward.metrics import EPOCH, UNITS, in_words
 from onward.options.command import train_command
 from onward.options.request import DESCRIPTION_TAG, MAX_TEXT_CHARS
 from onward.system import environment
@@ -47,7 +48,7 @@ STATUS_OF_WORD = {word: status for status, word in ENDED_WORDS.items()}
 VANISHED = "vanished"  # died without a word
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attempt:
     """One attempt at a run.
 
@@ -59,6 +60,7 @@ class Attempt:
         child_id: The child run that stands for it; for the first attempt the run itself.
         link: Where MLflow's UI shows the run.
         stray_id: A launch's run in another experiment, closed together with the attempt.
+        unit: What `first_epoch` counts.
     """
 
     tracking: Tracking
@@ -68,6 +70,7 @@ class Attempt:
     child_id: str
     link: str
     stray_id: str | None = None
+    unit: str = EPOCH
 
     @classmethod
     def first(
@@ -117,7 +120,8 @@ class Attempt:
         """
         numbers = record.attempts_to_claim
         number = numbers[-1]
-        name = f"attempt {number}: {epochs_in_words(first_epoch, None)} on {environment.hostname()}"
+        words = epochs_in_words(first_epoch, None, record.unit)
+        name = f"attempt {number}: {words} on {environment.hostname()}"
         tags = {**(tags or {}), PARENT_TAG: record.run_id}
         link, stray_id = run_link(tracking, record), None
         if launched is not None and launched.experiment_id == record.experiment_id:
@@ -137,7 +141,9 @@ class Attempt:
         tracking.log_params(child.run_id, params, known=child.params)
         if stray_id is not None:
             _tell_stray(tracking, stray_id, record, "continued")
-        return cls(tracking, record.run_id, number, first_epoch, child.run_id, link, stray_id)
+        return cls(
+            tracking, record.run_id, number, first_epoch, child.run_id, link, stray_id, record.unit
+        )  # fmt: skip
 
     def begin(self, tags: Mapping[str, str], own_tags: Mapping[str, str] | None = None) -> None:
         """Set the run RUNNING.
@@ -166,7 +172,8 @@ class Attempt:
     def _tell(self, last_epoch: int | None, ended: str, tags: Mapping[str, str]) -> None:
         """Say on the run what the attempt does, or how it ended."""
         record = self.tracking.get_run(self.run_id)
-        words = f"{epochs_in_words(self.first_epoch, last_epoch)} on {environment.hostname()}"
+        words = epochs_in_words(self.first_epoch, last_epoch, self.unit)
+        words = f"{words} on {environment.hostname()}"
         own = {f"{ATTEMPT_TAG}{self.number}": f"{words}, {ended}"}
         now = dataclasses.replace(record, tags={**record.tags, **tags, **own})
         note = self._note(now, ended)
@@ -181,6 +188,7 @@ class Attempt:
             "child_id": self.child_id,
             "link": self.link,
             "stray_id": self.stray_id,
+            "unit": self.unit,
             "status": status,
             "last_epoch": last_epoch,
         }
@@ -189,7 +197,7 @@ class Attempt:
     def from_journal(cls, tracking: Tracking, entry: Mapping[str, Any]) -> Attempt:
         """Make the attempt that was recorded, for `end`."""
         names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
-        return cls(tracking, **{name: entry[name] for name in names})
+        return cls(tracking, **{name: entry[name] for name in names if name in entry})
 
     def end(self, status: str, last_epoch: int, ended: str | None = None) -> None:
         """Set the status of the attempt's runs: FINISHED, FAILED or KILLED.
@@ -203,7 +211,7 @@ class Attempt:
             ended: The same in a word; default: by the status.
         """
         ended = ended or ENDED_WORDS[status]
-        epochs = epochs_in_words(self.first_epoch, last_epoch)
+        epochs = epochs_in_words(self.first_epoch, last_epoch, self.unit)
         name = f"attempt {self.number}: {epochs} on {environment.hostname()}"
         # IMPORTANT: the run comes last. Killed before, it is unfinished, and gone on with.
         if self.stray_id is not None:
@@ -283,11 +291,12 @@ def _progress_in_words(record: RunRecord) -> str:
     if EPOCH_TAG not in record.tags:
         return ""
     epochs = "" if record.epochs is None else f" of {record.epochs}"
-    words = f": epoch {_or_unknown(record.epoch)}{epochs}"
+    words = f": {record.unit} {_or_unknown(record.epoch)}{epochs}"
     if record.best is None:
         return words
     epoch = _or_unknown(record.best_epoch)
-    return f"{words}, best {record.monitor.name} {record.best:.5f} (epoch {epoch})"
+    best = f"{record.monitor.name} {in_words(record.best)}"
+    return f"{words}, best {best} ({record.unit} {epoch})"
 
 
 def _or_unknown(value: int | None) -> str:
@@ -314,18 +323,20 @@ def first_epochs(tags: Mapping[str, str]) -> dict[int, int]:
 
 def _first_epoch(words: str) -> int | None:
     """Return with which epoch an attempt began, of which `words` tell; None if with none."""
-    return whole_number(words.removeprefix("epochs ").partition("-")[0])
+    for unit in UNITS:
+        words = words.removeprefix(f"{unit}s ")
+    return whole_number(words.partition("-")[0])
 
 
-def epochs_in_words(first: int, last: int | None) -> str:
+def epochs_in_words(first: int, last: int | None, unit: str = EPOCH) -> str:
     """Return "epochs 3-7"; `last` is None as long as the attempt runs.
 
-    >>> epochs_in_words(3, 7), epochs_in_words(3, None), epochs_in_words(3, 2)
-    ('epochs 3-7', 'epochs 3-…', 'no epoch')
+    >>> epochs_in_words(3, 7), epochs_in_words(3, None, "step"), epochs_in_words(3, 2)
+    ('epochs 3-7', 'steps 3-…', 'no epoch')
     """
     if last is not None and last < first:
-        return "no epoch"
-    return f"epochs {first}-{'…' if last is None else last}"
+        return f"no {unit}"
+    return f"{unit}s {first}-{'…' if last is None else last}"
 
 
 def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_id: str) -> None:
@@ -343,7 +354,8 @@ def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_
         words, _, ended = told.rpartition(", ")
         first = _first_epoch(words)
         if ended == RUNNING_WORD and first is not None:
-            words = f"{epochs_in_words(first, last_epoch)} on {words.partition(' on ')[2]}"
+            epochs = epochs_in_words(first, last_epoch, record.unit)
+            words = f"{epochs} on {words.partition(' on ')[2]}"
         elif not told:  # it was claimed, and never begun
             words = "no epoch"
         has_ended = ended not in ("", RUNNING_WORD)

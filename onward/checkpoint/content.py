@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onward.checkpoint.manifest import FORMAT_VERSION, READABLE_VERSIONS, checkpoint_name
-from onward.metrics import History
+from onward.metrics import EPOCH, UNITS, History
 from onward.monitor import UNDECLARED, Monitor
 
 _SUFFIX = "_state_dict"  # of a part's key in the file
@@ -16,6 +16,7 @@ _FIELDS = ("epoch", "step", "epoch_step", "epoch_sums", "epoch_seconds", "best_e
            "config", "data", "environment", "timestamp")  # fmt: skip
 # Of an epoch under way: every version has them, since `upgraded` gives them to the first.
 _UNDER_WAY = ("epoch_step", "epoch_sums", "epoch_seconds")
+_OPTIONAL: Mapping[str, Any] = {"unit": EPOCH, "axes": {}, "feeds": {}}
 # What a program that knows no version 3 takes out of a file.
 _PARTS_OF_VERSION_2 = {"model", "optimizer", "scheduler"}
 _NEEDED_BY_VERSION_2 = "best_corr"
@@ -41,6 +42,10 @@ class Content:
         environment: Where it was saved; see `environment.describe`.
         timestamp: When, in seconds since 1970.
         extras: What else the task wants to be found in the file.
+        unit: What the run counts: "epoch", or "step" where its loop has no epochs. Then `epoch`
+            counts steps too.
+        axes: Of metrics that are not logged by unit: name to what their steps are.
+        feeds: Where each loader is, by name.
     """
 
     epoch: int
@@ -58,11 +63,14 @@ class Content:
     environment: Mapping[str, Any] = field(default_factory=dict)
     timestamp: float = 0.0
     extras: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = EPOCH
+    axes: Mapping[str, str] = field(default_factory=dict)
+    feeds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The folder of the checkpoint."""
-        return checkpoint_name({name: getattr(self, name) for name in _FIELDS[:3]})
+        return checkpoint_name({name: getattr(self, name) for name in (*_FIELDS[:3], "unit")})
 
     @property
     def data_fingerprint(self) -> str:
@@ -72,7 +80,10 @@ class Content:
     @property
     def metrics(self) -> dict[str, float]:
         """Those of the epoch just completed; none inside an epoch."""
-        return {} if self.epoch_step else self.history.at(self.epoch)
+        if self.epoch_step:
+            return {}
+        found = self.history.at(self.epoch)
+        return {key: value for key, value in found.items() if key not in self.axes}
 
     @property
     def format_version(self) -> int:
@@ -81,8 +92,18 @@ class Content:
             self.monitor == UNDECLARED
             and set(self.parts) == _PARTS_OF_VERSION_2
             and _NEEDED_BY_VERSION_2 in self.extras
+            and not self._told
         )
         return FORMAT_VERSION if is_of_2 else READABLE_VERSIONS[-1]
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What is in the file only where it is not what it mostly is."""
+        return {
+            name: getattr(self, name)
+            for name, default in _OPTIONAL.items()
+            if getattr(self, name) != default
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the file holds."""
@@ -91,6 +112,7 @@ class Content:
             "format_version": self.format_version,
             **{name: getattr(self, name) for name in _FIELDS},
             **declared,
+            **self._told,
             **{f"{name}{_SUFFIX}": state for name, state in self.parts.items()},
             "history": self.history.state_dict(),
             **self.extras,
@@ -117,11 +139,17 @@ class Content:
             for key, state in document.items()
             if key.endswith(_SUFFIX)
         }
-        known = {*_FIELDS, "history", "monitor", "format_version"}
+        optional = {name: document.get(name, default) for name, default in _OPTIONAL.items()}
+        if optional["unit"] not in UNITS or not all(
+            isinstance(optional[name], Mapping) for name in ("axes", "feeds")
+        ):
+            raise ValueError("it counts in no unit that there is")
+        known = {*_FIELDS, *_OPTIONAL, "history", "monitor", "format_version"}
         monitor = document.get("monitor")
         document = {**document, "epoch_seconds": float(seconds)}
         return cls(
             **{name: document[name] for name in _FIELDS if name in document or name in _UNDER_WAY},
+            **optional,
             parts=parts,
             history=history,
             monitor=UNDECLARED if monitor is None else Monitor.parse(monitor),

@@ -34,6 +34,7 @@ from onward.checkpoint.manifest import (
     Manifest,
 )
 from onward.errors import CheckpointDamaged, CheckpointError
+from onward.metrics import EPOCH
 from onward.monitor import UNDECLARED, Monitor
 from onward.system.files import atomic_folder
 from onward.system.tensors import load_tensors
@@ -135,6 +136,7 @@ def write_checkpoint(
             metrics=finite,
             files=(*files, *small.close()),
             monitor=Monitor.parse(plain["monitor"]) if "monitor" in plain else UNDECLARED,
+            unit=plain.get("unit", EPOCH),
             format_version=plain["format_version"],
         )
         (temporary / MANIFEST_FILE).write_bytes(manifest.to_json())
@@ -307,7 +309,7 @@ def load_content(folder: Path, manifest: Manifest, name: str) -> Content:
         raise CheckpointDamaged(name, told) from error
     if not isinstance(content.data.get("fingerprint"), str):
         raise CheckpointDamaged(name, _("it lacks {key}").format(key="data"))
-    for key in ("epoch", "step", "epoch_step", "monitor"):
+    for key in ("epoch", "step", "epoch_step", "monitor", "unit"):
         found, expected = getattr(content, key), getattr(manifest, key)
         if found != expected:
             raise CheckpointDamaged(

@@ -13,7 +13,7 @@ from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.staging import Staged
 from onward.checkpoint.store import CheckpointStore
-from onward.metrics import Point
+from onward.metrics import History, Point
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,10 @@ class Publishing(Protocol):
     store: CheckpointStore
     manifests: list[Manifest]  # of the checkpoints in the store
     retention: Retention
+    published: History  # metrics that people see
+    tags: dict[str, str]  # what the next commit is to say of the run besides
 
-    def add(self, points: Iterable[Point]) -> None:
+    def add(self, points: Iterable[Point], order: tuple[int, int] | None = None) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed."""
 
     def commit(self, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from onward.errors import CheckpointDamaged, CheckpointError
+from onward.metrics import EPOCH, STEP, UNITS
 from onward.monitor import UNDECLARED, Monitor
 from onward.system.untrusted import is_fingerprint, is_path_part, parse_json, shown
 from onward.words.language import _
@@ -48,7 +49,7 @@ def checkpoint_name(content: Mapping[str, Any]) -> str:
     Args:
         content: A checkpoint, or a manifest as a dict, of any version.
     """
-    inside = content.get("epoch_step", 0)
+    inside = content.get("epoch_step", 0) or content.get("unit", EPOCH) == STEP
     return f"global_step_{content['step']}" if inside else f"epoch_{content['epoch']}"
 
 
@@ -74,6 +75,7 @@ class Manifest:
     metrics: Mapping[str, float | None]  # of the epoch just completed; None where not finite
     files: tuple[FileEntry, ...]
     monitor: Monitor = UNDECLARED  # the metric that decides which is best
+    unit: str = EPOCH  # what `epoch` counts: where it is steps, there are no epochs
     format_version: int = FORMAT_VERSION
     # Set as it is committed, see `chain`; what was saved is the same before and after.
     run_id: str | None = field(default=None, compare=False)  # None: of an earlier program
@@ -88,7 +90,7 @@ class Manifest:
     @property
     def key(self) -> str:
         """What it is asked for by: its epoch, or inside one its name."""
-        return self.name if self.epoch_step else str(self.epoch)
+        return self.name if self.epoch_step or self.unit == STEP else str(self.epoch)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -123,9 +125,10 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
         monitor = None if self.monitor == UNDECLARED else str(self.monitor)
-        told = {"monitor": monitor, "files": self._files()}
+        unit = None if self.unit == EPOCH else self.unit
+        told = {"monitor": monitor, "unit": unit, "files": self._files()}
         document = {"format_version": self.format_version, **asdict(self), **told}
-        optional = {"monitor", *COMMIT_FIELDS}
+        optional = {"monitor", "unit", *COMMIT_FIELDS}
         return {k: v for k, v in document.items() if k not in optional or v is not None}
 
     def to_json(self) -> builtins.bytes:
@@ -162,14 +165,13 @@ class Manifest:
                     "{newest}: use the version of the program that wrote it"
                 ).format(name=name, version=version, newest=READABLE_VERSIONS[-1])
             )
-        if version == 1:
-            document = {**document, "epoch_step": 0, "format_version": 2}
-        monitor = _monitor_of(document)
+        document = {**document, **({"epoch_step": 0, "format_version": 2} if version == 1 else {})}
+        monitor, unit = _monitor_of(document), document.get("unit", EPOCH)
         check(monitor is not None, f"monitor {_in_short(document.get('monitor'))}")
-        assert monitor is not None
+        check(unit in UNITS, f"unit {_in_short(unit)}")
         for key in ("epoch", "step", "epoch_step", "attempt"):
             check(_is_count(document.get(key)), f"{key} {_in_short(document.get(key))}")
-        created, kept = document.get("created"), document.get("kept")
+        created, kept = (document.get(key) for key in ("created", "kept"))
         check(_is_time(created), f"created {_in_short(created)}")
         check(isinstance(kept, bool), f"kept {_in_short(kept)}")
         for key, is_right in COMMIT_FIELDS.items():  # an earlier program did not write them
@@ -189,12 +191,13 @@ class Manifest:
             kept=kept,
             metrics=metrics,
             files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
-            monitor=monitor,
+            monitor=monitor or UNDECLARED,
+            unit=unit,
             format_version=document["format_version"],
             **{key: document.get(key) for key in COMMIT_FIELDS},
         )
-        wrong = _("{name}, which is not this folder's name").format(name=manifest.name)
-        check(manifest.name == name, wrong)
+        wrong = _("{name}, which is not this folder's name")
+        check(manifest.name == name, wrong.format(name=manifest.name))
         return manifest
 
 

@@ -33,9 +33,17 @@ class SavePolicy:
         by_steps = bool(self.every_steps) and step % self.every_steps == 0
         return by_steps or 0 < self.every_seconds <= seconds
 
-    def keeps(self, epoch: int, is_last: bool) -> bool:
-        """Tell whether the checkpoint of `epoch` is kept, not only the newest for a while."""
-        return is_last or epoch % self.every_epochs == 0
+    def keeps(self, number: int, is_last: bool, is_step: bool = False) -> bool:
+        """Tell whether the checkpoint of an epoch is kept, not only the newest for a while.
+
+        Args:
+            number: The epoch, or the step of a loop that has no epochs: there every so-many-th of
+                those that `every_steps` saves.
+            is_last: Whether it is the last one.
+            is_step: Whether it is a step.
+        """
+        every = self.every_epochs * self.every_steps if is_step else self.every_epochs
+        return is_last or (every > 0 and number % every == 0)
 
 
 @dataclass(frozen=True)

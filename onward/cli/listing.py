@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -16,6 +15,7 @@ from rich.text import Text
 from onward.attempts.heartbeat import vanished_at
 from onward.checkpoint.manifest import CHECKPOINT_FILE, ROOT
 from onward.checkpoint.policy import find_best
+from onward.metrics import STEP, UNITS, History, Point, in_words, logged_keys
 from onward.monitor import Monitor
 from onward.opening.source import find_store, require_committed
 from onward.options.command import train_command
@@ -26,11 +26,12 @@ from onward.tracking.client import Tracking
 from onward.tracking.record import UNKNOWN, RunRecord
 from onward.words.language import _
 from onward.words.shell import command
+from onward.words.units import in_unit
 
 Row = dict[str, Any]
 
 MIN_WIDTH = 130
-MAX_PLAIN = 1e9  # what is larger is written with an exponent
+MAX_METRICS = 3  # in the table of a run's checkpoints, beside the monitored one
 
 
 def run_rows(tracking: Tracking) -> list[Row]:
@@ -49,6 +50,7 @@ def _run_row(record: RunRecord) -> Row:
         "epoch": record.epoch,
         "epochs": record.epochs,
         "monitor": str(record.monitor),
+        "unit": record.unit,
         f"best_{record.monitor.name}": record.best,
         "attempts": record.attempts,
         "started": record.started,
@@ -72,7 +74,10 @@ def checkpoint_rows(tracking: Tracking, run_id: str) -> list[Row]:
     best = find_best(manifests)
     return [
         {
-            manifest.monitor.name: manifest.score,  # first: whatever it is called, it hides nothing
+            # First: whatever it is called, it hides nothing.
+            **({manifest.monitor.name: manifest.score} if manifest.monitor.name else {}),
+            "unit": manifest.unit,
+            "metrics": dict(manifest.metrics),
             "score": manifest.score,
             "epoch": manifest.epoch,
             "step": manifest.step,
@@ -126,7 +131,9 @@ def _run_table(rows: list[Row]) -> Table:
     names = {_monitor(row).name for row in rows}
     [one] = names if len(names) == 1 else [""]
     best = _("best {metric}").format(metric=one).rstrip()
-    for heading in (_("status"), _("epoch"), best, _("last active"), _("name")):
+    units = {row["unit"] for row in rows}
+    counted = "/".join(in_unit(unit) for unit in UNITS if unit in units)
+    for heading in (_("status"), counted, best, _("last active"), _("name")):
         table.add_column(_cell(heading), no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(
@@ -144,24 +151,38 @@ def _run_table(rows: list[Row]) -> Table:
 
 def _checkpoint_table(rows: list[Row]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    numbers = (_("epoch"), _("step"), _("val loss"), _monitor(rows[-1]).name)
-    for heading in (*numbers, "", _("size"), _("age")):
+    monitored = _monitor(rows[-1]).name
+    is_by_step = rows[-1]["unit"] == STEP
+    shown = _shown_metrics(rows, monitored)
+    numbers = [*([] if is_by_step else [_("epoch")]), _("step"), *shown]
+    numbers = [_("val loss") if name == "val_loss" else name for name in numbers]
+    for heading in (*numbers, *([monitored] if monitored else []), "", _("size"), _("age")):
         table.add_column(_cell(heading), no_wrap=True, overflow="fold")
     table.add_column(_("path"), overflow="fold")
     marks = {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
     for row in rows:
         inside = _("{epoch} + {epoch_step} steps") if row["epoch_step"] else "{epoch}"
+        epoch = inside.format(epoch=row["epoch"], epoch_step=row["epoch_step"])
         table.add_row(
-            inside.format(epoch=row["epoch"], epoch_step=row["epoch_step"]),
+            *([] if is_by_step else [epoch]),
             str(row["step"]),
-            _number(row["val_loss"]),
-            _number(row["score"]),
+            *(in_words(row["metrics"].get(name)) for name in shown),
+            *([in_words(row["score"])] if monitored else []),
             " ".join(word for mark, word in marks.items() if row[mark]),
             size_in_words(row["bytes"]),
             _age(row["created"]),
             _cell(row["path"]),
         )
     return table
+
+
+def _shown_metrics(rows: list[Row], monitored: str) -> list[str]:
+    """Return the metrics that the table shows beside the monitored one."""
+    logged = dict.fromkeys(key for row in rows for key in row["metrics"])
+    if "val_loss" in logged or not logged:
+        return [] if monitored == "val_loss" else ["val_loss"]
+    keys = logged_keys(History(Point(key, 0, 0, 0.0) for key in logged))
+    return [key for key in keys if key != monitored][:MAX_METRICS]
 
 
 def _monitor(row: Row) -> Monitor:
@@ -171,8 +192,8 @@ def _monitor(row: Row) -> Monitor:
 def _best_of(row: Row, named: str) -> str:
     """Return a run's best value, with the metric's name where the heading does not tell it."""
     name = _monitor(row).name
-    value = _number(row[f"best_{name}"])
-    return value if name == named else f"{value} {name}"
+    value = in_words(row[f"best_{name}"])
+    return value if name in (named, "") else f"{value} {name}"
 
 
 def show_verified(rows: list[Row], run_id: str) -> None:
@@ -226,12 +247,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _cell(value: object, style: str = "") -> Text:
     """Return what a table shows of a value that others may have written: its characters."""
     return Text(told(value), style)
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.5f}" if abs(value) < MAX_PLAIN else f"{value:.5g}"
 
 
 def _age(timestamp: float) -> str:

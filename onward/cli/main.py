@@ -71,7 +71,8 @@ def log_shown(as_json: bool = False) -> Iterator[None]:
 @click.pass_context
 def verify(ctx: click.Context, run: str, as_json: bool) -> None:
     """Download and check every checkpoint of RUN; exit code 4 if one is damaged."""
-    from onward.cli import listing, maintenance
+    from onward.cli import listing
+    from onward.opening import maintenance
     from onward.tracking.client import Tracking
 
     with log_shown(as_json):
@@ -99,7 +100,7 @@ def prune(
     take_over: bool,
 ) -> None:
     """Delete checkpoints of RUN; the newest good one and the best stay always."""
-    from onward.cli import maintenance
+    from onward.opening import maintenance
     from onward.tracking.client import Tracking
 
     tracking = Tracking()
@@ -121,7 +122,7 @@ def prune(
 @click.option("--to", required=True, type=click.Path(dir_okay=False), help="The file to write.")
 def export(run: str, epoch: str, to: str) -> None:
     """Write a checkpoint of RUN as one plain .pth file, with the script version's keys."""
-    from onward.cli import maintenance
+    from onward.opening import maintenance
     from onward.opening.source import find_run
     from onward.tracking.client import Tracking
 
@@ -138,7 +139,8 @@ def export(run: str, epoch: str, to: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON object.")
 def show(run: str, epoch: str, as_json: bool) -> None:
     """Show what a checkpoint of RUN holds: manifest, state, options, environment."""
-    from onward.cli import listing, maintenance
+    from onward.cli import listing
+    from onward.opening import maintenance
     from onward.tracking.client import Tracking
 
     with log_shown(as_json):
@@ -181,10 +183,11 @@ def publish_waiting(ctx: click.Context, run: str | None, as_fork: bool, kind: Ki
         ctx: Of the command.
         run: The run; None: every run of the server.
         as_fork: Whether to make a run of what a later attempt has overtaken.
-        kind: What the runs train; None: that is not known.
+        kind: What the runs train that are of no loop of somebody's own; None: that is not known.
     """
     from onward.opening.sync import sync_run
     from onward.opening.waiting import waiting_runs
+    from onward.script.kind import kind_of
     from onward.terminal.report import Reporter
     from onward.tracking.client import Tracking
 
@@ -196,7 +199,7 @@ def publish_waiting(ctx: click.Context, run: str | None, as_fork: bool, kind: Ki
         failed: TrainError | None = None
         for run_id in run_ids:
             try:
-                sync_run(tracking, run_id, as_fork, kind, reporter)
+                sync_run(tracking, run_id, as_fork, kind_of(tracking, run_id, kind), reporter)
             except RunNotUsable as error:  # it must not keep the others from being published
                 failed = error
                 say(_("error: {error}").format(error=error), err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Mapping
 
@@ -16,21 +17,23 @@ from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder
 from onward.errors import Superseded, TrainError
 from onward.metrics import History
-from onward.opening.identity import machine_tags, upload_diff
+from onward.opening.identity import machine_tags, upload_code
 from onward.opening.source import Source, local_folder, open_store
 from onward.options.request import Launch
 from onward.publish.publisher import Publisher
 from onward.publish.results import publish_results
-from onward.run.run import Run, Start
+from onward.run.run import Run
+from onward.run.state import Start
 from onward.run.subject import Subject
-from onward.system import environment, git
+from onward.system import environment, git, invocation
 from onward.system.threads import bounded
 from onward.terminal.report import Reporter
 from onward.tracking.artifact_folder import warn_of_percent
 from onward.tracking.client import Tracking
-from onward.tracking.names import HOST_TAG
+from onward.tracking.names import COMMAND_TAG, HOST_TAG
 from onward.tracking.record import RunRecord
 from onward.words.language import _
+from onward.words.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +99,12 @@ class Opening:
         is_off = options.upload == "off"
         tags = {**self.launch.run_tags(), **tags}
         tags = {**tags, **({HOST_TAG: environment.hostname()} if is_off else {})}
+        command = invocation.script()
+        if command is not None:
+            tags[COMMAND_TAG] = json.dumps([redact(word) for word in command])
         beat = Beat.of_this_process(attempt.number, 0, {}).to_tag()
         attempt.begin({**tags, **beat}, machine_tags())
-        upload_diff(tracking, attempt.child_id, spool.folder, options.upload_diff)
+        upload_code(tracking, attempt.child_id, spool.folder, subject)
         spool.write_journal(attempt.journal("RUNNING", attempt.first_epoch - 1))
         if source is not None:
             store, manifests = source.store, source.manifests

@@ -36,6 +36,8 @@ def resumed_options(source: Source, given: Given, kind: Kind) -> RunOptions:
         if _order_of(source, changes):
             _whole_epochs(source, changes)  # refuses where there is none to fork from
         raise ForkNeeded(run_id, changes, fork_command(source, given, kind))
+    if not kind.knows_length:
+        return options
     if source.record.status == "FINISHED" and "epochs" not in given:
         more = train_command({**_standing(source).go_on(), **given})
         raise RunNotUsable(
@@ -66,8 +68,8 @@ def forked_options(source: Source, given: Given, kind: Kind) -> RunOptions:
     _refuse_another_model(source, changes)
     _refuse_another_order(source, changes)
     options = source.options.replace(**given)
-    of = _("run '{run_id}'").format(run_id=run_id)
-    require_epochs_left(options, source.epoch, of)
+    if kind.knows_length:
+        require_epochs_left(options, source.epoch, _("run '{run_id}'").format(run_id=run_id))
     return options
 
 

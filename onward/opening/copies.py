@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from onward.checkpoint.content import Content
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.transfers import show_upload
-from onward.metrics import History, Point
+from onward.metrics import STEP, History, Point, in_words
 from onward.monitor import Best, Monitor
 from onward.opening.begin import Opening, fresh_start, start_from
 from onward.opening.identity import describe, identity
@@ -18,6 +18,7 @@ from onward.run.subject import Subject, facts_of
 from onward.tracking.artifact_folder import require_local_artifacts
 from onward.tracking.names import FORKED_EPOCH_TAG, FORKED_RUN_TAG
 from onward.words.language import _
+from onward.words.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +99,23 @@ def _judged(history: History, then: Monitor, now: Monitor) -> History:
 
 def announce(content: Content) -> None:
     """Log where training goes on."""
+    if content.unit == STEP:
+        number = content.epoch + 1
+        log.info("Resuming training from step %d (恢复训练，从第 %d 步开始)", number, number)
+        _announce_best(content)
+        return
     epoch, done = content.epoch + 1, content.epoch_step
     inside, inside_zh = (f", step {done + 1} of it", f" 的第 {done + 1} 步") if done else ("", " ")
     log.info(
         "Resuming training from epoch %d%s (恢复训练，从 epoch %d%s开始)",
         epoch, inside, epoch, inside_zh,
     )  # fmt: skip
+    _announce_best(content)
+
+
+def _announce_best(content: Content) -> None:
     monitor = content.monitor
     best = monitor.best(content.history.series(monitor.name))
     if best is not None:
-        log.info(_("Best %s so far: %.5f (epoch %s)"), monitor.name, best.value, best.epoch)
+        value, when = in_words(best.value), counted(content.unit, best.epoch)
+        log.info(_("Best %s so far: %s (%s)"), monitor.name, value, when)

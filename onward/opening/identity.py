@@ -8,8 +8,6 @@ from pathlib import Path
 
 from onward.errors import StoreUnavailable
 from onward.monitor import UNDECLARED
-from onward.options.declare import options_of, to_text
-from onward.options.run_options import RunOptions
 from onward.run.subject import UNNAMED, Subject, data_files
 from onward.system import environment, git
 from onward.system.files import atomic_write, size_in_words
@@ -36,7 +34,7 @@ log = logging.getLogger(__name__)
 def describe(tracking: Tracking, subject: Subject, record: RunRecord) -> None:
     """Log what a new run is: options, dataset, and the prepared data itself."""
     mark_experiment(tracking, record.experiment_id, subject.monitor)
-    tracking.log_params(record.run_id, params(subject.options), known=record.params)
+    tracking.log_params(record.run_id, subject.params(), known=record.params)
     info = subject.dataset_info()
     if info is not None:
         tracking.log_dataset(
@@ -62,32 +60,40 @@ def machine_tags() -> dict[str, str]:
     }
 
 
-def upload_diff(tracking: Tracking, run_id: str, folder: Path, wanted: str) -> None:
-    """Store what was changed in the code since its commit, by way of a file in `folder`.
+def upload_code(tracking: Tracking, run_id: str, folder: Path, subject: Subject) -> None:
+    """Store what was changed in the code since its commit, by way of files in `folder`.
 
     Args:
         tracking: The server.
         run_id: The run that stands for the attempt.
-        folder: Where there is room for the file.
-        wanted: The option `upload_diff`.
+        folder: Where there is room for them.
+        subject: What is trained; its code is stored too. Its option `upload_diff` may say no.
     """
-    diff = git.code_diff() if wanted == "yes" else b""
-    if not diff:
+    if subject.options.upload_diff != "yes":
         return
-    file = folder / "diff.patch"
-    atomic_write(file, lambda out: out.write(diff))
+    diff = git.code_diff()
+    files = {**({"diff.patch": diff} if diff else {}), **subject.code()}
+    for name, content in files.items():
+        if not _upload_code(tracking, run_id, folder / name, content):
+            return
+    if diff:
+        log.info(
+            _("The code is not as it was committed: what was changed is stored as code/diff.patch "
+              "(files: %d, %s; upload_diff=no stores nothing)"),
+            diff.count(b"diff --git "), size_in_words(len(diff)),
+        )  # fmt: skip
+
+
+def _upload_code(tracking: Tracking, run_id: str, file: Path, content: bytes) -> bool:
+    atomic_write(file, lambda out: out.write(content))
     try:
         tracking.artifacts(tracking.get_run(run_id)).upload(file, "code")
+        return True
     except StoreUnavailable as error:  # where the store is away, what follows is told of it
         log.warning(_("What was changed in the code is not stored with the run: %s"), error)
-        return
+        return False
     finally:
         file.unlink()
-    log.info(
-        _("The code is not as it was committed: what was changed is stored as code/diff.patch "
-          "(files: %d, %s; upload_diff=no stores nothing)"),
-        diff.count(b"diff --git "), size_in_words(len(diff)),
-    )  # fmt: skip
 
 
 def hide_secrets(tracking: Tracking, launched: RunRecord) -> None:
@@ -122,9 +128,3 @@ def identity(subject: Subject) -> dict[str, str]:
     if subject.name != UNNAMED:
         tags[TASK_TAG] = subject.name
     return tags
-
-
-def params(options: RunOptions) -> dict[str, str]:
-    """Return every option as MLflow shows it."""
-    declared = options_of(type(options))
-    return {name: redact(to_text(getattr(options, name))) for name in declared}

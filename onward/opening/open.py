@@ -26,7 +26,7 @@ from onward.opening.changes import (
     resumed_options,
 )
 from onward.opening.copies import announce, forked_from, from_contents
-from onward.opening.identity import describe, hide_secrets, identity, keep_data, params
+from onward.opening.identity import describe, hide_secrets, identity, keep_data
 from onward.opening.restored import report_doubted
 from onward.opening.source import (
     Source,
@@ -182,15 +182,18 @@ class _Way:
         report_doubted(record, source.doubted, self.given)
         self._report_gone(source, options.strict, {})
         stored = stored_of(tracking, record, source.options, source.data_fingerprint)
+        if source.content is not None:
+            artifacts = tracking.artifacts(record)
+            self.kind.compare(record.run_id, source.content, options, artifacts)
         subject = self.kind.open(options, stored)
         self._report_drift(source, subject)
         # IMPORTANT: all that is read comes before the claim; the claim is the first change.
         published = tracking.published(record.run_id, record.metrics)
         attempt = Attempt.another(
-            tracking, record, opening.launched, source.epoch + 1, params(subject.options),
+            tracking, record, opening.launched, source.epoch + 1, subject.params(),
             Beat.of_this_process(record.attempts_to_claim[-1], 0, {}).to_tag(),
         )  # fmt: skip
-        _announce(source, options)
+        _announce(source, options, self.kind)
         start = fresh_start(subject)
         if source.content is not None:
             start = start_from(source.content, published)
@@ -262,8 +265,8 @@ class _Way:
         return from_contents(self.opening, subject, [content], tags, experiment_id)
 
 
-def _announce(source: Source, options: RunOptions) -> None:
-    if source.epoch >= options.epochs:
+def _announce(source: Source, options: RunOptions, kind: Kind) -> None:
+    if kind.knows_length and source.epoch >= options.epochs:
         log.info(_("Nothing is left to train: the run has its %d epochs"), source.epoch)
         return
     if source.content is None:

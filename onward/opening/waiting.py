@@ -16,7 +16,7 @@ from onward.checkpoint.spool import RunFolder, Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import show_upload
 from onward.errors import CheckpointDamaged, CheckpointError, RunNotUsable
-from onward.metrics import Point
+from onward.metrics import EPOCH, UNITS, Point
 from onward.opening.source import find_source
 from onward.options.run_options import RunOptions
 from onward.publish.publisher import Publisher
@@ -30,6 +30,7 @@ from onward.tracking.record import RunRecord
 from onward.tracking.ui import run_link
 from onward.words.language import _
 from onward.words.shell import command
+from onward.words.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ def publish_waiting(
         except RunNotUsable as error:  # somebody deleted its child; the run itself is closed
             log.warning("%s", error)
         log.info(
-            _("Published what attempt %d of run '%s' left on this disk: up to epoch %d, status %s"),
-            spool.attempt, record.run_id, max([0, *epochs]), status,
+            _("Published what attempt %d of run '%s' left on this disk: up to %s, status %s"),
+            spool.attempt, record.run_id, counted(record.unit, max([0, *epochs])), status,
         )  # fmt: skip
         if status == "FINISHED" and kind is None:
             again = command("publish", record.run_id)
@@ -191,6 +192,7 @@ def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool
         and child_id == record.child_of(number)
         and (stray_id is None or is_path_part(stray_id))
         and isinstance(entry.get("link"), str)
+        and entry.get("unit", EPOCH) in UNITS
         and entry.get("status") in ("RUNNING", *ENDED_WORDS)
         and _are_points(entry.get("system", []))
     )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onward.options.declare import to_text
 from onward.options.run_options import RunOptions
-from onward.system import environment
+from onward.system import environment, invocation
 from onward.words.shell import quoted
 
 Options = dict[str, Any]
+SCRIPT = "script"  # among options: what starts a loop of one's own
+_TOLD_BY_LOOP = {SCRIPT, "epochs", "schedule_epochs", "task"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Standing:
         best_epoch: Its best epoch so far, None if there is none.
         horizon: The epochs over which its learning rate falls to near zero; None: it does not.
         task: What the command is to name as what is trained; None: nothing.
+        script: The words that start the loop of one's own that the run is of; None: it is none.
     """
 
     run_id: str
@@ -40,6 +44,7 @@ class Standing:
     best_epoch: int | None = None
     horizon: int | None = None
     task: str | None = None
+    script: tuple[str, ...] | None = None
 
     @classmethod
     def by_options(
@@ -49,7 +54,7 @@ class Standing:
         told = options.to_dict()
         return cls(
             run_id, is_finished, epoch, options.epochs, options.early_stopping, best_epoch,
-            horizon_of(told), task_of(told),
+            horizon_of(told), task_of(told), invocation.script(),
         )  # fmt: skip
 
     @property
@@ -92,6 +97,8 @@ class Standing:
     def _named(self) -> Options:
         """Return the options that name the run, and what it trains."""
         named: Options = {"resume_run": self.run_id}
+        if self.script is not None:
+            named[SCRIPT] = self.script
         return named if self.task is None else named | {"task": self.task}
 
     @property
@@ -132,11 +139,38 @@ def train_command(options: Mapping[str, Any], project: str | None = None) -> str
         project: What `mlflow run` is given; default: this project by its full path, which is
             right in every folder.
     """
+    script = options.get(SCRIPT, invocation.script())
+    if script is not None:
+        return _script_command(script, options)
     words = {name: quoted(to_text(value)) for name, value in options.items()}
     if environment.launched_run_id() is None:
         return " ".join(["train run", *(f"--{k} {v}" for k, v in words.items())])
     start = f"mlflow run {project or _project()} --env-manager local"
     return " ".join([start, *(f"-P {k}={v}" for k, v in words.items())])
+
+
+def _script_command(script: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Return how a loop of one's own goes on: as it was started, with options as variables."""
+    variables = [
+        f"ONWARD_{name.upper()}={quoted(to_text(value))}"
+        for name, value in options.items()
+        if name not in _TOLD_BY_LOOP
+    ]
+    return " ".join([*variables, quoted(*script)])
+
+
+def script_of(words: object) -> tuple[str, ...] | None:
+    """Return the words that start a script, as a run tells them; None if they cannot be that.
+
+    Whoever can write to the run's tags chooses them, and somebody may paste them: they are a
+    Python that runs a file or a module, and nothing else.
+    """
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        return None
+    is_python = len(words) >= 2 and re.fullmatch(r"python[0-9.]{0,6}", words[0]) is not None
+    if not is_python or (words[1].startswith("-") and words[1] != "-m") or len(words) > 200:
+        return None
+    return tuple(words)
 
 
 def _project() -> str:

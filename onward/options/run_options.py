@@ -23,10 +23,12 @@ from onward.options.declare import (
     covered_by,
     option,
     options_of,
+    to_text,
     validate,
 )
 from onward.system.untrusted import shown
 from onward.words.language import _
+from onward.words.redact import redact
 
 FORK = OnResume.FORK
 
@@ -216,6 +218,10 @@ class RunOptions:
             UsageError: As for `from_dict`.
         """
         return cls.from_dict({name: values[name] for name in options_of(cls) if name in values})
+
+    def in_words(self) -> dict[str, str]:
+        """Return every option as MLflow shows it."""
+        return {name: redact(to_text(getattr(self, name))) for name in options_of(type(self))}
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with `changes`, validated."""

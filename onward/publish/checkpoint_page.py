@@ -13,7 +13,7 @@ from html import escape
 
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import find_best
-from onward.metrics import History, in_words
+from onward.metrics import EPOCH, STEP, History, Point, in_words, logged_keys
 from onward.monitor import Monitor
 from onward.options.command import Standing, train_command
 from onward.publish.svg import LOSSES, Curve, chart
@@ -21,6 +21,7 @@ from onward.system.files import size_in_words
 from onward.system.untrusted import told
 from onward.words.language import _, spoken
 
+_MAX_METRICS = 8  # of a loop that logs what it likes
 _OTHERS = ("checkpoint", "marks", "go on", "created (UTC)")  # all else is a number
 
 # No script, font, style or picture is fetched, nor could it be: MLflow shows the page in a frame
@@ -87,7 +88,7 @@ def checkpoint_page(
     best = find_best(manifests)
     commands = {m.name: _command(run, m, manifests) for m in manifests}
     cells = [_cells(m, manifests, best, commands[m.name], monitor) for m in reversed(manifests)]
-    columns = _columns(monitor)
+    columns = _columns(run, manifests, monitor)
     rows = [_row(columns, one) for one in cells]
     headings, go_on = _headings(), _("Go on: {command}")
     heads = [f"<th{_number_class(c)}>{headings.get(c, escape(c))}</th>" for c in columns]
@@ -107,7 +108,7 @@ def checkpoint_page(
         f"<p><b>{escape(state)}</b> · {_('run')} <code>{escape(run.run_id)}</code></p>",
         f"<p>{_newest_and_best(manifests, best, monitor)}</p>",
         *(f"<p>{go_on.format(command=commands[m.name])}</p>" for m in manifests[-1:]),
-        *_charts(manifests, best, history, monitor),
+        *_charts(run, manifests, best, history, monitor),
         *(table if manifests else []),
         "</body></html>",
     ]
@@ -117,13 +118,15 @@ def checkpoint_page(
 def _newest_and_best(manifests: Sequence[Manifest], best: Manifest | None, monitor: Monitor) -> str:
     if not manifests:
         return _("No checkpoint yet.")
+    latest = manifests[-1]
+    newest = _("Latest: {name} (step {step})").format(name=_bold(latest.name), step=latest.step)
     metric = escape(monitor.name)
+    if not metric:
+        return newest
     text = _("No checkpoint has a value of {metric} yet").format(metric=metric)
     if best is not None:
         score = f"{metric} {_score(best.score)}"
         text = _("Best: {name} ({score})").format(name=_bold(best.name), score=score)
-    latest = manifests[-1]
-    newest = _("Latest: {name} (step {step})").format(name=_bold(latest.name), step=latest.step)
     return f"{text} · {newest}"
 
 
@@ -149,15 +152,26 @@ def _mark_names() -> dict[str, str]:
     return {"best": _("best"), "latest": _("latest"), "kept": _("kept")}
 
 
-def _columns(monitor: Monitor) -> list[str]:
-    losses = [name for name in LOSSES if name != monitor.name]
-    return ["checkpoint", "epoch", "marks", monitor.name, "go on", *losses, "step", "size",
-            "attempt", "created (UTC)"]  # fmt: skip
+def _columns(run: Standing, manifests: Sequence[Manifest], monitor: Monitor) -> list[str]:
+    monitored = [monitor.name] if monitor.name else []
+    others = [name for name in _metrics(run, manifests) if name not in monitored]
+    is_by_step = any(manifest.unit == STEP for manifest in manifests)
+    return ["checkpoint", *([] if is_by_step else ["epoch"]), "marks", *monitored, "go on", *others,
+            "step", "size", "attempt", "created (UTC)"]  # fmt: skip
+
+
+def _metrics(run: Standing, manifests: Sequence[Manifest]) -> list[str]:
+    """Return the metrics to be shown: the losses, or of a loop of one's own what it logs."""
+    if run.script is None:
+        return list(LOSSES)
+    keys = dict.fromkeys(key for manifest in manifests for key in manifest.metrics)
+    return logged_keys(History(Point(key, 0, 0, 0.0) for key in keys))[:_MAX_METRICS]
 
 
 def _row(columns: Sequence[str], cells: Mapping[str, str]) -> str:
     """Return the table's row of one checkpoint."""
-    return f"<tr>{''.join(f'<td{_number_class(c)}>{cells[c]}</td>' for c in columns)}</tr>"
+    shown = (f"<td{_number_class(c)}>{cells.get(c, '-')}</td>" for c in columns)
+    return f"<tr>{''.join(shown)}</tr>"
 
 
 def _cells(
@@ -178,7 +192,7 @@ def _cells(
         "epoch": inside.format(epoch=manifest.epoch, epoch_step=manifest.epoch_step),
         "marks": "".join(shown),
         "go on": command,
-        **{key: _loss(manifest.metrics.get(key)) for key in LOSSES},
+        **{key: _loss(manifest.metrics.get(key)) for key in (*LOSSES, *manifest.metrics)},
         monitor.name: _score(manifest.score),
         "step": str(manifest.step),
         "size": size_in_words(manifest.bytes),
@@ -195,7 +209,7 @@ def _command(run: Standing, manifest: Manifest, manifests: Sequence[Manifest]) -
     """Return what goes on from a checkpoint; from an older one as a run of its own."""
     options = run.go_on() if manifest == manifests[-1] else run.fork_from(manifest.key)
     # A line may end before an option, not inside one: browsers break after each hyphen.
-    words = re.split(r" (?=-)", train_command(options, "."))
+    words = re.split(r" (?=-|ONWARD_|python)", train_command(options, "."))
     return f"<code>{' '.join(f'<span>{escape(word)}</span>' for word in words)}</code>"
 
 
@@ -224,22 +238,34 @@ def _score(value: float | None) -> str:
 
 
 def _charts(
-    manifests: Sequence[Manifest], best: Manifest | None, history: History, monitor: Monitor
+    run: Standing,
+    manifests: Sequence[Manifest],
+    best: Manifest | None,
+    history: History,
+    monitor: Monitor,
 ) -> Iterable[str]:
     """Yield the drawings of the run's curves, if there is anything to draw."""
-    monitored = Curve(monitor.name, "first")
     losses = [Curve(key, style) for key, style in zip(LOSSES, ("first", "second"), strict=True)]
-    for curve in (monitored, *losses):
+    monitored = [Curve(monitor.name, "first")] if monitor.name else []
+    counted = manifests[-1].unit if manifests else EPOCH
+    charts: list[tuple[str, list[Curve], Sequence[Manifest], Manifest | None, str]]
+    charts = [(escape(c.key), [c], manifests, best, counted) for c in monitored]
+    if run.script is None:
+        charts.append((_("Loss"), losses, (), None, counted))
+    else:
+        others = [k for k in logged_keys(history) if k != monitor.name][:_MAX_METRICS]
+        by_unit = {key for manifest in manifests for key in manifest.metrics}
+        charts += [
+            (escape(k), [Curve(k, "first")], (), None, counted if k in by_unit else STEP)
+            for k in others
+        ]
+    for curve in (curve for chart_ in charts for curve in chart_[1]):
         for step, value in history.series(curve.key):
             curve.add(step, value)
         for manifest in manifests:  # what the history lacks, their own metrics may have
             if not manifest.epoch_step and curve.key in manifest.metrics:
                 curve.add(manifest.epoch, manifest.metrics[curve.key])
         curve.gaps.sort()
-    charts = [
-        (escape(monitor.name), [monitored], manifests, best),
-        (_("Loss"), losses, (), None),
-    ]
     drawn = [chart(*one) for one in charts if any(curve.values for curve in one[1])]
     if drawn:
         yield from ('<div class="charts">', *drawn, "</div>")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onward.metrics import History, in_words
-from onward.monitor import Best, Monitor
+from onward.metrics import EPOCH, STEP, History, in_words
+from onward.monitor import Best
 from onward.publish.drawing import (
     FIRST,
     GOOD,
@@ -45,11 +45,23 @@ def loss_curves(history: History, first_epochs: Mapping[int, int], best_epoch: i
     return png(_loss_figure(history, first_epochs, best_epoch))
 
 
-def monitor_curve(
-    history: History, first_epochs: Mapping[int, int], monitor: Monitor, best: Best | None
+def metric_curve(
+    history: History,
+    first_epochs: Mapping[int, int],
+    key: str,
+    best: Best | None = None,
+    unit: str = EPOCH,
 ) -> bytes:
-    """Return the monitored metric by epoch, as PNG; see `loss_curves` for the arguments."""
-    return png(_monitor_figure(history, first_epochs, monitor, best))
+    """Return a metric by epoch, or by what `unit` says, as PNG.
+
+    Args:
+        history: What was measured.
+        first_epochs: See `loss_curves`.
+        key: The metric.
+        best: Its best value, if it decides which epoch is best.
+        unit: What its steps are.
+    """
+    return png(_metric_figure(history, first_epochs, key, best, unit))
 
 
 def _loss_figure(
@@ -70,20 +82,32 @@ def _loss_figure(
     return figure
 
 
-def _monitor_figure(
-    history: History, first_epochs: Mapping[int, int], monitor: Monitor, best: Best | None
+def _metric_figure(
+    history: History,
+    first_epochs: Mapping[int, int],
+    key: str,
+    best: Best | None = None,
+    unit: str = EPOCH,
 ) -> Figure:
-    figure, axes = new_figure(monitor.name)
-    epochs, values = _curve(history, monitor.name)
-    name = drawable(monitor.name, _NAME_LENGTH)
+    figure, axes = new_figure(key)
+    epochs, values = _curve(history, key)
+    name = drawable(key, _NAME_LENGTH)
     _draw_curve(axes, epochs, values, name, FIRST)
     if best is not None and abs(best.value) <= LARGEST:
         score = in_words(best.value)
-        label = _("best: {score} (epoch {epoch})").format(score=score, epoch=best.epoch)
+        label = _("best: {score} (epoch {epoch})")
+        if unit == STEP:
+            label = _("best: {score} (step {epoch})")
+        label = label.format(score=score, epoch=best.epoch)
         axes.plot([best.epoch], [best.value], "o", color=GOOD, markersize=9, label=label)
     axes.set_ylabel(name, parse_math=False)
     _finish_curves(axes, [(epochs, values)], first_epochs)
+    axes.set_xlabel(_units()[unit])
     return figure
+
+
+def _units() -> dict[str, str]:
+    return {EPOCH: _("epoch"), STEP: _("step")}
 
 
 def _curve(history: History, key: str) -> tuple[Array, Array]:

@@ -26,6 +26,8 @@ from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
+Order = tuple[int, int]  # of a checkpoint among those of its run
+
 PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
 PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
@@ -60,17 +62,24 @@ class Publisher:
         self.retention, self._points_here = retention, points_here
         self._check_lease = attempt.check_lease
         self._lock = threading.Lock()
-        self._unpublished: list[Point] = []
+        self._unpublished: list[tuple[Point, Order | None]] = []
         self.manifests = list(manifests)
+        self.tags: dict[str, str] = {}  # what the next commit is to say of the run besides
         self.published = History(published)  # what MLflow has of the run, as far as is known
         self._page_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
         self._is_tidy = True  # whether nothing is left to prune
 
-    def add(self, points: Iterable[Point]) -> None:
-        """Note metric values, to be published once a checkpoint that holds them is committed."""
+    def add(self, points: Iterable[Point], order: Order | None = None) -> None:
+        """Note metric values, to be published once a checkpoint that holds them is committed.
+
+        Args:
+            points: The values.
+            order: That of the oldest checkpoint that can hold them, see `Manifest.order`; None:
+                their steps are epochs, and the checkpoint is that of the epoch.
+        """
         with self._lock:
-            self._unpublished += points
+            self._unpublished += [(point, order) for point in points]
 
     def commit(self, manifest: Manifest) -> None:
         """Upload the spooled checkpoint, and do all that follows; what is done is not repeated.
@@ -106,23 +115,26 @@ class Publisher:
         # at any point; a request that was under way then is all that can still land.
         self._check_lease()
         # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
-        self._publish(newest.epoch)
+        self._publish(newest)
         self._check_lease()
         self._point_to(newest)
         self._check_lease()
         self._prune()
 
-    def _publish(self, epoch: int) -> None:
+    def _publish(self, newest: Manifest) -> None:
+        def is_due(point: Point, order: Order | None) -> bool:
+            return point.step <= newest.epoch if order is None else order <= newest.order
+
         with self._lock:
-            due = [p for p in self._unpublished if p.step <= epoch]
+            due = [point for point, order in self._unpublished if is_due(point, order)]
         self._tracking.log_points(self.store.run_id, due)
         for point in due:
             self.published.add(point)
         with self._lock:
-            self._unpublished = [p for p in self._unpublished if p.step > epoch]
+            self._unpublished = [row for row in self._unpublished if not is_due(*row)]
 
     def _point_to(self, manifest: Manifest) -> None:
-        tags = {EPOCH_TAG: str(manifest.epoch), MANIFEST_TAG: manifest.digest}
+        tags = {**self.tags, EPOCH_TAG: str(manifest.epoch), MANIFEST_TAG: manifest.digest}
         if self._points_here:
             name = manifest.files[0].path.split("/")[0]
             tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"

@@ -17,8 +17,8 @@ from onward.checkpoint.policy import find_best
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import retried
 from onward.errors import StoreUnavailable, Superseded
-from onward.metrics import History
-from onward.monitor import UNDECLARED, Monitor
+from onward.metrics import STEP, logged_keys
+from onward.monitor import UNDECLARED
 from onward.options.run_options import RunOptions
 from onward.publish import curves
 from onward.tracking import markdown
@@ -41,6 +41,7 @@ from onward.words.shell import command, quoted
 log = logging.getLogger(__name__)
 
 FIGURES = "figures"
+MAX_CURVES = 20  # of a loop that logs what it likes
 
 
 class Results(Protocol):
@@ -90,7 +91,7 @@ def publish_results(
     if not options.log_model or options.upload == "off":
         return
     register = options.register
-    log.info(_("Logging the best model, and figures …"))
+    log.info(_("Making figures, and the best model where it is known how …"))
     try:
         _publish(tracking, run_id, store, find(), register, check_lease)
         return
@@ -130,7 +131,7 @@ def _publish(
             model_id = retried(functools.partial(log_it, register))
         drawn: dict[str, bytes] = {}
         if manifest == last:
-            drawn |= _curves(record, content.history, manifest.monitor)
+            drawn |= _curves(record, content)
             drawn |= results.figures(content, is_best=False)
         if manifest == best:
             drawn |= results.figures(content, is_best=True)
@@ -225,24 +226,34 @@ def register_checkpoint(
     log.info(_("It is version %d of the registered model '%s'"), number, name)
 
 
-def _curves(record: RunRecord, history: History, monitor: Monitor) -> dict[str, bytes]:
-    last = max((point.step for point in history), default=0)
+def _curves(record: RunRecord, content: Content) -> dict[str, bytes]:
+    history, monitor = content.history, content.monitor
+    last = max((point.step for point in history if point.key not in content.axes), default=0)
     begun = {
         number: first
         for number, first in first_epochs(record.tags).items()
         if number <= record.attempts and first <= last + 1  # others wrote the rest
     }
     best = monitor.best(history.series(monitor.name))
-    return {
-        "loss": curves.loss_curves(history, begun, best.epoch if best else None),
-        _file_name(monitor): curves.monitor_curve(history, begun, monitor, best),
-    }
+    if record.standing.script is None:
+        return {
+            "loss": curves.loss_curves(history, begun, best.epoch if best else None),
+            _file_name(monitor.name): curves.metric_curve(history, begun, monitor.name, best),
+        }
+    drawn = {}
+    for key in logged_keys(history)[:MAX_CURVES]:
+        is_own = key in content.axes
+        drawn[_file_name(key)] = curves.metric_curve(
+            history, {} if is_own else begun, key, best if key == monitor.name else None,
+            STEP if is_own else content.unit,
+        )  # fmt: skip
+    return drawn
 
 
-def _file_name(monitor: Monitor) -> str:
-    """Return what the picture of the monitored metric is called; a name of a metric may be a path.
+def _file_name(key: str) -> str:
+    """Return what the picture of a metric is called; a name of a metric may be a path.
 
-    >>> _file_name(UNDECLARED), _file_name(Monitor("val/acc: top 1"))
+    >>> _file_name(UNDECLARED.name), _file_name("val/acc: top 1")
     ('correlation', 'val_acc__top_1')
     """
-    return "correlation" if monitor == UNDECLARED else re.sub(r"[^\w.-]", "_", monitor.name)
+    return "correlation" if key == UNDECLARED.name else re.sub(r"[^\w.-]", "_", key)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from onward.checkpoint.manifest import Manifest
-from onward.metrics import in_words
+from onward.metrics import EPOCH, STEP, in_words
 from onward.words.language import _
 
 MAX_POINTS = 400  # of one curve, and of its marks
@@ -72,9 +72,13 @@ class Curve:
 
 
 def chart(
-    title: str, curves: Sequence[Curve], manifests: Sequence[Manifest], best: Manifest | None
+    title: str,
+    curves: Sequence[Curve],
+    manifests: Sequence[Manifest],
+    best: Manifest | None,
+    unit: str = EPOCH,
 ) -> str:
-    """Return a drawing of the curves, with the checkpoints marked on the first one."""
+    """Return a drawing of the curves by `unit`, with the checkpoints marked on the first one."""
     values = [value for curve in curves for value in curve.values.values()]
     epochs = [*(epoch for curve in curves for epoch in curve.values), *(m.epoch for m in manifests)]
     low, high = min(values), max(values)
@@ -88,14 +92,15 @@ def chart(
     words = [f"<b>{title}</b>", *(f"<span>{key}</span>" for key in keys)]
     if log:
         words.append(f"<span>{_('log scale')}</span>")
-    label = _("{title} by epoch, from {low:.5g} to {high:.5g}").format(
-        title=title, low=low, high=high
-    )
+    label = _("{title} by epoch, from {low:.5g} to {high:.5g}")
+    if unit == STEP:
+        label = _("{title} by step, from {low:.5g} to {high:.5g}")
+    label = label.format(title=title, low=low, high=high)
     return "\n".join(
         [
             f"<figure><figcaption>{''.join(words)}</figcaption>",
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">',
-            _axes(across, up),
+            _axes(across, up, unit),
             *(_path(curve, across, up) for curve in curves),
             *_marks(curves[0], manifests, best, across, up),
             "</svg></figure>",
@@ -103,7 +108,7 @@ def chart(
     )
 
 
-def _axes(across: _Scale, up: _Scale) -> str:
+def _axes(across: _Scale, up: _Scale, unit: str) -> str:
     """Return two lines, and the least and greatest value and epoch beside them."""
     parts = [f'<path class="axis" fill="none" d="M{_LEFT - 6} {_TOP}V{_BOTTOM + 6}H{_RIGHT}"/>']
     for value in sorted({up.low, up.high}):
@@ -113,7 +118,7 @@ def _axes(across: _Scale, up: _Scale) -> str:
         side = "start" if epoch < across.high else "end"
         anchor = side if across.low < across.high else "middle"
         parts.append(f'<text x="{across(epoch):.1f}" y="{_BOTTOM + 20}" text-anchor="{anchor}">')
-        parts.append(f"epoch {epoch:.0f}</text>")
+        parts.append(f"{unit} {epoch:.0f}</text>")
     return "".join(parts)
 
 

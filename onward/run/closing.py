@@ -39,7 +39,7 @@ class Closing:
         finish: Callable[[], None],
     ) -> None:
         self._attempt, self._pipeline, self._heartbeat = attempt, pipeline, heartbeat
-        self._options, self._finish = options, finish
+        self.options, self._finish = options, finish
         self._spool = pipeline.spool
         self._is_finishing = self._has_finished = False
 
@@ -58,11 +58,11 @@ class Closing:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt | Superseded)
             status = "KILLED" if stopped else "FAILED"
         last_epoch = state.epoch if state else self._attempt.first_epoch - 1
-        failure = self._pipeline.end_writing(self._options.drain_seconds)
+        failure = self._pipeline.end_writing(self.options.drain_seconds)
         if status == "FINISHED" and (failure or self._pipeline.is_paused):
             status = "FAILED"  # its last epochs are nowhere but in this process
         if not isinstance(error or failure, Superseded):
-            tell_end(self._attempt.run_id, self._options, state, status)
+            tell_end(self._attempt.run_id, self.options, state, status)
         try:
             self._close(status, last_epoch)
         except BaseException as failure:  # of a thread; the run must not stay RUNNING
@@ -95,7 +95,7 @@ class Closing:
         except OSError as full:  # the end can still reach the server, where it counts
             log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
         ending = functools.partial(self._end, status, last_epoch)
-        is_closed = self._pipeline.close(ending, self._options.drain_seconds)
+        is_closed = self._pipeline.close(ending, self.options.drain_seconds)
         tell_costs(self._pipeline.totals, self._pipeline.publisher.manifests)
         if is_closed:
             return

@@ -2,68 +2,45 @@
 
 ::
 
-    with open_run(kind, options, Launch(), Reporter()) as run:
-        run.restore({"model": model, "optimizer": optimizer, "scheduler": schedule})
-        for epoch in run.epochs(range(1, 51)):
-            for indices in run.order(num_samples, batch_size):
-                ...
-                run.mean("train_loss").add(loss, len(indices))
-            run.log(train_loss=run.mean("train_loss").value, val_loss=...)
+    for epoch in run.epochs(range(1, 51)):
+        for indices in run.order(num_samples, batch_size):
+            ...
+            run.mean("train_loss").add(loss, len(indices))
+        run.log(train_loss=run.mean("train_loss").value, val_loss=...)
 
 An epoch is done or was never begun: it ends when the loop asks for the next one, and is saved
-then. Nothing here knows what is trained.
+then. What is trained, nobody here knows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
 import logging
-import time
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import NoReturn
-
-import torch
+from typing import Any, NoReturn
 
 from onward.attempts.attempt import Attempt
-from onward.attempts.heartbeat import Heartbeat
-from onward.checkpoint.content import Content
 from onward.checkpoint.pipeline import Pipeline
-from onward.checkpoint.policy import SavePolicy
 from onward.checkpoint.spool import RunFolder
-from onward.checkpoint.staging import changed_by_step
-from onward.errors import CheckpointError, Interrupted
-from onward.metrics import History, Point, is_wall_clock, same_value, timing_prefix
-from onward.monitor import UNDECLARED, Best, Monitor
-from onward.run.closing import Closing
-from onward.run.order import batches, num_batches
-from onward.run.signals import StopNow, StopRequest
-from onward.run.state import MISFITS, Mean, Stateful, TrainState
-from onward.run.subject import Subject, facts_of
-from onward.run.summary import tell_difference
-from onward.system import environment
+from onward.errors import Interrupted, UsageError
+from onward.metrics import EPOCH, STEP
+from onward.monitor import Best, Monitor
+from onward.run import rng
+from onward.run.lifecycle import Lifecycle
+from onward.run.parts import require_parts
+from onward.run.passes import Order, Passes
+from onward.run.recording import Recorder
+from onward.run.saving import Saving
+from onward.run.signals import StopNow
+from onward.run.state import Mean, Start, TrainState
+from onward.run.subject import Subject
 from onward.terminal.report import Reporter
-from onward.tracking.client import now_ms
+from onward.tracking.names import OPTIONS_TAG, UNIT_TAG
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where an attempt begins.
-
-    Args:
-        content: The checkpoint to go on from; None: from the beginning.
-        published: The metric values that MLflow has of the run already.
-        monitor: The metric that decides which epoch is best.
-    """
-
-    content: Content | None
-    published: History
-    monitor: Monitor = UNDECLARED
 
 
 class Run:
@@ -91,28 +68,20 @@ class Run:
     ) -> None:
         self.subject, self.options = subject, subject.options
         self.attempt, self._pipeline = attempt, pipeline
-        self._folder, self._start, self._reporter = folder, start, reporter
-        options = self.options
-        device = environment.choose_device(options.device)
-        self._config, self._data = options.to_dict(), facts_of(subject)
-        self._environment = environment.describe(device, options.threads)
-        self._policy = SavePolicy(
-            options.checkpoint_freq, options.checkpoint_steps, 60 * options.checkpoint_minutes
-        )
+        self._start, self._reporter = start, reporter
+        self.life = Lifecycle(attempt, pipeline, folder, subject.options, finish)
+        self._saving = Saving(subject, pipeline)
         self._state: TrainState | None = None
-        self._stop = StopRequest(environment.seconds_left(options.max_minutes))
-        pipeline.seconds_left = lambda: self._stop.seconds_left(options.grace_seconds)
-        self._saved = (0, 0)  # epoch and step of the newest state that is set aside
-        self._saved_at = time.monotonic()
-        self._progress: Mapping[str, float] = {}
-        self._heartbeat = Heartbeat(attempt, lambda: self._progress, pipeline.fail)
-        self._closing = Closing(attempt, pipeline, self._heartbeat, options, finish)
-        self._differs_reported = False
-        self._epoch_started = 0.0
-        self._measured_ms = 0  # when the metrics of the epoch under way were logged first
-        self._num_epochs = options.epochs
-        self._num_samples = 0  # of the epoch under way, if the run knows
-        self._is_under_way = False  # whether an epoch is, which the loop has not ended
+        self._passes = Passes(self.stop_if_asked, self.step_done)
+        publisher, published = pipeline.publisher, start.published
+        self._recorder = Recorder(attempt.run_id, subject.options, published, publisher)
+        self._num_units = subject.options.epochs
+        self._is_under_way = False  # whether a unit is, which the loop has not ended
+        self._is_entered = self._is_expecting = False
+        self._is_best = self._is_judged = self._is_kept = False  # the unit under way
+        # Of a loop of one's own: what is restored once it is entered, and its random numbers.
+        self.parts: Mapping[str, Any] | None = None
+        self.random_state: dict[str, Any] | None = None
 
     @property
     def run_id(self) -> str:
@@ -136,59 +105,123 @@ class Run:
         return self.state.step
 
     @property
+    def is_best(self) -> bool:
+        """Whether the epoch under way, once its monitored metric is logged, is the best so far."""
+        return self._is_best
+
+    @property
     def best(self) -> Best | None:
         """The best value of the monitored metric so far, and its epoch."""
         return self.state.best
 
-    def restore(self, parts: Mapping[str, Stateful]) -> None:
+    def restore(self, parts: Mapping[str, Any]) -> None:
         """Take charge of all that training changes, and put it to where the run was.
 
         Args:
-            parts: Name to what has a `state_dict` and a `load_state_dict`.
+            parts: Name to what can be stored and put back; see `onward.run.parts`.
 
         Raises:
+            UsageError: There is something that cannot be.
             CheckpointError: The checkpoint does not fit the model or the optimizer.
         """
-        state = self._state = TrainState(parts, self.monitor)
+        state = self._state = TrainState(require_parts(parts), self.monitor)
+        self._passes.state = state
         for optimizer in state.optimizers:
             # What is being set aside must be whole before a step changes it.
             optimizer.register_step_pre_hook(lambda *_: self._pipeline.hold_update())
-        content = self._start.content
-        if content is None:
-            return
-        try:
-            state.restore(content)
-        except MISFITS as error:
-            raise CheckpointError(
-                _("the checkpoint of epoch {epoch} does not fit this program's model: {reason}")
-                .format(epoch=content.epoch, reason=" ".join(str(error).split())[:300])
-            ) from error  # fmt: skip
-        self._saved = (state.epoch, state.step)
+        state.updates.watch(state.optimizers)
+        if self._start.content is not None:
+            state.restore(self._start.content)
 
     def epochs(self, numbers: Sequence[int]) -> Iterator[int]:
         """Yield what is left of `numbers`, one for each epoch of the whole run.
 
         An epoch ends, and is saved, when the next one is asked for; after a `break`, when the run
-        is closed. An error leaves it as if it had not begun.
+        is closed. An error leaves it as if it had not begun. Metrics are shown by the number of
+        epochs completed, whatever `numbers` begin with.
+
+        Args:
+            numbers: Those of all epochs, also of those that are done, such as range(50).
 
         Raises:
+            UsageError: The run's units are iterated already.
             Interrupted: A signal asked to stop.
         """
-        self._num_epochs = len(numbers)
-        self._reporter.begin(len(numbers), self.state.epoch, self.monitor)
-        self._saved_at = time.monotonic()
-        while self.state.epoch < len(numbers) and not self._stops_early():
-            self._stop_if_asked()
-            self._epoch_started, self._is_under_way = time.monotonic(), True
-            self._measured_ms = 0
-            yield numbers[self.state.epoch]
-            self._end_epoch()
+        return self._units(numbers, EPOCH)
 
-    def order(self, num_samples: int, batch_size: int) -> Iterator[torch.Tensor]:
-        """Yield the samples of each batch that is left of the epoch; count a step after each.
+    def steps(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Yield what is left of `numbers`, one for each step of a loop that has no epochs.
+
+        A step is done once the next one is asked for. It is saved where `checkpoint_steps` or
+        `checkpoint_minutes` say so, where it is the best so far, and at the end.
+
+        Args:
+            numbers: Those of all steps, also of those that are done, such as range(100_000).
+        """
+        return self._units(numbers, STEP)
+
+    def _units(self, numbers: Any, unit: str) -> Iterator[int]:
+        if not isinstance(numbers, Sequence):
+            told = _("run.{unit}s takes a range of all its {unit}s, such as range(50)")
+            raise UsageError(told.format(unit=unit))
+        self.expect(len(numbers), unit)
+        while self.has_unit_left():
+            self.begin_unit()
+            yield numbers[self.state.epoch]
+            self.end_unit()
+
+    def expect(self, number: int, unit: str = EPOCH) -> None:
+        """Say how many units the whole run has; `epochs` and `steps` do it.
+
+        Raises:
+            UsageError: That was said before, or the run is not entered.
+        """
+        if not self._is_entered:
+            told = _("the run is not entered: write `with onward.open_run(...) as run:`")
+            raise UsageError(told)
+        if self._is_expecting:
+            raise UsageError(
+                _("run.{unit}s is iterated already, and a run has one such loop: give it one range "
+                  "over everything").format(unit=unit)
+            )  # fmt: skip
+        if number < self.state.epoch:
+            raise UsageError(
+                _("run.{unit}s got {number}, and the run has {done} behind it: give it the whole "
+                  "range, as long as before or longer")
+                .format(unit=unit, number=number, done=self.state.epoch)
+            )  # fmt: skip
+        self._is_expecting = True
+        self.state.count(unit)
+        self._num_units = number
+        if self.options.epochs != number:  # which a loop of one's own tells only now
+            self.options = self.options.replace(epochs=number)
+            self.life.know_options(self.options)
+            self._pipeline.publisher.tags[OPTIONS_TAG] = json.dumps(self.options.to_dict())
+        self.attempt.unit = unit
+        if unit != EPOCH:
+            self._pipeline.publisher.tags[UNIT_TAG] = unit
+        self._reporter.begin(number, self.state.epoch, self.monitor, unit)
+        self._saving.begin(self.state, self.options)
+
+    def has_unit_left(self) -> bool:
+        """Tell whether there is an epoch, or a step, to train."""
+        number = self.state.epoch
+        return number < self._num_units and not self._stops_early(number)
+
+    def begin_unit(self) -> None:
+        """Begin an epoch, or a step; raise `Interrupted` if a signal asked to stop."""
+        if self.state.unit != STEP or self.state.updates.is_whole():
+            self.stop_if_asked()
+        self._is_under_way, self._is_best = True, False
+        self._saving.begin_unit()
+        self._recorder.begin_unit()
+        self._passes.begin_unit(self.state)
+
+    def order(self, num_samples: int, batch_size: int) -> Order:
+        """Return the samples of each batch that is left of the epoch; each is a step.
 
         The order is a function of the seed and the epoch. Inside the epoch it is saved where that
-        is due.
+        is due. It can be the `batch_sampler` of a loader for `batches` as well.
 
         Args:
             num_samples: How many the epoch has.
@@ -201,21 +234,39 @@ class Run:
             Interrupted: A signal asked to stop; between two steps nothing is half done.
             Superseded: A later attempt has the run.
         """
-        state, num = self.state, num_batches(num_samples, batch_size)
-        self._num_samples, seed = num_samples, self.options.seed
-        state.know_counts(num_samples, num)
-        # Counted from 1, as it always was.
-        left = batches(num_samples, batch_size, seed, state.epoch + 1, start=state.epoch_step)
-        for indices in left:
-            self._stop_if_asked()
-            yield indices
-            state.step += 1
-            state.epoch_step += 1
-            self._reporter.advance(state.epoch + state.epoch_step / num)
-            # What ends an epoch is saved at its end.
-            is_last = state.epoch_step == num
-            if not is_last and self._policy.is_due(state.step, time.monotonic() - self._saved_at):
-                self._set_aside(kept=False)
+        self._saving.know_samples(num_samples)
+        return self._passes.order(num_samples, batch_size, self.options.seed)
+
+    def batches(self, loader: Any, repeat: bool = False) -> Any:
+        """Return the loader's batches that are left in the epoch; each is a step.
+
+        A stop inside the epoch loses none and repeats none, in the order that the loader itself has
+        drawn, with the random numbers that go with it. A map-style `DataLoader` leaves out what is
+        done without reading it; a loader with `state_dict` and `load_state_dict` goes on by these;
+        anything else is read again and thrown away.
+
+        Args:
+            loader: Any iterable; what is returned has its length and its attributes.
+            repeat: Go on from the beginning at its end, for ever: for a loop by steps, which calls
+                next() on what is returned.
+
+        Raises:
+            UsageError: It is iterated outside an epoch, or after another pass has ended in it.
+            CheckpointError: The checkpoint lies inside an epoch of a loader of another length.
+        """
+        return self._passes.repeated(loader) if repeat else self._passes.once(loader)
+
+    def step_done(self, num_steps: int | None = None) -> None:
+        """Count a step of the epoch, of `num_steps` if that is known; save it where that is due."""
+        state = self.state
+        state.step += 1
+        state.epoch_step += 1
+        if num_steps is not None:
+            self._reporter.advance(state.epoch + state.epoch_step / num_steps)
+            if state.epoch_step >= num_steps:
+                return
+        if self._saving.is_due(state.step):
+            self._saving.set_aside(state)
 
     def mean(self, name: str) -> Mean:
         """Return a running mean over the epoch under way, which a stop inside it does not lose."""
@@ -223,153 +274,124 @@ class Run:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal end the block where it comes: it must change no state of the training.
+        """Let a signal end the block where it comes, by `Interrupted`: it must change no state.
 
-        Raises:
-            Interrupted: A signal asked to stop.
+        Inside a batch, or a step of a loop without epochs, the signal waits until that is done.
         """
+        if not self._passes.is_whole:
+            yield
+            return
         try:
-            with self._stop.at_once():
+            with self.life.stop.at_once():
                 yield
         except StopNow:
             self._stop_here()
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self, save: bool = True) -> None:
+        """Save and stop, if a signal has asked for it; call it where nothing is half done.
+
+        Args:
+            save: Whether what was trained since the last save can be; else it is trained again.
+
+        Raises: `Interrupted`, and `Superseded` where a later attempt has the run.
+        """
         self._pipeline.check()
-        if self._stop.received is not None:
-            self._stop_here()
+        if self.life.stop.received is not None:
+            self._stop_here(save)
 
-    def _stop_here(self) -> NoReturn:
-        state, stopped_by = self.state, self._stop.received_name
-        if (state.epoch, state.step) != self._saved:
-            self._set_aside(kept=False, required=True)
-        raise Interrupted(stopped_by, state.epoch, state.epoch_step)
+    def _stop_here(self, save: bool = True) -> NoReturn:
+        state, stopped_by = self.state, self.life.stop.received_name
+        if save and not self._saving.is_saved(state):
+            self._saving.set_aside(state, required=True)
+        raise Interrupted(stopped_by, state.epoch, state.epoch_step, state.unit == STEP)
 
-    def log(self, **metrics: float) -> None:
+    def log(self, *, step: float | None = None, **metrics: Any) -> None:
         """Record metrics of the epoch under way; they are published when it is committed.
 
         A value that is published already stays: where the new one differs (other hardware, after
         a fallback to an older checkpoint), that is reported once.
+
+        Args:
+            step: Where the values lie on an axis of the loop's own, such as the steps that an
+                environment has made; None: at the epoch. A metric has one axis.
+            metrics: Name to number, or to a tensor with one element.
+
+        Raises:
+            UsageError: What is no number, is logged twice in an epoch, or on two axes.
         """
-        epoch = self.state.epoch + 1
-        self._record(epoch, metrics)
-        monitored = self.state.history.get(self.monitor.name, epoch)
-        if monitored is not None:
-            self.state.note_best(monitored.value, epoch)
-        self._progress = {"epoch": epoch, "step": self.step, **metrics}
+        state = self.state
+        values = self._recorder.log(state, metrics, step)
+        epoch = state.epoch + 1
+        if self.monitor.name in metrics:
+            monitored = state.history.get(self.monitor.name, epoch)
+            assert monitored is not None
+            state.note_best(monitored.value, epoch)
+            self._is_best = state.best_epoch == epoch
+            self._is_judged = True
+        self.life.progress = {"epoch": epoch, "step": self.step, **values}
 
-    def _record(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        history = self.state.history
-        if not self._measured_ms:  # all values of an epoch have one time
-            self._measured_ms = max(now_ms(), history.last_timestamp_ms() + 1)
-        for key, value in metrics.items():
-            point = Point(key, epoch, self._measured_ms, float(value))
-            published = self._start.published.get(key, epoch)
-            if published is None:
-                if history.get(key, epoch) is None:  # the first value stays
-                    self._pipeline.publisher.add([point])
-            elif (
-                not (is_wall_clock(key) or same_value(published.value, point.value))
-                and not self._differs_reported
-            ):
-                self._differs_reported = True
-                tell_difference(self.run_id, self.options, published, point)
-            history.add(published or point)
+    def keep(self) -> None:
+        """Keep the checkpoint of the epoch, or step, under way for good, whatever the options."""
+        self._is_kept = True
 
-    def _end_epoch(self) -> None:
-        """Complete the epoch: set its checkpoint aside, to be committed in the background.
+    def end_unit(self) -> None:
+        """Complete the epoch, or step: set its checkpoint aside, to be committed in the background.
 
         Its metrics are published after that. While the store is away everything waits on local
         disk, and training goes on.
         """
-        state = self.state
-        self._record(state.epoch + 1, {**self._costs(), **self._best_values()})
+        self._passes.end_unit(self.state)
+        state, number = self.state, self.state.epoch + 1
+        is_step = state.unit == STEP
+        state.step += is_step
+        is_last = number == self._num_units or self._stops_early(number)
+        kept = self._is_kept or self._saving.keeps(number, is_last, is_step)
+        is_due = not is_step or kept or self._is_best or self._saving.is_due(number)
+        if is_due:
+            self._recorder.record(state, self._saving.costs(state))
+        if self._is_judged or not is_step:
+            self._recorder.record_best(state)
         state.end_epoch()
-        self._is_under_way = False
-        is_last = state.epoch == self._num_epochs or self._stops_early()
-        kept = self._policy.keeps(state.epoch, is_last)
-        self._set_aside(kept)
-        note = self._pipeline.condition or (_("kept") if kept else "")
-        self._reporter.epoch(state.epoch, state.history.at(state.epoch), state.best_epoch, note)
-
-    def _costs(self) -> dict[str, float]:
-        """Return what the epoch under way and the newest commit took, by the name of the metric."""
-        history, seconds = self.state.history, self._epoch_seconds()
-        costs = {"epoch_seconds": seconds}
-        if self._num_samples:
-            costs["samples_per_second"] = self._num_samples / max(seconds, 1e-9)
-        if self._pipeline.timings:
-            costs |= self._pipeline.timings.as_metrics()
-        prefix = timing_prefix([*history.keys(), *self._start.published.keys()])
-        return {f"{prefix}{name}": value for name, value in costs.items()}
-
-    def _best_values(self) -> dict[str, float]:
-        best = self.state.best
-        if best is None:
-            return {}
-        return {f"best_{self.monitor.name}": best.value, "best_epoch": float(best.epoch)}
-
-    def _set_aside(self, kept: bool, required: bool = False) -> None:
-        state = self.state
-        content = dataclasses.replace(
-            state.capture(),
-            config=self._config,
-            data=self._data,
-            environment=self._environment,
-            timestamp=now_ms() / 1000,
-            epoch_seconds=self._epoch_seconds() if state.epoch_step else 0.0,
-            extras=self.subject.extras(state.history, state.best),
-        )
-        may_wait = changed_by_step(*state.optimizers) if state.optimizers else None
-        if self._pipeline.save(content.to_dict(), content.metrics, kept, may_wait, required):
-            self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
-
-    def _epoch_seconds(self) -> float:
-        """Return how long the epoch under way has taken, in all attempts."""
-        return self.state.epoch_seconds + time.monotonic() - self._epoch_started
+        self._is_under_way = self._is_kept = self._is_judged = False
+        if is_due:
+            self._saving.set_aside(state, kept, required=self._is_best)
+            note = self._pipeline.condition or (_("kept") if kept else "")
+            self._reporter.epoch(number, state.history.at(number), state.best_epoch, note)
 
     def should_stop(self, patience: int) -> bool:
         """Tell whether the last `patience` epochs were no better than the best before; 0: never."""
-        return bool(patience) and self.state.epoch - (self.state.best_epoch or 0) >= patience
+        return self.state.waits_for(patience, self.state.epoch + self._is_under_way)
 
-    def _stops_early(self) -> bool:
-        return self.should_stop(self.options.early_stopping)
+    def _stops_early(self, number: int) -> bool:
+        return self.state.waits_for(self.options.early_stopping, number)
 
     def __enter__(self) -> Run:
         """Take over the signals: from here they stop training between two steps."""
-        self._stop.install()
         if self._start.content is not None:
-            # What was committed and not published when the attempt before died.
-            missing = self._start.content.history.missing_from(self._start.published)
-            self._pipeline.publisher.add(missing)
-        self._pipeline.open()
-        self._heartbeat.start()
+            self._recorder.publish_missing(self._start.content)
+        self.life.open()
         log.info(_("Run %s, attempt %d: %s"), self.run_id, self.attempt.number, self.attempt.link)
+        self._is_entered = True
+        if self.parts is not None:
+            try:
+                if self._start.content is None and self.random_state is not None:
+                    rng.restore(self.random_state)
+                self.restore(self.parts)
+            except BaseException:  # the run does not stay open
+                self.__exit__(*sys.exc_info())
+                raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """Close the run: FINISHED, KILLED by a signal, or FAILED."""
         try:
             if error is None and self._is_under_way:
-                self._end_epoch()  # the loop was left by `break`
+                self.end_unit()  # the loop was left by `break`
         except BaseException as late:  # the run must not stay RUNNING
             error = late
             raise
         finally:
-            self._close(error)
+            self._reporter.end()
+            self.life.close(error, self._state)
         if error is None:
-            self._closing.require_saved()
-
-    def _close(self, error: BaseException | None) -> None:
-        self._reporter.end()
-        try:
-            self._closing.close(error, self._state)
-        finally:
-            self._heartbeat.stop()
-            self._stop.uninstall()
-            self._folder.release()
+            self.life.require_saved()

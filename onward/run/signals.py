@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -83,9 +84,12 @@ class StopRequest:
         self._received_at = 0.0
         self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
+        self._given_back: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals, and set the alarm."""
+        """Take over the signals, and set the alarm; outside the main thread nobody can."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
@@ -102,7 +106,7 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, 0)  # first: nobody else expects it
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
+        self._previous, self._given_back = {}, self._previous
 
     @property
     def received_name(self) -> str:
@@ -132,6 +136,10 @@ class StopRequest:
             self._at_once = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number in self._given_back:  # whoever keeps the handlers it finds has put this one back
+            signal.signal(number, self._given_back[signal.Signals(number)])
+            signal.raise_signal(number)
+            return
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
             _say(number, _("saving what is under way, then stopping"))

@@ -5,30 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 
 from onward.checkpoint.content import Content
-from onward.metrics import History
+from onward.errors import CheckpointError
+from onward.metrics import EPOCH, STEP, History
 from onward.monitor import UNDECLARED, Best, Monitor
 from onward.run import rng
+from onward.run.feeds import Feed
+from onward.run.parts import (
+    capture,
+    first_difference,
+    optimizers_of,
+    put_back,
+    ties_of,
+)
+from onward.run.updates import Updates
+from onward.words.language import _
 
 # What `TrainState.restore` raises where a part is missing, of another kind, or does not fit.
 MISFITS = (
     RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
 )  # fmt: skip
-
-
-class Stateful(Protocol):
-    """Whatever a checkpoint can hold: a model, an optimizer, a schedule."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state, as tensors and builtins."""
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Go back to a state that `state_dict` returned; raise if it does not fit."""
-
 
 _COUNT = "/count"  # behind the name of a running sum: of how many values it is
 
@@ -48,6 +49,7 @@ class Mean:
         """Add the mean of `num` values: a number, or a scalar tensor on any device."""
         total = self._sums.get(self._name, torch.zeros((), dtype=torch.float64))
         if isinstance(value, torch.Tensor):
+            value = value.detach()  # a loss, whose graph would stay as long as the sum
             total = total.to(value.device)
         total += value * num  # in float64, without a wait for the device
         self._sums[self._name] = total
@@ -63,21 +65,37 @@ class Mean:
         return (total / int(self._sums[f"{self._name}{_COUNT}"])).item()
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins.
+
+    Args:
+        content: The checkpoint to go on from; None: from the beginning.
+        published: The metric values that MLflow has of the run already.
+        monitor: The metric that decides which epoch is best.
+    """
+
+    content: Content | None
+    published: History
+    monitor: Monitor = UNDECLARED
+
+
 @dataclass
 class TrainState:
     """What training changes as it goes: with the options and the data, all that a resume needs.
 
     `epoch` and `step` count what is completed; the fields that begin with `epoch_` are of the
-    epoch under way, and empty between two epochs. The order of batches is a function of the seed
+    epoch under way, and empty between two epochs. Where a loop has no epochs, `unit` is "step", and
+    `epoch` counts steps. The order of batches is a function of the seed
     and the epoch, early stopping one of `epoch` and `best`, and `best` one of `history`: none of
     them has a state of its own.
 
     Args:
-        parts: What the training is made of, by name.
+        parts: What the training is made of, by name; see `onward.run.parts`.
         monitor: The metric that decides which epoch is best.
     """
 
-    parts: Mapping[str, Stateful]
+    parts: Mapping[str, Any]
     monitor: Monitor = UNDECLARED
     epoch: int = 0
     step: int = 0
@@ -86,11 +104,16 @@ class TrainState:
     epoch_seconds: float = 0.0  # spent on it by attempts before this one
     best: Best | None = None
     history: History = field(default_factory=History)
+    unit: str = EPOCH
+    axes: dict[str, str] = field(default_factory=dict)  # of metrics that are not logged by unit
+    feeds: dict[str, Feed] = field(default_factory=dict)  # loaders that are iterated, by name
+    saved_feeds: dict[str, Any] = field(default_factory=dict)  # those that are not yet
+    updates: Updates = field(default_factory=Updates)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Those of the parts that change weights by their steps."""
-        return [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
+        return optimizers_of(self.parts)
 
     @property
     def best_epoch(self) -> int | None:
@@ -101,6 +124,49 @@ class TrainState:
         """Take the epoch's value of the monitored metric if it is the best so far."""
         if self.monitor.is_better(value, self.best.value if self.best else None):
             self.best = Best(value, epoch)
+
+    def waits_for(self, patience: int, number: int) -> bool:
+        """Tell whether the last `patience` units before `number` were no better; 0: never."""
+        is_judged = bool(patience) and bool(self.monitor.name)
+        return is_judged and number - (self.best_epoch or 0) >= patience
+
+    def feed(self, name: str, loader: Any) -> Feed:
+        """Return the feed of that name, where the checkpoint left it.
+
+        Raises:
+            CheckpointError: The loader is not the one that it was.
+        """
+        feed = self.feeds.get(name)
+        if feed is not None:
+            feed.loader = loader
+            return feed
+        feed = Feed(loader)
+        if name in self.saved_feeds:
+            try:
+                feed.load_state_dict(self.saved_feeds[name])
+            except MISFITS as error:
+                raise CheckpointError(
+                    _("where the checkpoint's loader was cannot be read: {reason}").format(
+                        reason=repr(error)[:200]
+                    )
+                ) from error
+        self.saved_feeds.pop(name, None)
+        self.feeds[name] = feed
+        return feed
+
+    def count(self, unit: str) -> None:
+        """Count in that unit from here on.
+
+        Raises:
+            CheckpointError: The run counts in another one already.
+        """
+        if self.epoch and self.unit != unit:
+            used, asked = ("steps", "epochs") if self.unit == STEP else ("epochs", "steps")
+            raise CheckpointError(
+                _("the run goes by {used} (run.{used}), and the program by {asked}: use run.{used} "
+                  "again, or start afresh").format(used=used, asked=asked)
+            )  # fmt: skip
+        self.unit = unit
 
     def mean(self, name: str) -> Mean:
         """Return the running mean of that name over the epoch under way."""
@@ -133,11 +199,14 @@ class TrainState:
             epoch_step=self.epoch_step,
             epoch_sums=dict(self.epoch_sums),
             epoch_seconds=self.epoch_seconds,
-            parts={name: part.state_dict() for name, part in self.parts.items()},
+            parts={name: capture(part) for name, part in self.parts.items()},
             history=self.history,
             best_epoch=self.best_epoch,
             monitor=self.monitor,
             rng=random_state,
+            unit=self.unit,
+            axes=dict(self.axes),
+            feeds=self.saved_feeds | {name: f.state_dict() for name, f in self.feeds.items()},
         )
         rng.restore(random_state)
         return content
@@ -146,10 +215,21 @@ class TrainState:
         """Go back to what `capture` returned.
 
         Raises:
-            MISFITS: A part is missing or does not fit.
+            CheckpointError: Parts are missing, do not fit, or are not what they were once they are
+                put back.
         """
-        for name, part in self.parts.items():
-            part.load_state_dict(content.parts[name])
+        _require_same_names(self.parts, content.parts)
+        try:
+            for name, part in self.parts.items():
+                put_back(part, content.parts[name], name)
+        except MISFITS as error:
+            raise CheckpointError(
+                _("the checkpoint of epoch {epoch} does not fit this program's model: {reason}")
+                .format(epoch=content.epoch, reason=" ".join(str(error).split())[:300])
+            ) from error  # fmt: skip
+        _require_restored(self.parts, content.parts)
+        self.unit, self.axes = content.unit, dict(content.axes)
+        self.feeds, self.saved_feeds = {}, dict(content.feeds)
         self.history = History(content.history)
         self.epoch, self.step = content.epoch, content.step
         self.epoch_step = content.epoch_step
@@ -158,3 +238,36 @@ class TrainState:
         self.best = self.monitor.best(self.history.series(self.monitor.name))
         # IMPORTANT: random state comes last, since loading the rest may draw from it.
         rng.restore(dict(content.rng))
+
+
+def _require_same_names(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    missing, new = sorted(set(saved) - set(parts)), sorted(set(parts) - set(saved))
+    if missing or new:
+        raise CheckpointError(
+            _("the parts of the state are not those of the checkpoint: missing are {missing}, new "
+              "are {new}. Give each the name that it had, or start afresh")
+            .format(missing=", ".join(missing) or "-", new=", ".join(new) or "-")
+        )  # fmt: skip
+
+
+def _require_restored(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Make sure that what was put back is what comes out again: nobody else would tell.
+
+    Raises:
+        CheckpointError: A part keeps less than it was given, or makes something else of it.
+    """
+    for name, part in parts.items():
+        if not getattr(part, "is_checked", True):
+            continue
+        now = capture(part)
+        found = first_difference(saved[name], now, name)
+        is_model = isinstance(part, nn.Module)
+        if found is None and is_model and not ties_of(saved[name]) <= ties_of(now):
+            found = _("{where} has tensors that shared their memory, and do not any more").format(
+                where=name
+            )
+        if found is not None:
+            raise CheckpointError(
+                _("state['{name}'] was restored, and is not what was saved: {found}. A resume "
+                  "would not go on as if nothing had happened").format(name=name, found=found)
+            )  # fmt: skip

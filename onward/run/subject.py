@@ -106,6 +106,19 @@ class Subject(Results, Protocol):
         """SHA-256 of what it is trained on, in hex."""
         ...
 
+    @property
+    def copies_in_background(self) -> bool:
+        """Whether nothing but the steps of its optimizers changes weights."""
+        ...
+
+    def params(self) -> Mapping[str, str]:
+        """Return what MLflow shows as the run's params."""
+        ...
+
+    def code(self) -> Mapping[str, bytes]:
+        """Return what is stored of the code of an attempt, besides what changed of this library."""
+        ...
+
     def facts(self) -> Mapping[str, Any]:
         """Return what a checkpoint says of the data, beside its fingerprint."""
         ...
@@ -149,6 +162,27 @@ class Kind(Protocol):
 
         Raises:
             DataError: The data is missing, cannot be read, or cannot be trained on.
+        """
+        ...
+
+    @property
+    def knows_length(self) -> bool:
+        """Whether its options say how long a run is; else its loop does."""
+        ...
+
+    def compare(
+        self, run_id: str, content: Content, options: RunOptions, artifacts: Artifacts
+    ) -> None:
+        """Tell what of the training is not as it was when a checkpoint was saved, beside options.
+
+        Args:
+            run_id: The run.
+            content: The checkpoint.
+            options: Those to go on with.
+            artifacts: The files of the run.
+
+        Raises:
+            RunNotUsable: Something is not, and `options.strict` refuses it.
         """
         ...
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from onward.checkpoint.handover import Totals
 from onward.checkpoint.manifest import Manifest
 from onward.errors import RunNotUsable
-from onward.metrics import Point
+from onward.metrics import EPOCH, Point, in_words
 from onward.options.command import Standing, train_command
 from onward.options.run_options import RunOptions
 from onward.run.state import TrainState
 from onward.system.files import size_in_words
 from onward.words.language import _
 from onward.words.shell import command
+from onward.words.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +35,19 @@ def tell_end(run_id: str, options: RunOptions, state: TrainState | None, status:
     epoch = state.epoch if state else 0
     best = ""
     if state is not None and state.best is not None:
-        best = _(", best {metric} {value:.5f} (epoch {epoch})").format(
-            metric=state.monitor.name, value=state.best.value, epoch=state.best.epoch
+        best = _(", best {metric} {value} ({when})").format(
+            metric=state.monitor.name,
+            value=in_words(state.best.value),
+            when=counted(state.unit, state.best.epoch),
         )
-    log.info(_("%s after epoch %d%s"), status, epoch, best)
+    log.info(_("%s after %s%s"), status, counted(state.unit if state else EPOCH, epoch), best)
     best_epoch = state.best_epoch if state else None
     standing = Standing.by_options(run_id, status == "FINISHED", epoch, options, best_epoch)
     in_place = train_command(standing.in_place())
     if status != "FINISHED":
         log.info(_("Go on with: %s"), in_place)
+    elif standing.script is not None:
+        log.info(_("Train longer, with a longer range: %s"), in_place)
     elif epoch < options.epochs:
         waited = epoch - (best_epoch or 0)
         metric = state.monitor.name if state else ""

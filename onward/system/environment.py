@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "onward")
 _WORK_PER_THREAD = 2**27  # weights times samples of a step: some 10 ms
+_PREFIX = "ONWARD_"  # of variables that stand for options
 _STARTED = time.monotonic()  # this process, but for some milliseconds
 
 
@@ -126,7 +127,7 @@ def home() -> Path:
     Raises:
         UsageError: Others may write to it, and so to what is trained.
     """
-    chosen = os.environ.get("TRAIN_HOME")
+    chosen = os.environ.get("TRAIN_HOME") or os.environ.get("ONWARD_HOME")
     if chosen:
         folder = Path(chosen).expanduser().absolute()
     else:
@@ -194,6 +195,13 @@ def checkpoint_key() -> bytes | None:
             )
         )  # fmt: skip
     return key
+
+
+def option_texts() -> dict[str, str]:
+    """Return what ONWARD_ variables say of options: name to text; empty ones count as not set."""
+    names = (name for name in os.environ if name.startswith(_PREFIX))
+    found = {name.removeprefix(_PREFIX).lower(): os.environ[name] for name in names}
+    return {name: text for name, text in found.items() if text and name != "home"}
 
 
 def launched_run_id() -> str | None:

@@ -15,10 +15,11 @@ import shutil
 import stat
 import tempfile
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from onward.errors import TooLarge, UnsafeFile, UsageError
 from onward.system.untrusted import parse_json
@@ -345,11 +346,21 @@ def private_copy(path: Path) -> Iterator[Path]:
 class FolderLock:
     """Tells other processes on this machine that a folder is in use, until this process ends.
 
-    The operating system gives it back when the process dies, however it dies.
+    The operating system gives it back when the process dies, however it dies: a process that is
+    forked meanwhile, such as the worker of a loader, does not hold it on.
     """
+
+    _all: ClassVar[weakref.WeakSet[FolderLock]] = weakref.WeakSet()
 
     def __init__(self, folder: Path) -> None:
         self._file = os.fdopen(open_own(folder / "lock"), "ab")
+        self._all.add(self)
+
+    @classmethod
+    def forget(cls) -> None:
+        """Hold no lock in a process that was forked."""
+        for lock in list(cls._all):
+            lock.release()
 
     def acquire(self) -> bool:
         """Take the lock and return True, or False if another process holds it."""
@@ -362,6 +373,9 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock back."""
         self._file.close()
+
+
+os.register_at_fork(after_in_child=FolderLock.forget)
 
 
 def _sync(path: Path) -> None:

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from onward.metrics import timing_prefix
+from onward.metrics import EPOCH, STEP, in_words, is_wall_clock, timing_prefix
 from onward.monitor import UNDECLARED, Monitor
 from onward.system.files import open_own
 from onward.system.untrusted import told
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 epoch_log = logging.getLogger("onward.epochs")  # a line an epoch; a shorter one where a bar is
 
 _REFRESH_SECONDS = 0.1
+_MAX_SHOWN = 5  # metrics in the line of an epoch
 
 
 class _Lasting:
@@ -75,6 +76,19 @@ def _make_console() -> Console:
     # A bar only where there is a terminal: FORCE_COLOR alone makes none.
     stream: Any = _Lasting(sys.stdout)
     return Console(file=stream, force_interactive=None if sys.stdout.isatty() else False)
+
+
+def _value(value: float) -> str:
+    return in_words(value) if math.isfinite(value) else f"{value}"
+
+
+def _keys_shown(metrics: Mapping[str, float], monitored: str) -> list[str]:
+    """Return the metrics to be told of an epoch: the losses, the monitored one, or the first."""
+    keys = [k for k in dict.fromkeys(("train_loss", "val_loss", monitored)) if k in metrics]
+    if {"train_loss", "val_loss"}.isdisjoint(metrics):
+        own = (k for k in metrics if not (is_wall_clock(k) or k.startswith("best_")))
+        keys = list(dict.fromkeys([*own, *keys]))[:_MAX_SHOWN]
+    return keys
 
 
 class _ConsoleHandler(logging.Handler):
@@ -121,13 +135,14 @@ class Reporter:
 
     Args:
         console: Where to write; a bar is shown only where it is a terminal.
+        has_bar: Whether it is shown there; a loop of one's own may have one itself.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or _make_console()
+    def __init__(self, console: Console | None = None, has_bar: bool = True) -> None:
+        self._console, self._has_bar = console or _make_console(), has_bar
         self._bar: Progress | None = None
         self._next_refresh = 0.0
-        self._monitor = UNDECLARED
+        self._monitor, self._unit = UNDECLARED, EPOCH
         self._early: logging.handlers.MemoryHandler | None = None
 
     def open_log(self) -> None:
@@ -155,10 +170,10 @@ class Reporter:
             handler.close()
         logger.handlers = []
 
-    def begin(self, epochs: int, epochs_done: int, monitor: Monitor) -> None:
-        """Show the bar, with `epochs_done` of `epochs` behind it."""
-        self._monitor = monitor
-        if not self._console.is_interactive:
+    def begin(self, epochs: int, epochs_done: int, monitor: Monitor, unit: str = EPOCH) -> None:
+        """Show the bar, with `epochs_done` of `epochs` behind it; `unit` is what they are."""
+        self._monitor, self._unit = monitor, unit
+        if not (self._console.is_interactive and self._has_bar):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -187,22 +202,27 @@ class Reporter:
         note: str,
     ) -> None:
         """Tell how an epoch went; `note` says what is to be said of its checkpoint."""
-        name = self._monitor.name
-        keys = dict.fromkeys(("train_loss", "val_loss", name))
-        shown = [f"{k} {metrics[k]:.5f}" for k in keys if k in metrics]
+        name, unit = self._monitor.name, self._unit
+        shown = [f"{key} {_value(metrics[key])}" for key in _keys_shown(metrics, name)]
         best = _(" (best)") if epoch == best_epoch else _(" (best: epoch {best_epoch})")
+        if unit == STEP and epoch != best_epoch:
+            best = _(" (best: step {best_epoch})")
         best = best.format(best_epoch=best_epoch) if best_epoch else ""
-        line = f"epoch {epoch}  {'  '.join(shown)}{best}"
+        line = f"{unit} {epoch}  {'  '.join(shown)}{best}"
         line += f"  [{note}]" if note else ""
-        seconds = metrics[f"{timing_prefix(metrics)}epoch_seconds"]
-        epoch_log.info("%s  %.1f s", line, seconds)
+        prefix = timing_prefix(metrics)
+        seconds = metrics.get(f"{prefix}epoch_seconds")
+        rate = metrics.get(f"{prefix}steps_per_second", 0.0)
+        epoch_log.info("%s  %s", line, f"{rate:.3g}/s" if seconds is None else f"{seconds:.1f} s")
         if self._bar is not None:
             losses = [k for k in ("val_loss",) if k in metrics and k != name]
             told_short = [f"{_('loss')} {metrics[k]:.4g}" for k in losses]
             told_short += [f"{name.removeprefix('val_')} {metrics.get(name, math.nan):.4f}"]
             done = f"{self._number(epoch)} {' '.join(told_short)}{best}"
             done += f" [{note}]" if note else ""
-            self._console.print(told(f"{done} {seconds:.1f} s"), markup=False, highlight=False)
+            self._console.print(
+                told(f"{done} {seconds or 0.0:.1f} s"), markup=False, highlight=False
+            )
             ahead = self._number(min(epoch + 1, self._epochs))
             ahead += f" {_('best')} {best_epoch}" if best_epoch else ""
             ahead += f" [{note}]" if note and note != _("kept") else ""

@@ -14,12 +14,14 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from onward.errors import RunNotUsable, TrainError, UnsafeValue
+from onward.metrics import EPOCH, UNITS
 from onward.monitor import UNDECLARED, Monitor
-from onward.options.command import Standing, horizon_of, task_of
+from onward.options.command import Standing, horizon_of, script_of, task_of
 from onward.options.run_options import RunOptions
 from onward.system.untrusted import fingerprint, parse_json, path_part, shown, whole_number
 from onward.tracking.names import (
     ATTEMPT_PARAM,
+    COMMAND_TAG,
     DATA_TAG,
     EPOCH_TAG,
     FINGERPRINT_TAG,
@@ -28,6 +30,7 @@ from onward.tracking.names import (
     MONITOR_TAG,
     OPTIONS_TAG,
     TASK_TAG,
+    UNIT_TAG,
 )
 from onward.words.language import _
 
@@ -210,7 +213,27 @@ class RunRecord:
             self.best_epoch,
             horizon_of(told) if options else None,
             task_of(told),
+            self._script(),
         )
+
+    def _script(self) -> tuple[str, ...] | None:
+        """Return the words that start the loop of one's own that the run is of, if it is one."""
+        if COMMAND_TAG not in self.tags:
+            return None
+        text = self.tags[COMMAND_TAG]
+        try:
+            found = script_of(parse_json(text))
+        except ValueError:
+            found = None
+        if found is None:
+            self.warn(COMMAND_TAG, text)
+        return found or ("python", "<script>")
+
+    @property
+    def unit(self) -> str:
+        """What the run counts: epochs, or steps."""
+        unit = self.tags.get(UNIT_TAG, EPOCH)
+        return unit if unit in UNITS else EPOCH
 
     @property
     def task_facts(self) -> dict[str, str]:

@@ -60,18 +60,19 @@ def mark_experiment(tracking: Tracking, experiment_id: str, monitor: Monitor) ->
     client = tracking.client
     with translated(_("tagging experiment '{experiment_id}'").format(experiment_id=experiment_id)):
         known = client.get_experiment(experiment_id).tags
-        view = _view(known.get(VIEW_TAG), f"metrics.`best_{monitor.name}`")
+        best = f"metrics.`best_{monitor.name}`" if monitor.name else None
+        view = _view(known.get(VIEW_TAG), best)
         for tag, value in ((KIND_TAG, "custom_model_development"), (VIEW_TAG, view)):
             if value != known.get(tag) and (tag not in known or tag == VIEW_TAG):
                 client.set_experiment_tag(experiment_id, tag, value)
 
 
-def _view(known: str | None, best: str) -> str:
+def _view(known: str | None, best: str | None) -> str:
     """Return the view, `best` among its columns; one that is none of ours as it is.
 
     Args:
         known: The view that is there.
-        best: The column of the best value of a run.
+        best: The column of the best value of a run; None: there is none.
     """
     columns = [f"{kind}.`{name}`" for kind, names in _COLUMNS.items() for name in names]
     if known is not None:
@@ -81,10 +82,10 @@ def _view(known: str | None, best: str) -> str:
             is_ours = all(name.startswith("metrics.`best_") for name in others)
         except (ValueError, KeyError, TypeError, AttributeError):
             return known
-        if not is_ours or best in others or len(known) > MAX_VIEW_CHARS:
+        if not is_ours or best in (None, *others) or len(known) > MAX_VIEW_CHARS:
             return known
         columns = [*others, *columns]
-    columns = [best, *columns]
+    columns = [*([best] if best else []), *columns]
     now = now_ms()
     widths = {columns[0]: 160}  # so that its name can be read
     state = json.dumps({"selectedColumns": columns, "columnOrder": columns, "columnWidths": widths})

@@ -1,0 +1,5 @@
+"""PyTorch Lightning's Trainer made resumable: `Resumable`."""
+
+from onward.adapters.lightning import Resumable
+
+__all__ = ["Resumable"]

@@ -1,0 +1,39 @@
+"""Whether gradients are being added up for an update that is not made yet: nothing stores those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+MAX_PARTS = 256  # batches that are waited for at most: a loop may make its updates by hand
+
+
+class Updates:
+    """The updates that optimizers make, from one batch of a loop to the next."""
+
+    def __init__(self) -> None:
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._num_parts = 0  # batches since the last update, the one under way included
+        self._is_made = True
+
+    def watch(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Know when one of these makes a step."""
+        self._optimizers = list(optimizers)
+        for optimizer in optimizers:
+            optimizer.register_step_post_hook(self._note)
+
+    def _note(self, *_: object) -> None:
+        self._is_made, self._num_parts = True, 0
+
+    def begin(self) -> None:
+        """Begin a batch."""
+        self._is_made = False
+        self._num_parts += 1
+
+    def is_whole(self) -> bool:
+        """Tell whether no gradient waits: one of the optimizers has stepped, or there is none."""
+        if self._is_made or self._num_parts > MAX_PARTS:
+            return True
+        groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
+        return all(p.grad is None for group in groups for p in group["params"])

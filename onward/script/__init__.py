@@ -1,0 +1,1 @@
+"""A training loop of somebody's own, in a script or a notebook: the way in by `onward.open_run`."""

@@ -1,0 +1,211 @@
+"""One suite for every way in: whatever loop trains, killed and resumed it ends as if it was not.
+
+Each attempt is a process in an empty folder with its own TRAIN_HOME, its random numbers are its
+own, and all that is known of the run comes through a real server.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import (
+    checkpoint,
+    client,
+    comparable,
+    curves,
+    differences,
+    environment,
+    index,
+    mlflow_server,
+    wait_for,
+    write_table,
+)
+
+pytestmark = pytest.mark.slow
+
+WAY = Path(__file__).with_name("way.py")
+# Steps of an epoch, or of a unit, and of the whole run; and how to save inside an epoch.
+WAYS = {
+    "table": (5, 20, {"checkpoint_steps": "3"}),
+    "own_task": (6, 24, {"checkpoint_steps": "3"}),
+    "epochs": (6, 24, {"checkpoint_steps": "2"}),
+    "steps": (1, 24, {"checkpoint_steps": "4"}),
+    "lightning": (5, 20, {"checkpoint_steps": "2"}),
+    "transformers": (8, 24, {"checkpoint_steps": "3"}),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Return the address of one server for all."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+class Machines:
+    """Machines on which a way trains: each an empty folder, with nothing on its disk."""
+
+    def __init__(self, server, folder):
+        self._server, self._folder, self._number = server, folder, 0
+        write_table(folder / "table.csv")
+
+    def _process(self, way, step, sign, resume_run, options, folder=None):
+        self._number += 1
+        folder = folder or self._folder / f"machine{self._number}"
+        folder.mkdir(exist_ok=True)
+        env = environment(
+            folder / "home", self._server.address, TABLE=str(self._folder / "table.csv"),
+            MLFLOW_EXPERIMENT_NAME=f"{way} {self._folder.name}", MACHINE=folder.name,
+        )  # fmt: skip
+        env |= {"ONWARD_RESUME_RUN": resume_run} if resume_run else {}
+        words = [f"{k}={v}" for k, v in {"upload": "sync", **options}.items()]
+        return {
+            "args": [sys.executable, WAY, way, str(step), sign, *words], "cwd": folder, "env": env,
+            "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
+        }  # fmt: skip
+
+    def train(self, way, step=0, sign="SIGKILL", *, code=0, resume_run=None, **options):
+        """Train to the end of the process, which is to have that exit code."""
+        made = self._process(way, step, sign, resume_run, options)
+        done = subprocess.run(**made, timeout=240)
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def begin(self, way, step, **options):
+        """Train in the background up to a step, where it waits for a file `go`."""
+        made = self._process(way, step, "PAUSE", None, options)
+        process = subprocess.Popen(**made)
+        wait_for(lambda: (made["cwd"] / "paused").exists() or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
+        return process, made
+
+
+@pytest.fixture
+def machines(server, tmp_path):
+    """Return machines that know the server."""
+    return Machines(server, tmp_path)
+
+
+def newest_run(server, way, tmp_path):
+    found = client(server.address)
+    experiment = found.get_experiment_by_name(f"{way} {tmp_path.name}")
+    runs = found.search_runs(
+        [experiment.experiment_id],
+        filter_string="tags.`train.fingerprint` != ''",
+        order_by=["start_time DESC"],
+    )
+    return runs[0].info.run_id
+
+
+def ended(server, run_id, folder):
+    """Return all that a run has come to: the newest checkpoint, the curves, the checkpoints."""
+    kept = index(server.address, run_id, folder)
+    drawn = {key: sorted(rows) for key, rows in curves(server.address, run_id).items()}
+    return newest(server, run_id, folder), drawn, kept
+
+
+def newest(server, run_id, folder):
+    """Return the newest checkpoint, without what is of the clock."""
+    saved = comparable(checkpoint(server.address, run_id, folder))
+    state = saved.get("trainer_state_dict", {}).get("state")
+    if state is not None:  # of Hugging Face's: it keeps what it has logged
+        told = json.loads(state)
+        for row in told["log_history"]:
+            for key in [k for k in row if k.endswith(("_runtime", "_per_second"))]:
+                del row[key]
+        saved["trainer_state_dict"]["state"] = told
+    return saved
+
+
+def expect_equal(server, run_id, whole_id, folder):
+    saved, drawn, kept = ended(server, run_id, folder / "resumed")
+    expected, expected_curves, expected_kept = ended(server, whole_id, folder / "whole")
+    assert differences(saved, expected) == []
+    assert drawn == expected_curves
+    assert kept == expected_kept
+    assert client(server.address).get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_an_end_and_inside_it_is_as_if_it_was_not(server, machines, way, tmp_path):
+    per_unit, total, options = WAYS[way]
+    machines.train(way, **options)
+    whole_id = newest_run(server, way, tmp_path)
+    # Right after a unit's last step, in the middle, and near the end.
+    kills = [per_unit, per_unit + total // 5, total // 6 + 1]
+    machines.train(way, kills[0], code=-9, **options)
+    run_id = newest_run(server, way, tmp_path)
+    assert run_id != whole_id
+    options = options | {"take_over": "true"}
+    for kill in kills[1:]:
+        machines.train(way, kill, code=-9, resume_run=run_id, **options)
+    machines.train(way, resume_run=run_id, **options)
+    expect_equal(server, run_id, whole_id, tmp_path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_signal_saves_and_tells_and_a_fork_leaves_it_alone(server, machines, way, tmp_path):
+    _per_unit, total, options = WAYS[way]
+    machines.train(way, **options)
+    whole_id = newest_run(server, way, tmp_path)
+    told = machines.train(way, total // 2, "SIGTERM", code=75, **options)
+    assert "Traceback" not in told
+    run_id = newest_run(server, way, tmp_path)
+    assert client(server.address).get_run(run_id).info.status == "KILLED"
+    before = ended(server, run_id, tmp_path / "before")
+    for points in before[1].values():
+        steps = [step for step, _value in points]
+        assert steps == sorted(set(steps))  # each once
+    machines.train(way, resume_run=run_id, fork="true", **options)
+    fork_id = newest_run(server, way, tmp_path)
+    assert fork_id != run_id
+    after = ended(server, run_id, tmp_path / "after")
+    assert differences(before[0], after[0]) == []
+    assert before[1:] == after[1:]
+    saved = newest(server, fork_id, tmp_path / "fork")
+    expected = newest(server, whole_id, tmp_path / "whole")
+    assert differences(saved, expected) == []
+    machines.train(way, resume_run=run_id, **options)
+    expect_equal(server, run_id, whole_id, tmp_path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_that_is_away_and_a_second_process_change_nothing(server, machines, way, tmp_path):
+    _per_unit, total, options = WAYS[way]
+    machines.train(way, **options)
+    whole_id = newest_run(server, way, tmp_path)
+    process, made = machines.begin(way, total // 2, drain_seconds="0", **options)
+    run_id = newest_run(server, way, tmp_path)
+    # On the same machine another process is refused at once.
+    again = made | {"env": made["env"] | {"ONWARD_RESUME_RUN": run_id}}
+    again["args"] = [sys.executable, WAY, way, "0", "SIGKILL"]
+    refused = subprocess.run(**again, timeout=240)
+    assert refused.returncode in (1, 6), refused.stdout
+    assert "is being trained by another process on this machine" in refused.stdout
+    server.stop()
+    (made["cwd"] / "go").touch()
+    told, _nothing = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert "publishes them" in told
+    server.start()
+    command = [Path(sys.executable).with_name("onward"), "sync", run_id]
+    done = subprocess.run(**(made | {"args": command}), timeout=240)
+    assert done.returncode == 0, done.stdout
+    expect_equal(server, run_id, whole_id, tmp_path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whoever_is_overtaken_stops_and_the_other_goes_on(server, machines, way, tmp_path):
+    _per_unit, total, options = WAYS[way]
+    machines.train(way, **options)
+    whole_id = newest_run(server, way, tmp_path)
+    process, made = machines.begin(way, total // 2, **options)
+    run_id = newest_run(server, way, tmp_path)
+    machines.train(way, resume_run=run_id, take_over="true", **options)
+    (made["cwd"] / "go").touch()
+    told, _nothing = process.communicate(timeout=240)
+    assert process.returncode == 8, told
+    assert "Traceback" not in told
+    expect_equal(server, run_id, whole_id, tmp_path)
