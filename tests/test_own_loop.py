@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import threading
 
 import numpy as np
 import own_loops
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import onward
+from onward.checkpoint import staging
 from onward.errors import Interrupted
 from onward.metrics import is_wall_clock
 from onward.run import parts
@@ -161,3 +163,36 @@ def test_a_signal_in_evaluation_saves_nothing_that_is_half_done(tracking, where)
     weight.zero_()
     assert train(False, resume_run="auto").state.epoch == (4 if where == "inside a step" else 2)
     assert torch.equal(weight, whole)
+
+
+@pytest.mark.parametrize("background_copy", [False, True])
+def test_weights_that_are_changed_past_the_optimizer_are_copied_at_once(
+    tracking, monkeypatch, background_copy
+):
+    """As by clipping: what is copied while training goes on, if a loop allows it, would be torn."""
+    copy_all, changed, copied = staging._copy_all, threading.Event(), []
+
+    def late(copies, staged):
+        if copies:
+            copied.extend(copies)
+            assert changed.wait(60)
+        copy_all(copies, staged)
+
+    monkeypatch.setattr(staging, "_copy_all", late)
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    state = {"model": model, "optimizer": optimizer}
+    options = {"background_copy": background_copy, "checkpoint_steps": 1, "keep_last": 9}
+    with onward.open_run(state, **options) as run:
+        for _epoch in run.epochs(range(1)):
+            for number, batch in enumerate(run.batches(torch.ones(2, 1, 1))):
+                if number == 1:
+                    kept = model.weight.detach().clone()
+                    model.weight.data.fill_(7)
+                    changed.set()
+                optimizer.zero_grad()
+                model(batch).sum().backward()
+                optimizer.step()
+    saved = onward.checkpoints(run.run_id).load("global_step_1")["model"]["weight"]
+    assert bool(copied) is background_copy
+    assert torch.equal(saved, torch.full_like(kept, 7) if background_copy else kept)

@@ -47,7 +47,9 @@ def tell_end(run_id: str, options: RunOptions, state: TrainState | None, status:
     if status != "FINISHED":
         log.info(_("Go on with: %s"), in_place)
     elif standing.script is not None:
-        log.info(_("Train longer, with a longer range: %s"), in_place)
+        is_whole = epoch >= options.epochs
+        told = _("Train longer, with a longer range: %s")
+        log.info(told if is_whole else _("Go on all the same: %s"), in_place)
     elif epoch < options.epochs:
         waited = epoch - (best_epoch or 0)
         metric = state.monitor.name if state else ""
