@@ -6,6 +6,7 @@
 import difflib
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,21 @@ def run(name, which, options, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(script(name, which)), *options.split()])
     runpy.run_path(str(script(name, which)), run_name="__main__")
     return torch.load(f"{name}.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file", [*(ROOT / "examples").glob("*/after.py"), ROOT / "examples" / "digits.py"], ids=str
+)
+def test_the_types_of_the_library_fit_what_the_examples_do_with_it(file):
+    """As mypy sees it; the examples themselves declare no types."""
+    allowed = ("untyped-defs", "untyped-calls", "incomplete-defs", "any-generics")
+    words = [f"--allow-{word}" for word in allowed]
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--check-untyped-defs"]
+    done = subprocess.run(
+        [*command, *words, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
