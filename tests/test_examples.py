@@ -85,6 +85,7 @@ def test_the_pages_show_what_is_added(page):
     assert shown == [diff(name) for name in SHOWN_IN[page.stem]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_without_a_stop_nothing_changes(name, tracking, monkeypatch):

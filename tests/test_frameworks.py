@@ -43,6 +43,7 @@ def test_every_framework_has_a_script():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 @pytest.mark.parametrize(("title", "text"), SCRIPTS, ids=[title for title, _ in SCRIPTS])
 def test_stopped_and_resumed_it_ends_the_same(title, text, tracking, monkeypatch):
     """Weights, moments and curve are those of the script that was not stopped."""

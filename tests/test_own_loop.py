@@ -116,8 +116,15 @@ def loaders():
     yield "stream", lambda: DataLoader(own_loops.Stream(), batch_size=16)
 
 
+FAST = ("main process", "own generator", "workers, seeded")
+
+
 @pytest.mark.parametrize(
-    "make", [pytest.param(make, id=name.replace(" ", "-")) for name, make in loaders()]
+    "make",
+    [
+        pytest.param(make, id=name, marks=() if name in FAST else pytest.mark.slow)
+        for name, make in loaders()
+    ],
 )
 def test_the_inside_of_an_epoch_is_exact_with_every_loader(tracking, one_thread, make):
     trial(tracking, own_loops.classifier, [4, 9], made=lambda: {"loader": make()}, **EVERY_3)

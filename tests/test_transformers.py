@@ -127,11 +127,11 @@ CASES = {
 }  # fmt: skip
 
 
-SLOW = {"workers, seeded"}  # they start processes
+FAST = {"masking", "augmentation", "a stream"}  # the others are of `make contract`
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
 )
 def test_a_resume_ends_as_if_nothing_had_happened(tracking, name):
     """Weights, moments, rates, logs and what is published are equal to the bit, and once each."""
@@ -155,6 +155,7 @@ STOPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on(tracking):
     """Its patience is a part of the state, and a run that it has ended trains nothing more."""
     kills = [(END, 24), (STEP, 26), ("on_train_end", 32)]
