@@ -3,6 +3,7 @@
 import argparse
 import collections
 import random
+import subprocess
 import sys
 import threading
 import types
@@ -100,8 +101,9 @@ def test_parts_that_are_renamed_are_named(tracking):
     state["net"] = state.pop("model")
     with refused("missing are model, new are net", CheckpointError):
         train(state, resume_run=run_id)
-    assert tracking.get_run(run_id).status == "FAILED"
-    train(make(), resume_run=run_id)  # and nothing is lost
+    record = tracking.get_run(run_id)  # nothing of it is changed
+    assert (record.status, record.attempts) == ("FINISHED", 1)
+    train(make(), resume_run=run_id)
     assert tracking.get_run(run_id).status == "FINISHED"
 
 
@@ -314,12 +316,15 @@ def test_options_that_cannot_be_used_are_refused(tracking, options, message):
 def test_the_environment_gives_options_and_wins(tracking, monkeypatch, capsys):
     monkeypatch.setenv("ONWARD_CHECKPOINT_FREQ", "7")
     monkeypatch.setenv("ONWARD_CHEKPOINT", "1")
-    monkeypatch.setenv("ONWARD_RESUME_RUN", "")
     with onward.open_run({}, checkpoint_freq=3, resume_run="auto") as run:
         assert run.options.checkpoint_freq == 7
     assert "ONWARD_CHEKPOINT is no option" in capsys.readouterr().out
     monkeypatch.setenv("ONWARD_UPLOAD", "perhaps")
     with refused("upload='perhaps' is not one of"):
+        onward.open_run({})
+    monkeypatch.setenv("ONWARD_UPLOAD", "sync")
+    monkeypatch.setenv("ONWARD_RESUME_RUN", "")  # of a shell's variable that is not set
+    with refused("resume_run= has no value"):
         onward.open_run({})
 
 
@@ -472,3 +477,53 @@ def test_moments_of_another_dtype_than_the_weights_come_back(tracking):
     [moments] = now["optimizer"].state.values()
     assert moments["m"].dtype == torch.float32
     assert torch.equal(moments["m"], torch.full((3,), 0.123))
+
+
+def test_a_metric_that_decides_and_is_not_logged_is_told(tracking, capsys):
+    with onward.open_run({}, minimize="val_loss") as run:
+        for _epoch in run.epochs(range(2)):
+            run.log(test_loss=0.5, other=1.0)
+    told = capsys.readouterr().out
+    line = (
+        "val_loss is to decide which epoch is best, and is not logged; logged are: other, test_loss"
+    )
+    assert told.count(line) == 1
+    assert "test_loss 0.50000  other 1.00000" in told
+
+
+def test_another_metric_than_the_runs_is_told_and_changes_nothing(tracking, capsys):
+    run_id = train(make(), maximize="loss")
+    train(make(), num_epochs=3, minimize="loss", resume_run=run_id)
+    assert "loss:max decided which is best, and loss:min is given: the run's stays" in (
+        capsys.readouterr().out
+    )
+    assert str(tracking.get_run(run_id).monitor) == "loss:max"
+
+
+def test_an_optimizer_that_is_in_no_part_is_told_once(tracking, capsys):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    with onward.open_run({"model": model}) as run:
+        for _epoch in run.epochs(range(2)):
+            model(torch.ones(2)).sum().backward()
+            optimizer.step()
+    told = capsys.readouterr().out
+    assert told.count("A Adam changes the model and is in no part of the state") == 1
+
+
+def test_steps_of_a_metric_that_begin_anew_are_told(tracking, capsys):
+    with onward.open_run({}) as run:
+        for epoch in run.epochs(range(2)):
+            for step in range(3):
+                run.log(loss=epoch + step, step=step)
+    assert capsys.readouterr().out.count("loss has a value at step 0 already") == 1
+
+
+def test_a_run_that_is_never_entered_does_not_stay_running(tracking):
+    script = "import onward; run = onward.open_run({}); print(run.run_id)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    record = tracking.get_run(done.stdout.split()[-1])
+    assert record.status == "KILLED"
+    assert record.tags["mlflow.source.name"] == "notebook"

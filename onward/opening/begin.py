@@ -69,7 +69,7 @@ class Opening:
                 return self.launched
         self.tracking.require_artifacts(experiment_id)
         name = self.launch.run_name or environment.run_name()
-        return self.tracking.create_run(experiment_id, name, git.source_tags())
+        return self.tracking.create_run(experiment_id, name, git.source_tags(invocation.name()))
 
     def first_attempt(self, record: RunRecord, first_epoch: int = 1) -> Attempt:
         """Claim attempt 1 of a run that `new_run` has returned."""
@@ -99,9 +99,9 @@ class Opening:
         is_off = options.upload == "off"
         tags = {**self.launch.run_tags(), **tags}
         tags = {**tags, **({HOST_TAG: environment.hostname()} if is_off else {})}
-        command = invocation.script()
-        if command is not None:
-            tags[COMMAND_TAG] = json.dumps([redact(word) for word in command])
+        command = _command_tag()
+        if attempt.number == 1:
+            tags = tags | command
         beat = Beat.of_this_process(attempt.number, 0, {}).to_tag()
         attempt.begin({**tags, **beat}, machine_tags())
         upload_code(tracking, attempt.child_id, spool.folder, subject)
@@ -117,6 +117,7 @@ class Opening:
         publisher = Publisher(
             attempt, store, spool, Retention.of(options), manifests, not is_off, start.published
         )
+        publisher.tags |= command  # of a later one once it has come so far as to commit
         is_sync = options.upload == "sync"
         return Pipeline(publisher, spool, options.max_spool_bytes, is_sync, start.monitor)
 
@@ -154,6 +155,12 @@ class Opening:
         finally:  # last: whoever takes the folder now finds all that was recorded
             for folder in self._folders.values():
                 folder.release()
+
+
+def _command_tag() -> dict[str, str]:
+    """Return how this process was started, where it is a script of somebody's own, as a tag."""
+    words = invocation.script()
+    return {} if words is None else {COMMAND_TAG: json.dumps([redact(word) for word in words])}
 
 
 def _finish(tracking: Tracking, attempt: Attempt, pipeline: Pipeline, subject: Subject) -> None:

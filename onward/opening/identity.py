@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from onward.errors import StoreUnavailable
-from onward.monitor import UNDECLARED
+from onward.monitor import UNDECLARED, Monitor
 from onward.run.subject import UNNAMED, Subject, data_files
 from onward.system import environment, git
 from onward.system.files import atomic_write, size_in_words
@@ -115,16 +115,22 @@ def hide_secrets(tracking: Tracking, launched: RunRecord) -> None:
         )  # fmt: skip
 
 
-def identity(subject: Subject) -> dict[str, str]:
-    """Return the tags by which a run is known as one of ours, and found again."""
+def identity(subject: Subject, monitor: Monitor | None = None) -> dict[str, str]:
+    """Return the tags by which a run is known as one of ours, and found again.
+
+    Args:
+        subject: What it trains.
+        monitor: The metric that it is judged by; default: the subject's.
+    """
+    monitor = monitor or subject.monitor
     fingerprint, options = subject.data_fingerprint, subject.options
     tags = {
         FINGERPRINT_TAG: options.fingerprint(subject.name, fingerprint),
         OPTIONS_TAG: json.dumps(options.to_dict()),
         DATA_TAG: fingerprint,
     }
-    if subject.monitor != UNDECLARED:
-        tags[MONITOR_TAG] = str(subject.monitor)
+    if monitor != UNDECLARED:
+        tags[MONITOR_TAG] = str(monitor)
     if subject.name != UNNAMED:
         tags[TASK_TAG] = subject.name
     return tags

@@ -197,7 +197,8 @@ class _Way:
         start = fresh_start(subject)
         if source.content is not None:
             start = start_from(source.content, published)
-        pipeline = opening.begin(subject, record, attempt, identity(subject), start, source)
+        tags = identity(subject, start.monitor)
+        pipeline = opening.begin(subject, record, attempt, tags, start, source)
         if source.content is None:
             describe(tracking, subject, record)
         elif covered_by(self.kind.declared, DATA) & set(self.given):

@@ -163,6 +163,12 @@ def _stepping(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+def weights_of(parts: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the parameters of the models among the parts."""
+    modules = _of_kind(parts, nn.Module)
+    return [parameter for _path, module in modules for parameter in module.parameters()]
+
+
 def bare(module: Any) -> Any:
     """Return a model without what wraps it: torch.compile, DistributedDataParallel, DataParallel.
 

@@ -18,6 +18,7 @@ from onward.run.state import TrainState
 from onward.run.summary import tell_difference
 from onward.tracking.client import now_ms
 from onward.words.language import _
+from onward.words.units import in_unit
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,28 @@ class Recorder:
         self._published, self._publisher = published, publisher
         self._measured_ms = 0  # when the metrics of the unit under way were logged first
         self._logged: set[tuple[str, int]] = set()  # by the loop, in the unit under way
-        self._has_differed = False
-        self._has_waited = False
+        self._has_differed = self._has_waited = False
+        self._has_told_monitor = self._has_told_again = False
 
     def begin_unit(self) -> None:
         """Begin an epoch, or a step where there are no epochs."""
         self._measured_ms = 0
         self._logged.clear()
+
+    @property
+    def has_logged(self) -> bool:
+        """Whether the loop has logged anything in the unit under way."""
+        return bool(self._logged)
+
+    def end_unit(self, state: TrainState, number: int) -> None:
+        """Tell once where the metric that decides is not among those that are logged."""
+        name, logged = state.monitor.name, sorted({key for key, _step in self._logged})
+        if name and logged and not (self._has_told_monitor or state.history.values(name)):
+            self._has_told_monitor = True
+            log.warning(
+                _("%s is to decide which %s is best, and is not logged; logged are: %s"),
+                name, in_unit(state.unit), ", ".join(logged[:10]),
+            )  # fmt: skip
 
     def log(
         self, state: TrainState, metrics: Mapping[str, Any], step: float | None
@@ -70,6 +86,8 @@ class Recorder:
                     .format(key=key, unit=state.unit if number is None else "step", number=where[1])
                 )  # fmt: skip
         self._logged.update(places)
+        if number is not None:
+            self._tell_again(state.history, values, number)
         self.record(state, values, number)
         return values
 
@@ -107,6 +125,17 @@ class Recorder:
         if not self._has_differed:
             self._has_differed = True
             tell_difference(self._run_id, self._options, published, point)
+
+    def _tell_again(self, history: History, values: Mapping[str, float], step: int) -> None:
+        """Tell once of a value where there is another already, on an axis of the loop's own."""
+        for key, value in values.items():
+            point = history.get(key, step)
+            if point and not (self._has_told_again or same_value(point.value, value)):
+                self._has_told_again = True
+                log.warning(
+                    _("%s has a value at step %d already, and that stays: let the steps of a "
+                      "metric go on over epochs"), key, step,
+                )  # fmt: skip
 
     def _require_axis(self, state: TrainState, key: str, step: int | None) -> None:
         """Give each metric one axis: the run's units, or steps of the loop's own."""

@@ -29,7 +29,7 @@ from onward.metrics import EPOCH, STEP
 from onward.monitor import Best, Monitor
 from onward.run import rng
 from onward.run.lifecycle import Lifecycle
-from onward.run.parts import require_parts
+from onward.run.parts import require_parts, weights_of
 from onward.run.passes import Order, Passes
 from onward.run.recording import Recorder
 from onward.run.saving import Saving
@@ -73,11 +73,11 @@ class Run:
         self._saving = Saving(subject, pipeline)
         self._state: TrainState | None = None
         self._passes = Passes(self.stop_if_asked, self.step_done)
-        publisher, published = pipeline.publisher, start.published
-        self._recorder = Recorder(attempt.run_id, subject.options, published, publisher)
+        known = start.published
+        self._recorder = Recorder(attempt.run_id, subject.options, known, pipeline.publisher)
         self._num_units = subject.options.epochs
         self._is_under_way = False  # whether a unit is, which the loop has not ended
-        self._is_entered = self._is_expecting = False
+        self.is_entered = self._is_expecting = False
         self._is_best = self._is_judged = self._is_kept = False  # the unit under way
         # Of a loop of one's own: what is restored once it is entered, and its random numbers.
         self.parts: Mapping[str, Any] | None = None
@@ -130,6 +130,7 @@ class Run:
             # What is being set aside must be whole before a step changes it.
             optimizer.register_step_pre_hook(lambda *_: self._pipeline.hold_update())
         state.updates.watch(state.optimizers)
+        state.updates.watch_others(weights_of(state.parts))
         if self._start.content is not None:
             state.restore(self._start.content)
 
@@ -176,7 +177,7 @@ class Run:
         Raises:
             UsageError: That was said before, or the run is not entered.
         """
-        if not self._is_entered:
+        if not self.is_entered:
             told = _("the run is not entered: write `with onward.open_run(...) as run:`")
             raise UsageError(told)
         if self._is_expecting:
@@ -259,8 +260,7 @@ class Run:
     def step_done(self, num_steps: int | None = None) -> None:
         """Count a step of the epoch, of `num_steps` if that is known; save it where that is due."""
         state = self.state
-        state.step += 1
-        state.epoch_step += 1
+        state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
         if num_steps is not None:
             self._reporter.advance(state.epoch + state.epoch_step / num_steps)
             if state.epoch_step >= num_steps:
@@ -355,8 +355,10 @@ class Run:
         self._is_under_way = self._is_kept = self._is_judged = False
         if is_due:
             self._saving.set_aside(state, kept, required=self._is_best)
+        if is_due or self._recorder.has_logged:
             note = self._pipeline.condition or (_("kept") if kept else "")
             self._reporter.epoch(number, state.history.at(number), state.best_epoch, note)
+        self._recorder.end_unit(state, number)
 
     def should_stop(self, patience: int) -> bool:
         """Tell whether the last `patience` epochs were no better than the best before; 0: never."""
@@ -371,7 +373,7 @@ class Run:
             self._recorder.publish_missing(self._start.content)
         self.life.open()
         log.info(_("Run %s, attempt %d: %s"), self.run_id, self.attempt.number, self.attempt.link)
-        self._is_entered = True
+        self.is_entered = True
         if self.parts is not None:
             try:
                 if self._start.content is None and self.random_state is not None:
@@ -392,6 +394,7 @@ class Run:
             raise
         finally:
             self._reporter.end()
+            self._passes.state.updates.close()
             self.life.close(error, self._state)
         if error is None:
             self.life.require_saved()

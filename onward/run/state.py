@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from onward.run.parts import (
     ties_of,
 )
 from onward.run.updates import Updates
+from onward.system.untrusted import shown
 from onward.words.language import _
 
 # What `TrainState.restore` raises where a part is missing, of another kind, or does not fit.
@@ -218,7 +219,7 @@ class TrainState:
             CheckpointError: Parts are missing, do not fit, or are not what they were once they are
                 put back.
         """
-        _require_same_names(self.parts, content.parts)
+        require_same_names(self.parts, content.parts)
         try:
             for name, part in self.parts.items():
                 put_back(part, content.parts[name], name)
@@ -240,14 +241,32 @@ class TrainState:
         rng.restore(dict(content.rng))
 
 
-def _require_same_names(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def require_same_names(
+    parts: Collection[str], saved: Collection[str], then: str = "", now: str = ""
+) -> None:
+    """Refuse parts that are not called what those of a checkpoint are.
+
+    Args:
+        parts: The names of the parts.
+        saved: Those in the checkpoint.
+        then: What the script was called that saved it.
+        now: What it is called; it is told where it is another one.
+
+    Raises:
+        CheckpointError: They are not.
+    """
     missing, new = sorted(set(saved) - set(parts)), sorted(set(parts) - set(saved))
-    if missing or new:
-        raise CheckpointError(
-            _("the parts of the state are not those of the checkpoint: missing are {missing}, new "
-              "are {new}. Give each the name that it had, or start afresh")
-            .format(missing=", ".join(missing) or "-", new=", ".join(new) or "-")
-        )  # fmt: skip
+    if not (missing or new):
+        return
+    told = _(
+        "the parts of the state are not those of the checkpoint: missing are {missing}, new are "
+        "{new}. Add what is missing to the state, give each the name that it had, or start afresh"
+    ).format(missing=", ".join(missing) or "-", new=", ".join(new) or "-")
+    if then != now:
+        told = _("{told}. The run is of {then}, and this is {now}").format(
+            told=told, then=shown(then, 60), now=now
+        )
+    raise CheckpointError(told)
 
 
 def _require_restored(parts: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

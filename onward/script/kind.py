@@ -19,6 +19,7 @@ from onward.monitor import NO_MONITOR, Best, Monitor
 from onward.opening.source import find_run
 from onward.options.declare import option
 from onward.options.run_options import RunOptions
+from onward.run.state import require_same_names
 from onward.run.subject import DatasetInfo, Kind, RunFiles, Stored
 from onward.script.source import CODE_FILE, PATCH_FILE, difference, digest_of
 from onward.system.untrusted import shown
@@ -59,6 +60,7 @@ class Script:
         monitor: The metric that decides which unit is best.
         copies_in_background: Whether only steps of optimizers change weights.
         code: What the script says; "" if that is not known.
+        parts: The names of what it brings.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Script:
     monitor: Monitor = NO_MONITOR
     copies_in_background: bool = False
     code: str = ""
+    parts: Collection[str] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -222,12 +225,14 @@ class ScriptKind:
         """Tell what of the loop is not as it was when a checkpoint was saved.
 
         Raises:
-            RunNotUsable: Something is, and `strict` refuses it.
+            CheckpointError: The parts of its state are others.
+            RunNotUsable: Something else is, and `strict` refuses it.
         """
         script, data = self._script, content.data
         if script is None:
             return
-        differ = list(_differences(data, script))
+        require_same_names(script.parts, content.parts, str(data.get("script")), script.name)
+        differ = list(_differences(content, script))
         then, now = data.get("script_sha256"), digest_of(script.code)
         if now and then and then != now:
             self._patch = difference(artifacts, script.code)
@@ -241,7 +246,10 @@ class ScriptKind:
                 _("is not continued with strict=True, since this is not as it was: {listed}. Fork "
                   "it with fork=True").format(listed=listed),
             )  # fmt: skip
-        log.warning(_("Not as it was in run '%s': %s. Going on all the same"), run_id, listed)
+        log.warning(
+            _("Not as it was in run '%s': %s. Going on all the same; what the state holds, such as "
+              "an optimizer's rate, is the run's"), run_id, listed,
+        )  # fmt: skip
 
     def from_file(
         self, path: Path, given: Mapping[str, Any], weights_only: bool
@@ -257,11 +265,16 @@ class ScriptKind:
         return False
 
 
-def _differences(data: Mapping[str, Any], script: Script) -> Iterator[str]:
-    """Yield what differs of the script's name and its config."""
+def _differences(content: Content, script: Script) -> Iterator[str]:
+    """Yield what differs of the script's name, its metric and its config."""
+    data = content.data
     if data.get("script") != script.name:
         yield _("the script was {then} and is {now}").format(
             then=shown(str(data.get("script")), 60), now=shown(script.name, 60)
+        )
+    if content.monitor != script.monitor:
+        yield _("{what} decided which is best, and {now} is given: the run's stays").format(
+            what=content.monitor, now=script.monitor
         )
     then = data.get("config")
     then, now = then if isinstance(then, Mapping) else {}, script.params

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from onward.errors import UsageError
+from onward.errors import TrainError, UsageError
 from onward.monitor import NO_MONITOR, Monitor
 from onward.opening.open import open_run as open_any
 from onward.options.declare import options_of, parse
@@ -96,11 +97,13 @@ def open_run(
         code = source.script_code() if given.get("upload_diff") != "no" else ""
         script = Script(
             task or source.script_name(), config_of(config), frozenset(config_ignore),
-            _monitor_of(maximize, minimize), background_copy, code,
+            _monitor_of(maximize, minimize), background_copy, code, tuple(parts),
         )  # fmt: skip
         run = open_any(ScriptKind(script), given, launch, reporter)
-    except BaseException:  # whatever it is, nothing is logged to from here on
+    except BaseException as error:  # whatever it is, nothing is logged from here on
         reporter.close_log()
+        if isinstance(error, TrainError):  # its line says it all
+            raise error from None
         raise
     run.parts, run.random_state = parts, random_state
     return _remembered(run, reporter)
@@ -123,7 +126,13 @@ def _remembered(run: Run, reporter: Reporter) -> Run:
         _open = None
         reporter.close_log()
 
+    def abandon() -> None:
+        """Leave no run RUNNING that was opened, and never entered."""
+        if _open is run and not run.is_entered:
+            run.attempt.try_to_end("KILLED", run.attempt.first_epoch - 1)
+
     run.life.on_close = forget
+    atexit.register(abandon)
     _open = run
     return run
 

@@ -198,10 +198,10 @@ def checkpoint_key() -> bytes | None:
 
 
 def option_texts() -> dict[str, str]:
-    """Return what ONWARD_ variables say of options: name to text; empty ones count as not set."""
+    """Return what ONWARD_ variables say of options: name to text."""
     names = (name for name in os.environ if name.startswith(_PREFIX))
     found = {name.removeprefix(_PREFIX).lower(): os.environ[name] for name in names}
-    return {name: text for name, text in found.items() if text and name != "home"}
+    return {name: text for name, text in found.items() if name != "home"}
 
 
 def launched_run_id() -> str | None:

@@ -69,14 +69,18 @@ def _git(folder: Path, *arguments: str) -> bytes:
     ).stdout
 
 
-def source_tags() -> dict[str, str]:
-    """Return MLflow's tags for a run that `mlflow run` did not make: who, what, which commit."""
+def source_tags(name: str = "train") -> dict[str, str]:
+    """Return MLflow's tags for a run that `mlflow run` did not make: who, what, which commit.
+
+    Args:
+        name: What the program is called.
+    """
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user that has no name
         user = str(os.getuid())
     tags = {
-        "mlflow.source.name": "train",
+        "mlflow.source.name": name,
         "mlflow.source.type": "LOCAL",
         "mlflow.user": user,
     }

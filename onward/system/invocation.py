@@ -27,3 +27,11 @@ def script_path() -> Path | None:
     """Return the file of the program that this process runs; None in a notebook."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     return None if file is None else Path(file).absolute()
+
+
+def name() -> str:
+    """Return what the program of this process is called: a script, "notebook", or "train"."""
+    path = script_path()
+    if _script is None:
+        return "train"
+    return "notebook" if path is None else path.name

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 epoch_log = logging.getLogger("onward.epochs")  # a line an epoch; a shorter one where a bar is
 
 _REFRESH_SECONDS = 0.1
-_MAX_SHOWN = 5  # metrics in the line of an epoch
+_MAX_SHOWN = 12  # metrics in the line of an epoch of a loop of one's own
+_LINE_SECONDS = 1.0  # between two lines of steps that nothing is saved of
 
 
 class _Lasting:
@@ -82,13 +83,11 @@ def _value(value: float) -> str:
     return in_words(value) if math.isfinite(value) else f"{value}"
 
 
-def _keys_shown(metrics: Mapping[str, float], monitored: str) -> list[str]:
-    """Return the metrics to be told of an epoch: the losses, the monitored one, or the first."""
+def _keys_shown(metrics: Mapping[str, float], monitored: str, shows_all: bool) -> list[str]:
+    """Return the metrics to be told of an epoch: the losses, the monitored one, or all."""
     keys = [k for k in dict.fromkeys(("train_loss", "val_loss", monitored)) if k in metrics]
-    if {"train_loss", "val_loss"}.isdisjoint(metrics):
-        own = (k for k in metrics if not (is_wall_clock(k) or k.startswith("best_")))
-        keys = list(dict.fromkeys([*own, *keys]))[:_MAX_SHOWN]
-    return keys
+    own = (k for k in metrics if not (is_wall_clock(k) or k.startswith("best_")))
+    return list(dict.fromkeys([*keys, *own]))[:_MAX_SHOWN] if shows_all else keys
 
 
 class _ConsoleHandler(logging.Handler):
@@ -141,7 +140,7 @@ class Reporter:
     def __init__(self, console: Console | None = None, has_bar: bool = True) -> None:
         self._console, self._has_bar = console or _make_console(), has_bar
         self._bar: Progress | None = None
-        self._next_refresh = 0.0
+        self._next_refresh = self._next_line = 0.0
         self._monitor, self._unit = UNDECLARED, EPOCH
         self._early: logging.handlers.MemoryHandler | None = None
 
@@ -203,17 +202,24 @@ class Reporter:
     ) -> None:
         """Tell how an epoch went; `note` says what is to be said of its checkpoint."""
         name, unit = self._monitor.name, self._unit
-        shown = [f"{key} {_value(metrics[key])}" for key in _keys_shown(metrics, name)]
+        now = time.monotonic()
+        if unit == STEP and not note and now < self._next_line:
+            return  # a loop may log at each step
+        self._next_line = now + _LINE_SECONDS
+        shown = [
+            f"{key} {_value(metrics[key])}" for key in _keys_shown(metrics, name, not self._has_bar)
+        ]
         best = _(" (best)") if epoch == best_epoch else _(" (best: epoch {best_epoch})")
         if unit == STEP and epoch != best_epoch:
             best = _(" (best: step {best_epoch})")
         best = best.format(best_epoch=best_epoch) if best_epoch else ""
-        line = f"{unit} {epoch}  {'  '.join(shown)}{best}"
+        line = "  ".join([f"{unit} {epoch}", *shown]) + best
         line += f"  [{note}]" if note else ""
         prefix = timing_prefix(metrics)
         seconds = metrics.get(f"{prefix}epoch_seconds")
-        rate = metrics.get(f"{prefix}steps_per_second", 0.0)
-        epoch_log.info("%s  %s", line, f"{rate:.3g}/s" if seconds is None else f"{seconds:.1f} s")
+        rate = metrics.get(f"{prefix}steps_per_second")
+        took = "" if rate is None else f"  {rate:.3g}/s"
+        epoch_log.info("%s%s", line, took if seconds is None else f"  {seconds:.1f} s")
         if self._bar is not None:
             losses = [k for k in ("val_loss",) if k in metrics and k != name]
             told_short = [f"{_('loss')} {metrics[k]:.4g}" for k in losses]
