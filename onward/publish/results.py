@@ -21,6 +21,7 @@ from onward.metrics import STEP, logged_keys
 from onward.monitor import UNDECLARED
 from onward.options.run_options import RunOptions
 from onward.publish import curves
+from onward.system import invocation
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
 from onward.tracking.models import (
@@ -91,7 +92,10 @@ def publish_results(
     if not options.log_model or options.upload == "off":
         return
     register = options.register
-    log.info(_("Making figures, and the best model where it is known how …"))
+    is_own_loop = invocation.script() is not None  # of whose parts nobody here can make a model
+    log.info(
+        _("Drawing the curves …") if is_own_loop else _("Logging the best model, and figures …")
+    )
     try:
         _publish(tracking, run_id, store, find(), register, check_lease)
         return
