@@ -10,7 +10,7 @@ import pytest
 import torch
 from support import ROOT, checkpoint, client, curves, differences, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
 
 # The options of each, and how many optimizer steps that is.
 EXAMPLES = {

@@ -20,7 +20,7 @@ from support import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = f"""

@@ -23,7 +23,7 @@ from support import (
     write_table,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
 
 WAY = Path(__file__).with_name("way.py")
 # Steps of an epoch, or of a unit, and of the whole run; and how to save inside an epoch.
