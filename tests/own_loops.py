@@ -40,7 +40,7 @@ class Steps:
             self._act(self.number)
 
 
-def classifier(act=None, loader=None, data=None, **options):
+def classifier(act=None, loader=None, logs_steps=False, **options):
     """Epochs, a schedule, dropout, a shuffled loader, a running mean."""
     seed_all(1)
     steps = Steps(act)
@@ -61,6 +61,8 @@ def classifier(act=None, loader=None, data=None, **options):
                 loss.backward()
                 optimizer.step()
                 run.mean("loss").add(loss.detach(), len(labels))
+                if logs_steps:
+                    run.log(step_loss=loss, step=100 + run.step)
                 steps.done()
             model.eval()
             with torch.no_grad():

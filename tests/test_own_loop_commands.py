@@ -102,14 +102,19 @@ def test_what_waits_on_the_disk_is_published_with_its_figures(
         is_away = step > 8
 
     monkeypatch.setattr(Tracking, "log_points", refused)
-    own_loops.classifier(act=leave, drain_seconds=0, upload="async")
+    own_loops.classifier(act=leave, logs_steps=True, drain_seconds=0, upload="async")
     run_id, is_away = only_id(tracking), False
     monkeypatch.setattr(invocation, "_script", None)
     out("sync", run_id)
     record = tracking.get_run(run_id)
     assert (record.status, record.epoch, record.epochs) == ("FINISHED", 4, 4)
     figures = {item.path for item in tracking.client.list_artifacts(run_id, "figures")}
-    assert figures == {"figures/accuracy.png", "figures/loss.png"}
+    assert figures == {"figures/accuracy.png", "figures/loss.png", "figures/step_loss.png"}
+    # Also what is logged on an axis of its own, and of a fork.
+    own_loops.classifier(logs_steps=True, resume_run=run_id, fork=True, upload="sync")
+    for each in (run_id, only_id(tracking)):
+        points = tracking.client.get_metric_history(each, "step_loss")
+        assert sorted(p.step for p in points) == list(range(100, 124))
 
 
 def test_checkpoints_from_python(run, tmp_path):

@@ -462,9 +462,9 @@ def expected_output(text, run_id):
             expected.append('{"predictions": [')
         elif line.startswith("train ") and not starts_a_run(line):
             expected.append(OF_OUR_COMMANDS[line.split()[1]].replace("<id>", run_id))
-        elif line.startswith("python "):
+        elif line.startswith("python ") and not line.startswith("python -c"):
             expected.append(f"Script: {Path(line.split()[1]).name}")
-        elif "python " in line:
+        elif "python " in line and "python -c" not in line:
             expected.append("Forking run" if "FORK" in line else f"Run {run_id}, attempt 2: http")
         if not starts_a_run(line):
             continue

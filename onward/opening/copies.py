@@ -47,7 +47,8 @@ def from_contents(
     start = start_from(newest, newest.history)
     pipeline = opening.begin(subject, record, attempt, tags, fresh_start(subject))
     describe(opening.tracking, subject, record)
-    pipeline.publisher.add(newest.history)
+    for point in newest.history:
+        pipeline.publisher.add([point], (0, 0) if point.key in newest.axes else None)
     for content in owned:
         path = pipeline.spool.path(content.name)
         kept = content is newest or not content.epoch_step
