@@ -148,3 +148,11 @@ def test_the_page_and_the_description_speak_of_what_the_run_counts(run, tracking
     for text in (page, note):
         assert not re.search(r"--epochs|epochs=|val_pearson|train run", text)
         assert f"ONWARD_RESUME_RUN={run_id}" in text
+
+
+def test_the_trainer_sends_a_run_to_its_script(run):
+    run_id, _loop = run
+    result = cli("run", "--resume_run", run_id, "--take_over", "true")
+    assert result.exit_code == 6
+    assert "which goes on with it by ONWARD_RESUME_RUN=" in result.output
+    assert "task=" not in result.output

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.staging import Staged
@@ -102,6 +103,9 @@ class Publishing(Protocol):
 
     def add(self, points: Iterable[Point], order: tuple[int, int] | None = None) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed."""
+
+    def add_held(self, content: Content) -> None:
+        """Note what a committed checkpoint holds and people do not see."""
 
     def commit(self, manifest: Manifest) -> None:
         """Upload the spooled checkpoint, and do all that follows."""

@@ -47,8 +47,7 @@ def from_contents(
     start = start_from(newest, newest.history)
     pipeline = opening.begin(subject, record, attempt, tags, fresh_start(subject))
     describe(opening.tracking, subject, record)
-    for point in newest.history:
-        pipeline.publisher.add([point], (0, 0) if point.key in newest.axes else None)
+    pipeline.publisher.add_held(newest)
     for content in owned:
         path = pipeline.spool.path(content.name)
         kept = content is newest or not content.epoch_step

@@ -149,8 +149,7 @@ def _publish(
         publisher = Publisher(
             attempt, store, spool, retention, stored, HOST_TAG not in record.tags, published
         )
-        for point in content.history.missing_from(published):
-            publisher.add([point], (0, 0) if point.key in content.axes else None)
+        publisher.add_held(content)
         new = [m for m in waiting if not any(m.is_same(n) for n in stored)]
         gone = retention.to_prune([*stored, *new])
         needed = [m for m in waiting if m not in gone]

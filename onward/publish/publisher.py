@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 
 from onward.attempts.attempt import Attempt
+from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import ROOT, Manifest
 from onward.checkpoint.policy import Retention, find_best
 from onward.checkpoint.spool import Spool
@@ -80,6 +81,11 @@ class Publisher:
         """
         with self._lock:
             self._unpublished += [(point, order) for point in points]
+
+    def add_held(self, content: Content) -> None:
+        """Note what a committed checkpoint holds and MLflow has not, as far as is known."""
+        for point in content.history.missing_from(self.published):
+            self.add([point], (0, 0) if point.key in content.axes else None)
 
     def commit(self, manifest: Manifest) -> None:
         """Upload the spooled checkpoint, and do all that follows; what is done is not repeated.

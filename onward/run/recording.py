@@ -56,14 +56,15 @@ class Recorder:
         """Whether the loop has logged anything in the unit under way."""
         return bool(self._logged)
 
-    def end_unit(self, state: TrainState, number: int) -> None:
-        """Tell once where the metric that decides is not among those that are logged."""
-        name, logged = state.monitor.name, sorted({key for key, _step in self._logged})
-        if name and logged and not (self._has_told_monitor or state.history.values(name)):
+    def tell_monitor(self, state: TrainState) -> None:
+        """Tell once, as something is saved, if the metric that decides is not logged so far."""
+        name, logged = state.monitor.name, state.history.keys()
+        if name and self._logged and not (self._has_told_monitor or name in logged):
             self._has_told_monitor = True
+            own = ", ".join(sorted({key for key, _step in self._logged})[:10])
             log.warning(
-                _("%s is to decide which %s is best, and is not logged; logged are: %s"),
-                name, in_unit(state.unit), ", ".join(logged[:10]),
+                _("%s is to decide which %s is best, and is not logged so far; logged are: %s"),
+                name, in_unit(state.unit), own,
             )  # fmt: skip
 
     def log(
@@ -118,8 +119,7 @@ class Recorder:
 
     def publish_missing(self, content: Content) -> None:
         """Publish what a checkpoint holds that was committed when the attempt before died."""
-        for point in content.history.missing_from(self._published):
-            self._publisher.add([point], (0, 0) if point.key in content.axes else None)
+        self._publisher.add_held(content)
 
     def _tell_difference(self, published: Point, point: Point) -> None:
         if not self._has_differed:

@@ -354,11 +354,11 @@ class Run:
         state.end_epoch()
         self._is_under_way = self._is_kept = self._is_judged = False
         if is_due:
+            self._recorder.tell_monitor(state)
             self._saving.set_aside(state, kept, required=self._is_best)
         if is_due or self._recorder.has_logged:
             note = self._pipeline.condition or (_("kept") if kept else "")
             self._reporter.epoch(number, state.history.at(number), state.best_epoch, note)
-        self._recorder.end_unit(state, number)
 
     def should_stop(self, patience: int) -> bool:
         """Tell whether the last `patience` epochs were no better than the best before; 0: never."""

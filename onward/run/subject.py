@@ -250,6 +250,10 @@ def require_kind(run_id: str, data: Mapping[str, Any], kind: Kind) -> None:
     if name == kind.name:
         return
     told = _("trains the task '{name}', and the command is for '{kind}'")
+    if "script" in data:
+        script = shown(str(data["script"]), 60)
+        told = _("is of the script {script}, which goes on with it by ONWARD_RESUME_RUN={run_id}")
+        raise RunNotUsable(run_id, told.format(script=script, run_id=run_id))
     if name != UNNAMED:
         told = _(
             "trains the task '{name}', and the command is for '{kind}': name the file of that task "

@@ -124,6 +124,7 @@ def _remembered(run: Run, reporter: Reporter) -> Run:
     def forget() -> None:
         global _open
         _open = None
+        atexit.unregister(abandon)
         reporter.close_log()
 
     def abandon() -> None:
