@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import onward
+from onward.checkpoint import format
 from onward.errors import CheckpointError, Interrupted, RunNotUsable, UsageError
 from onward.run import parts
 from onward.script.source import CODE_FILE, PATCH_FILE
@@ -547,3 +548,9 @@ def test_a_run_that_is_closed_keeps_nothing_alive(tracking):
     del model, run
     gc.collect()
     assert alive() is None
+
+
+def test_lists_that_could_not_be_read_again_are_refused_as_they_are_written():
+    with refused("put long lists of numbers, such as a replay buffer", CheckpointError):
+        format._require_readable({"loop": [0.5] * 4_000_000})  # 36 MB in a pickle
+    format._require_readable({"loop": [0.5] * 400_000, "model": torch.zeros(10_000_000)})

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -36,7 +37,8 @@ from onward.checkpoint.manifest import (
 from onward.errors import CheckpointDamaged, CheckpointError
 from onward.metrics import EPOCH
 from onward.monitor import UNDECLARED, Monitor
-from onward.system.files import atomic_folder
+from onward.system.files import atomic_folder, size_in_words
+from onward.system.pickled import MAX_PICKLE_BYTES
 from onward.system.tensors import load_tensors
 from onward.words.language import _
 
@@ -105,6 +107,7 @@ def write_checkpoint(
 
     Raises:
         OSError: The disk is full, or cannot be written.
+        CheckpointError: It would be too large to be read again, but for its tensors.
 
     Guarantees:
         Each byte is written once, and hashed while it is. The folder has its name only when all
@@ -113,6 +116,7 @@ def write_checkpoint(
     import torch
 
     plain = to_plain(upgraded(checkpoint))
+    _require_readable(plain)
     finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     numbers = {**finite, "epoch": plain["epoch"], "global_step": plain["step"]}
     with atomic_folder(folder) as temporary:
@@ -141,6 +145,43 @@ def write_checkpoint(
         )
         (temporary / MANIFEST_FILE).write_bytes(manifest.to_json())
     return manifest
+
+
+class _Measure(pickle.Pickler):
+    """Counts the bytes of a pickle, in which a tensor is some 200, whatever its size."""
+
+    def __init__(self) -> None:
+        self.num_bytes = self._num_tensors = 0
+        super().__init__(self, protocol=2)  # as torch.save
+
+    def write(self, data: bytes) -> int:
+        """Count what is written."""
+        self.num_bytes += len(data)
+        return len(data)
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Leave tensors out, but for what the pickle says of them."""
+        import torch
+
+        if not isinstance(value, torch.Tensor):
+            return None
+        self.num_bytes += 200
+        self._num_tensors += 1
+        return self._num_tensors
+
+
+def _require_readable(plain: Mapping[str, Any]) -> None:
+    """Refuse what no reader would take, while the one before is still the newest."""
+    measure = _Measure()
+    measure.dump(plain)
+    if measure.num_bytes > MAX_PICKLE_BYTES:
+        raise CheckpointError(
+            _("the state has {size} beside its tensors, and at most {most} are read again: put "
+              "long lists of numbers, such as a replay buffer, into tensors or arrays")
+            .format(
+                size=size_in_words(measure.num_bytes), most=size_in_words(MAX_PICKLE_BYTES)
+            )
+        )  # fmt: skip
 
 
 def cut_again(folder: Path, manifest: Manifest, target: Path, part_bytes: int) -> Manifest:
