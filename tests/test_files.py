@@ -261,9 +261,9 @@ from onward.system.files import FolderLock
 lock = FolderLock(Path("f"))
 assert lock.acquire()
 if os.fork() == 0:
+    print("locked", flush=True)
     time.sleep(60)
-print("locked", flush=True)
-os.kill(os.getpid(), 9)
+time.sleep(60)
 """
     (tmp_path / "f").mkdir(mode=0o700)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -273,6 +273,7 @@ os.kill(os.getpid(), 9)
     )
     try:
         assert process.stdout.readline() == b"locked\n"
+        process.kill()
         process.wait()
         lock = FolderLock(tmp_path / "f")
         assert lock.acquire()

@@ -546,6 +546,8 @@ def test_a_run_that_is_closed_keeps_nothing_alive(tracking):
         for _epoch in run.epochs(range(1)):
             pass
     del model, run
+    for beating in (thread for thread in threading.enumerate() if thread.name == "heartbeat"):
+        beating.join(60)  # nobody waits for a beat that is under way, which tells of the run
     gc.collect()
     assert alive() is None
 

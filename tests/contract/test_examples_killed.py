@@ -35,7 +35,9 @@ class Machine:
         folder = self.folder / str(self.number)
         folder.mkdir(parents=True)
         options = {"LOG_MODEL": "false", "UPLOAD": "sync", "CHECKPOINT_STEPS": "3"}
-        given = {f"ONWARD_{k}": v for k, v in (options | {"RESUME_RUN": resume_run}).items()}
+        if resume_run:
+            options["RESUME_RUN"] = resume_run
+        given = {f"ONWARD_{name}": value for name, value in options.items()}
         env = environment(folder / "home", self.uri, OMP_NUM_THREADS="1", **given)
         done = subprocess.run(
             [
