@@ -17,6 +17,8 @@
     │   └── StoreRefused                        7   what will not go away by itself
     │       └── RequestTooLarge                 7   a gateway takes no request of that size
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
+    ├── RankLost (SystemExit)                   1   a rank died, or does not answer
+    ├── RankStopped (SystemExit)                    another rank stopped: with its code
     ├── Superseded (SystemExit)                 8   a later attempt has taken the run over
     └── Interrupted (SystemExit)               75   stopped by a signal; can be resumed
 
@@ -26,7 +28,7 @@ The command line prints that line and exits with the class's ``exit_code``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from onward.words.language import _
 from onward.words.shell import command
@@ -309,6 +311,41 @@ class Superseded(TrainError, SystemExit):
                 "attempt {attempt} of run '{run_id}' was overtaken by attempt {newest}: it "
                 "publishes nothing more and stops"
             ).format(attempt=attempt, run_id=run_id, newest=newest)
+        )
+
+
+class RankLost(TrainError, SystemExit):
+    """A rank died or does not answer, and with it what all of them were about to do.
+
+    Args:
+        ranks: Those that do not answer; none: that cannot be told.
+        reason: What was seen of it.
+    """
+
+    exit_code = code = 1
+
+    def __init__(self, ranks: Sequence[int], reason: str):
+        self.ranks, self.reason = list(ranks), reason
+        told = _("rank {ranks} died, or does not answer: {reason}")
+        if not ranks:
+            told = _("the ranks have lost each other: {reason}")
+        super().__init__(told.format(ranks=", ".join(map(str, ranks)), reason=reason))
+
+
+class RankStopped(TrainError, SystemExit):
+    """Another rank has ended, and this one ends with it, by the same code.
+
+    Args:
+        rank: That rank.
+        reason: What it says.
+        code: That of its exit.
+    """
+
+    def __init__(self, rank: int, reason: str, code: int):
+        self.rank, self.reason, self.exit_code = rank, reason, code
+        self.code = code
+        super().__init__(
+            _("rank {rank} has ended: {reason}").format(rank=rank, reason=reason or code)
         )
 
 

@@ -23,8 +23,8 @@ LAYERS = [
     ["publish"],
     ["attempts"],
     ["checkpoint", "tracking"],
-    ["options", "terminal"],
-    ["system", "world"],
+    ["options", "terminal", "world"],
+    ["system"],
     ["errors"],
     ["words", "monitor", "metrics"],
 ]

@@ -15,6 +15,8 @@ from onward.cli import listing
 from onward.cli import main as onward_cli
 from onward.options.declare import options_of
 from onward.options.request import Launch
+from onward.system.environment import Ranks
+from onward.system.environment import ranks as ranks_of_this
 from onward.tracking.client import Tracking
 from train.cli import main
 from train.tabular.options import Config
@@ -95,31 +97,31 @@ def test_a_bad_value_is_one_line_and_exit_code_2(arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+LIVES = "named by torchrun's job"
+
+
 @pytest.mark.parametrize(
-    ("variables", "is_refused"),
+    ("variables", "ranks"),
     [
-        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, True),  # torchrun
-        ({"WORLD_SIZE": "8"}, True),
-        ({"WORLD_SIZE": "1", "RANK": "0"}, False),
-        ({"WORLD_SIZE": "many"}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, False),
+        ({}, Ranks()),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, Ranks(1, 2, 1)),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, Ranks(0, 8)),
+        ({"WORLD_SIZE": "many"}, Ranks()),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, Ranks()),
+        (
+            {"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "2"},
+            Ranks(life=2, has_agent=True, lives_file=LIVES),
+        ),
     ],
 )
-def test_one_of_several_ranks_is_refused_before_anything_is_imported(variables, is_refused):
-    """Each of what torchrun starts would train a run of its own, in silence."""
-    code = (
-        "import sys\nfrom train.cli import main\n"
-        "try: main(['run', '--epochs', '0'])\n"  # refused too, a moment later
-        "finally: assert not {'torch', 'mlflow'} & set(sys.modules)"
-    )
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "WORLD_SIZE"))}
-    env |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **variables}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: WORLD_SIZE=") == is_refused, done.stderr
-    assert ("train run" in done.stderr) == is_refused
+def test_a_process_knows_its_rank(monkeypatch, variables, ranks):
+    """By what torchrun tells each of those that it starts; Slurm's own numbers are of its tasks."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    found = ranks_of_this()
+    assert found._replace(lives_file=found.lives_file and LIVES) == ranks
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_hyphens_are_taken_for_underscores(tracking, command, option, value):
 
 def test_what_others_wrote_is_one_line_of_an_error(opened, monkeypatch):
     """A name with control characters forges no line, and a password in an address is not told."""
-    from onward.opening import open as launch
+    from onward.opening import together as launch
 
     def fail(*_):
         raise errors.RunNotUsable("r\n2026 INFO fine \x1b[2J", "is at http://me:pa/ss@host/x")
@@ -161,11 +163,11 @@ def test_what_others_wrote_is_one_line_of_an_error(opened, monkeypatch):
 @pytest.fixture
 def opened(monkeypatch):
     """Return what `open_run` was called with; it ends there."""
-    from onward.opening import open as launch
+    from onward.opening import together as launch
 
     seen = {}
 
-    def open_run(kind, given, launch, reporter):
+    def open_run(kind, given, launch, reporter, world):
         seen.update(kind=kind, given=given, launch=launch)
         raise errors.UsageError("seen")
 

@@ -14,9 +14,9 @@ import pytest
 
 from onward.opening.identity import machine_tags, upload_code
 from onward.options.run_options import RunOptions
-from onward.system import environment, git
-from onward.system.environment import is_alive, machine, process
+from onward.system import environment, git, processes
 from onward.system.git import code_diff, code_version
+from onward.system.processes import is_alive, machine, this
 
 OWN = "onward/system/git.py"
 
@@ -296,7 +296,7 @@ def test_the_diff_is_stored_with_the_attempt(code, tracking, record, tmp_path, c
 
 def test_a_machine_is_its_boot_and_its_processes():
     """Two processes that can see each other agree on it."""
-    code = "from onward.system import environment; print(environment.machine())"
+    code = "from onward.system import processes; print(processes.machine())"
     root = Path(environment.__file__).parents[2]
     other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert other.stdout.strip() == machine()
@@ -314,7 +314,7 @@ def test_a_machine_without_proc_is_known_by_its_number(monkeypatch):
 
 def test_this_process_is_alive():
     """It is found by its ID and its start."""
-    pid, started = process()
+    pid, started = this()
     assert pid == os.getpid()
     assert is_alive(pid, started)
     assert not is_alive(pid, started - 1), "another process had that ID before"
@@ -334,7 +334,7 @@ def sleeper():
 
 def test_a_killed_process_is_dead_before_it_is_buried(sleeper):
     """A zombie, whose parent has not asked how it ended, trains nothing."""
-    started = environment._started(sleeper.pid)
+    started = processes._started(sleeper.pid)
     assert is_alive(sleeper.pid, started)
     sleeper.kill()
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
@@ -348,7 +348,7 @@ def test_setting_the_wall_clock_kills_nobody(sleeper, monkeypatch):
     """A start is counted from the machine's: a corrected clock leaves it as it is."""
     import psutil
 
-    started = environment._started(sleeper.pid)
+    started = processes._started(sleeper.pid)
     boot_time = psutil._psplatform.boot_time
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + 3600)
     assert is_alive(sleeper.pid, started)
@@ -360,7 +360,7 @@ def test_a_process_of_any_name_is_found(tmp_path, name):
     link = tmp_path / name.encode("latin-1").decode("utf-8", "surrogateescape")
     link.symlink_to("/bin/sleep")
     with subprocess.Popen([link, "600"]) as process:
-        started = environment._started(process.pid)
+        started = processes._started(process.pid)
         assert is_alive(process.pid, started)
         assert abs(started - time.clock_gettime(time.CLOCK_BOOTTIME)) < 60
         process.kill()

@@ -20,7 +20,7 @@ from onward.attempts import heartbeat
 from onward.attempts.attempt import Attempt
 from onward.attempts.heartbeat import Beat, Heartbeat, vanished_at, wait_until_free
 from onward.errors import RunNotUsable, StoreUnavailable, Superseded
-from onward.system import environment
+from onward.system import environment, processes
 from onward.tracking.client import MAX_TAG_CHARS, Tracking
 from onward.tracking.names import HEARTBEAT_TAG
 from onward.tracking.record import RunRecord
@@ -95,7 +95,7 @@ def test_no_heartbeat_is_an_error(field, value, rest):
         beat = Beat.from_tags({HEARTBEAT_TAG: json.dumps(document)})
         vanished_at(with_tag(json.dumps(document)))
         if beat is not None:
-            environment.is_alive(beat.pid, beat.started)
+            processes.is_alive(beat.pid, beat.started)
 
 
 def test_a_run_has_vanished_when_it_is_running_and_silent(monkeypatch):
@@ -161,7 +161,7 @@ def beat_of(tracking, record):
 def ended_process():
     """Return the ID of a process that has ended, and when it started."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    started = environment._started(process.pid)
+    started = processes._started(process.pid)
     process.wait()
     return {"pid": process.pid, "started": started}
 

@@ -20,7 +20,7 @@ from onward.errors import RunNotUsable
 from onward.opening import open as launch
 from onward.options.request import Launch
 from onward.run import recording, signals
-from onward.system import environment
+from onward.system import environment, processes
 from onward.terminal.report import Reporter
 from onward.tracking.names import MONITOR_TAG, NOTE_TAG, OPTIONS_TAG
 from train.kind import find_task
@@ -220,14 +220,14 @@ def test_what_was_committed_while_it_waited_makes_an_older_epoch_a_fork(
 def open_and_die(table, monkeypatch):
     """Return a function that opens a run and dies before its first epoch, without a word."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
-    started = environment._started(dead.pid)
+    started = processes._started(dead.pid)
     dead.wait()
 
     def die(resume_run="auto", **options):
         given = {"data": str(table), "target": "price", "batch_size": 64, "hidden_size": 16,
                  "num_layers": 1, "epochs": 4, "schedule_epochs": 4, **options}  # fmt: skip
         with monkeypatch.context() as patch:
-            patch.setattr(environment, "process", lambda: (dead.pid, started))
+            patch.setattr(processes, "this", lambda: (dead.pid, started))
             run = launch.open_run(find_task(), given, Launch(resume_run=resume_run), Reporter())
         run.life.release()
         return run.run_id

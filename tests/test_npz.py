@@ -38,6 +38,6 @@ def test_a_table_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     (tmp_path / "t.npz").write_bytes(declaring((1 << 20,), b"\0" * (8 << 20), zipfile.ZIP_DEFLATED))
     assert (tmp_path / "t.npz").stat().st_size < 20_000
     check_declared(tmp_path / "t.npz", 9 << 20)
-    monkeypatch.setattr(table_module.environment, "free_memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(table_module.hardware, "free_memory_bytes", lambda: 1 << 20)
     with pytest.raises(DataError, match=r"take 8\.4 MB, and there is room for 1\.0 MB"):
         read_table("t.npz")

@@ -127,11 +127,14 @@ def test_a_smoke_test_is_a_slow_one():
             assert "mark.slow" in text, path
 
 
-def test_mlproject_declares_no_parameters():
+def test_mlproject_declares_no_options():
     """The program sees only the options that were given, because MLflow knows no defaults."""
     mlproject = yaml.safe_load((ROOT / "MLproject").read_text())
     assert mlproject["conda_env"] == "conda.yaml"
-    assert mlproject["entry_points"] == {"main": {"command": "python -m train run"}}
+    main, distributed = (mlproject["entry_points"][name] for name in ("main", "distributed"))
+    assert main == {"command": "python -m train run"}
+    assert list(distributed["parameters"]) == ["nproc"]  # which is no option of the run
+    assert distributed["command"] == "python -m train launch --nproc {nproc} -- run"
 
 
 def test_changelog_leads_from_unreleased_down_to_older_versions(project):

@@ -44,6 +44,7 @@ from onward.opening.waiting import publish_waiting
 from onward.publish.publisher import Publisher
 from onward.run import rng, signals
 from onward.run import saving as saving_module
+from onward.run.lifecycle import Lifecycle
 from onward.run.run import Run
 from onward.system import environment
 from onward.terminal.report import Reporter
@@ -175,7 +176,8 @@ class Bench:
             publisher, spool, options.max_spool_bytes, options.upload == "sync", start.monitor
         )
         reporter = Reporter(Console(file=io.StringIO()))
-        return Run(subject, attempt, pipeline, folder, start, reporter, lambda: None)
+        life = Lifecycle(attempt, pipeline, folder, subject.options, lambda: None)
+        return Run(subject, attempt, pipeline, life, start, reporter)
 
     def source(self, run_id):
         record = self.tracking.get_run(run_id)
@@ -753,7 +755,7 @@ def test_a_stop_without_a_server_loses_nothing(bench, run_id, away):
     assert bench.spool(run_id).list()[-1].name == "global_step_7"
     assert bench.spool(run_id).read_journal()["status"] == "KILLED"
     with bench.begin(run_id) as run:
-        assert run._start.content.step == 7
+        assert run.start.content.step == 7
         train(run, **LONG)
     assert once_each(bench.rows(run_id), 4)
 

@@ -12,11 +12,13 @@ import click
 from onward.cli import main as onward
 from onward.cli.commandline import Group, say
 from onward.cli.helptext import RunParameter
-from onward.cli.main import WHICH, log_shown, publish_waiting
+from onward.cli.main import WHICH, launch_options, launched, log_shown, publish_waiting
+from onward.errors import Interrupted, RankLost, RankStopped
 from onward.options.declare import options_of
 from onward.options.request import Launch
 from onward.system import environment
 from onward.words.language import _
+from onward.world import World
 from train.kind import find_task
 from train.loop_options import TABULAR
 from train.run_command import RunCommand
@@ -48,7 +50,6 @@ def main() -> None:
 def _run_command(**values: Any) -> None:
     """Train: a fresh run, or with --resume_run from where a run was left."""
     given = dict(item for item in values.values() if item is not None)
-    environment.require_one_process()
     launch = Launch(**{k: given.pop(k) for k in options_of(Launch) if k in given})
     kind = find_task(given.get("task", TABULAR))
     kind.declared(**given)  # refuses bad values before anything is imported or opened
@@ -56,19 +57,24 @@ def _run_command(**values: Any) -> None:
     from onward.run.signals import ignore, stop_at_once
     from onward.terminal.report import Reporter
 
-    reporter = Reporter()
+    world = World(environment.ranks())
+    reporter = Reporter() if world.is_leader else Reporter.silent()
     reporter.open_log()
     stop_at_once()
     try:
         logging.getLogger("onward").info(_("Loading torch and MLflow …"))
-        from onward.opening.open import open_run
+        from onward.opening.together import open_run
         from train.loop import train
 
-        run = open_run(kind, given, launch, reporter)
+        run = open_run(kind, given, launch, reporter, world)
         with run:
             train(run)
         # Else a scheduler would be told to start a run again that is finished.
         ignore()
+    except (Interrupted, RankLost, RankStopped) as error:
+        if world.is_leader:
+            raise
+        sys.exit(error.exit_code)  # rank 0 tells, or whoever started the ranks
     finally:
         reporter.close_log()
 
@@ -118,6 +124,15 @@ def publish(run: str, epoch: str | None, register: str | None, task: str) -> Non
 def sync(ctx: click.Context, run: str | None, as_fork: bool, task: str) -> None:
     """Publish what waits on this disk: of RUN, or of every run of the server."""
     publish_waiting(ctx, run, as_fork, find_task(task))
+
+
+@main.command(context_settings={"allow_interspersed_args": False})
+@launch_options
+@click.argument("words", nargs=-1, required=True, metavar="run [OPTIONS]")
+@click.pass_context
+def launch(ctx: click.Context, nproc: str, max_restarts: int, words: tuple[str, ...]) -> None:
+    """Run a command of this program, such as `run`, as several ranks, through every death."""
+    ctx.exit(launched(["-m", "train", *words], nproc, max_restarts))
 
 
 for _name, _command in onward.main.commands.items():

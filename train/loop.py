@@ -18,6 +18,7 @@ from onward.run.run import Run
 from onward.system import environment
 from onward.words.language import _
 from train.schedule import Schedule
+from train.strategy import Strategy, strategy_for
 from train.subject import TaskSubject
 from train.task import Task
 
@@ -55,14 +56,15 @@ def train(run: Run) -> None:
         for group in optimizer.param_groups:  # a fork may have another than the checkpoint
             group["weight_decay"] = options.weight_decay
     _warn_of_horizon(run, schedule, options)
+    strategy = strategy_for(run, model, options)
 
     for epoch in run.epochs(range(1, options.epochs + 1)):
         lr = schedule.lr(epoch)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        train_epoch(run, task, model, optimizer, options)
+        train_epoch(run, task, model, optimizer, strategy, options)
         with run.interruptible():
-            metrics = task.evaluate(model)
+            metrics = run.shared(task.evaluate(model))
         _require_reported(metrics, run.monitor.name, subject.plateau.name)
         schedule.observe(metrics[subject.plateau.name])
         run.log(train_loss=run.mean("train_loss").value, **metrics, lr=lr)
@@ -78,20 +80,25 @@ def build_optimizer(task: Task, model: nn.Module, options: Any) -> torch.optim.O
 
 
 def train_epoch(
-    run: Run, task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, options: Any
+    run: Run,
+    task: Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    strategy: Strategy,
+    options: Any,
 ) -> None:
     """Make one pass over the training samples, or the rest of one."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    for indices in run.order(task.num_samples, options.batch_size):
+    for indices in strategy.order(task.num_samples, options.batch_size):
         optimizer.zero_grad(set_to_none=True)
-        loss = _backward(task, model, indices, options.accumulation_steps)
+        loss, num_samples = strategy.backward(task, indices)
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # IMPORTANT: refused before the step, so that the weights are never touched by NaN.
         _refuse_non_finite(loss, norm, run, optimizer)
         if options.max_grad_norm:
             clip_grads_with_norm_(parameters, options.max_grad_norm, norm)
         optimizer.step()
-        run.mean("train_loss").add(loss, len(indices))
+        run.mean("train_loss").add(loss, num_samples)
 
 
 def _require_reported(metrics: Mapping[str, float], *wanted: str) -> None:
@@ -122,16 +129,6 @@ def _warn_of_horizon(run: Run, schedule: Schedule, options: Any) -> None:
         standing = Standing.by_options(run.run_id, False, run.state.epoch, run.options, None)
         fork = train_command(standing.in_place() | stretched)
         log.warning(_("A fork may stretch it: %s"), fork)
-
-
-def _backward(task: Task, model: nn.Module, indices: torch.Tensor, num_parts: int) -> torch.Tensor:
-    """Add up the gradient of a batch's mean loss, part by part; return that loss."""
-    losses = []
-    for part in indices.tensor_split(min(num_parts, len(indices))):
-        loss = task.loss(model, part) * (len(part) / len(indices))
-        loss.backward()
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
 
 
 def _refuse_non_finite(

@@ -34,6 +34,25 @@ class LoopOptions:
         minimum=1,
         on_resume=FORK,
     )
+    strategy: str = option(
+        "ddp",
+        "How several ranks make a step: ddp (the average of their gradients; the same bits for the "
+        "same number of ranks), parts (the same bits for any number: see parts).",
+        "Training",
+        choices=("ddp", "parts"),
+        on_resume=FORK,
+        is_new=True,
+    )
+    parts: int = option(
+        0,
+        "With strategy=parts: into how many parts each batch is cut, a power of two; as many ranks "
+        "or fewer share them, and give the same bits. 0: as many as there are ranks at the start.",
+        "Training",
+        minimum=0,
+        maximum=1024,
+        on_resume=FORK,
+        is_new=True,
+    )
     lr: float = option(
         2e-3,
         "Highest learning rate of AdamW.",

@@ -13,6 +13,7 @@ from onward.run.subject import DatasetInfo, RunFiles
 from onward.system import environment
 from onward.tracking.models import ServedModel
 from onward.words.language import _
+from train.strategy import PARTS, require_parts
 from train.task import OPTIONAL, Task
 from train.task_file import pack
 
@@ -45,6 +46,10 @@ class TaskSubject:
                 num_weights, options.batch_size, environment.num_cpus()
             )
             options = options.replace(threads=threads)
+        num_ranks = environment.ranks().size
+        if options.strategy == PARTS:
+            options = options.replace(parts=options.parts or num_ranks)
+            require_parts(options, num_ranks)
         self.options = options
 
     @property

@@ -16,6 +16,7 @@ from onward.run import rng
 from onward.run.parts import Part
 from onward.run.run import Run
 from onward.script.open import open_run
+from onward.system import environment
 from onward.words.language import _
 
 
@@ -63,6 +64,7 @@ class OpenedRun:
         return self._run
 
     def _open(self) -> None:
+        environment.require_one_process()
         now = rng.capture()
         part = Part(self._capture, lambda saved: setattr(self, "saved", saved), is_checked=False)
         run = open_run({"trainer": part}, **self._given)

@@ -17,7 +17,7 @@ from typing import Any
 from onward.attempts.attempt import Attempt
 from onward.errors import RunNotUsable, StoreUnavailable, Superseded
 from onward.metrics import Point
-from onward.system import environment
+from onward.system import environment, processes
 from onward.system.system_metrics import SystemMetrics
 from onward.system.untrusted import parse_json
 from onward.tracking.client import MAX_TAG_CHARS, Tracking, now_ms
@@ -50,7 +50,7 @@ class Beat:
     @classmethod
     def of_this_process(cls, attempt: int, number: int, progress: Mapping[str, Any]) -> Beat:
         """Return the beat of that number; of a metric it tells the value as a plain number."""
-        where = (environment.hostname(), environment.machine(), *environment.process())
+        where = (environment.hostname(), processes.machine(), *processes.this())
         told = {k: v if isinstance(v, int) else float(v) for k, v in progress.items()}
         return cls(attempt, number, time.time(), *where, told)
 
@@ -184,8 +184,8 @@ def wait_until_free(tracking: Tracking, record: RunRecord, take_over: bool) -> R
     if not _is_open(record):
         return record
     beat = _beat_of_newest(tracking, record)
-    if beat is not None and beat.machine == environment.machine():
-        if environment.is_alive(beat.pid, beat.started):
+    if beat is not None and beat.machine == processes.machine():
+        if processes.is_alive(beat.pid, beat.started):
             raise RunNotUsable(
                 record.run_id,
                 _(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ _FIELDS = ("epoch", "step", "epoch_step", "epoch_sums", "epoch_seconds", "best_e
            "config", "data", "environment", "timestamp")  # fmt: skip
 # Of an epoch under way: every version has them, since `upgraded` gives them to the first.
 _UNDER_WAY = ("epoch_step", "epoch_sums", "epoch_seconds")
-_OPTIONAL: Mapping[str, Any] = {"unit": EPOCH, "axes": {}, "feeds": {}}
+_OPTIONAL: Mapping[str, Any] = {"unit": EPOCH, "axes": {}, "feeds": {}, "ranks": []}
 # What a program that knows no version 3 takes out of a file.
 _PARTS_OF_VERSION_2 = {"model", "optimizer", "scheduler"}
 _NEEDED_BY_VERSION_2 = "best_corr"
@@ -46,6 +46,7 @@ class Content:
             counts steps too.
         axes: Of metrics that are not logged by unit: name to what their steps are.
         feeds: Where each loader is, by name.
+        ranks: What each rank of several had of its own, such as random numbers; rank 0's first.
     """
 
     epoch: int
@@ -66,6 +67,7 @@ class Content:
     unit: str = EPOCH
     axes: Mapping[str, str] = field(default_factory=dict)
     feeds: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -102,7 +104,7 @@ class Content:
         return {
             name: getattr(self, name)
             for name, default in _OPTIONAL.items()
-            if getattr(self, name) != default
+            if getattr(self, name) and getattr(self, name) != default
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +146,10 @@ class Content:
             isinstance(optional[name], Mapping) for name in ("axes", "feeds")
         ):
             raise ValueError("it counts in no unit that there is")
+        if not isinstance(optional["ranks"], list) or not all(
+            isinstance(own, Mapping) for own in optional["ranks"]
+        ):
+            raise ValueError("what its ranks had cannot be read")
         known = {*_FIELDS, *_OPTIONAL, "history", "monitor", "format_version"}
         monitor = document.get("monitor")
         document = {**document, "epoch_seconds": float(seconds)}

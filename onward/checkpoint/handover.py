@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import Retention
-from onward.checkpoint.staging import Staged
+from onward.checkpoint.staging import MayWait, Staged
 from onward.checkpoint.store import CheckpointStore
 from onward.metrics import History, Point
 
@@ -89,15 +89,9 @@ class Item:
     stall_seconds: float
 
 
-class Publishing(Protocol):
-    """Brings a run's store in line with a checkpoint; each of its steps can be repeated.
+class Noting(Protocol):
+    """What people see of a run, and are to see once it is committed."""
 
-    Each raises `StoreUnavailable` where it is to be called again later.
-    """
-
-    store: CheckpointStore
-    manifests: list[Manifest]  # of the checkpoints in the store
-    retention: Retention
     published: History  # metrics that people see
     tags: dict[str, str]  # what the next commit is to say of the run besides
 
@@ -106,6 +100,49 @@ class Publishing(Protocol):
 
     def add_held(self, content: Content) -> None:
         """Note what a committed checkpoint holds and people do not see."""
+
+
+class Saver(Protocol):
+    """Takes checkpoints of a training that goes on."""
+
+    timings: Timings | None
+
+    @property
+    def publisher(self) -> Noting:
+        """Of what the checkpoints hold."""
+        ...
+
+    @property
+    def condition(self) -> str:
+        """How the way to the store is, in words; "": nothing is to be told."""
+        ...
+
+    def check(self) -> None:
+        """Raise what has ended saving."""
+
+    def hold_update(self) -> None:
+        """Wait, right before the weights change, until they are set aside."""
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        kept: bool,
+        may_wait: MayWait | None = None,
+        required: bool = False,
+    ) -> bool:
+        """Save a checkpoint; return whether it is set aside."""
+
+
+class Publishing(Noting, Protocol):
+    """Brings a run's store in line with a checkpoint; each of its steps can be repeated.
+
+    Each raises `StoreUnavailable` where it is to be called again later.
+    """
+
+    store: CheckpointStore
+    manifests: list[Manifest]  # of the checkpoints in the store
+    retention: Retention
 
     def commit(self, manifest: Manifest) -> None:
         """Upload the spooled checkpoint, and do all that follows."""

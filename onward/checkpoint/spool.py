@@ -92,6 +92,10 @@ class Spool:
         """Where the attempt's log is written."""
         return self.folder / f"attempt_{self.attempt}.log"
 
+    def log_files(self) -> list[Path]:
+        """Return the logs that there are: the attempt's, and those of its other ranks."""
+        return sorted(self.folder.glob(f"{self.log_file.stem}*.log"))
+
     def path(self, name: str) -> Path:
         """Return the folder of the checkpoint `name`, whether it is there or not."""
         return self.folder / name

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ from onward.words.redact import redact
 
 if TYPE_CHECKING:
     from onward.run.subject import Kind
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 WHICH = "N|global_step_N|latest|best"  # checkpoint
 
@@ -149,6 +151,37 @@ def show(run: str, epoch: str, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1, default=str))
         return
     listing.show_checkpoint(found)
+
+
+def launch_options(command: F) -> F:
+    """Give a command the options of those that start several ranks."""
+    nproc = click.option(
+        "--nproc", default="auto", metavar="N|auto", help="How many.  [one for each GPU]"
+    )
+    restarts = click.option(
+        "--max_restarts",
+        type=click.IntRange(0),
+        default=3,
+        help="How often to start anew without a checkpoint in between.  [3]",
+    )
+    return nproc(restarts(command))
+
+
+@main.command(context_settings={"allow_interspersed_args": False})
+@launch_options
+@click.argument("words", nargs=-1, required=True, metavar="SCRIPT [ARGUMENTS ...]")
+@click.pass_context
+def launch(ctx: click.Context, nproc: str, max_restarts: int, words: tuple[str, ...]) -> None:
+    """Train as several ranks of this machine by a script of your own, through every death."""
+    ctx.exit(launched(words, nproc, max_restarts))
+
+
+def launched(words: Sequence[str], nproc: str, max_restarts: int) -> int:
+    """Run a program as so many ranks; return the exit code."""
+    from onward.cli.launching import launch, number_of
+
+    with log_shown():
+        return launch(words, number_of(nproc), max_restarts)
 
 
 @main.command()

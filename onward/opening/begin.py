@@ -22,6 +22,7 @@ from onward.opening.source import Source, local_folder, open_store
 from onward.options.request import Launch
 from onward.publish.publisher import Publisher
 from onward.publish.results import publish_results
+from onward.run.lifecycle import Lifecycle
 from onward.run.run import Run
 from onward.run.state import Start
 from onward.run.subject import Subject
@@ -34,6 +35,7 @@ from onward.tracking.names import COMMAND_TAG, HOST_TAG
 from onward.tracking.record import RunRecord
 from onward.words.language import _
 from onward.words.redact import redact
+from onward.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +48,19 @@ class Opening:
         launch: What the command asks for.
         launched: The run that `mlflow run` made for this process, if any.
         reporter: What the terminal shows.
+        world: The ranks, of which this is the first.
     """
 
     def __init__(
-        self, tracking: Tracking, launch: Launch, launched: RunRecord | None, reporter: Reporter
+        self,
+        tracking: Tracking,
+        launch: Launch,
+        launched: RunRecord | None,
+        reporter: Reporter,
+        world: World = ALONE,
     ) -> None:
         self.tracking, self.launch, self.launched = tracking, launch, launched
-        self._reporter = reporter
+        self._reporter, self.world = reporter, world
         self._attempt: Attempt | None = None  # once it is begun
         self._folders: dict[str, RunFolder] = {}
 
@@ -137,7 +145,8 @@ class Opening:
             log.info("%s", line)
         folder = self._folders[attempt.run_id]
         finish = functools.partial(_finish, self.tracking, attempt, pipeline, subject)
-        return Run(subject, attempt, pipeline, folder, start, self._reporter, finish)
+        life = Lifecycle(attempt, pipeline, folder, subject.options, finish, self.world)
+        return Run(subject, attempt, pipeline, life, start, self._reporter, self.world)
 
     def abandon(self, status: str) -> None:
         """Close what was opened, after an error."""

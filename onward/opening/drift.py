@@ -12,7 +12,7 @@ from onward.words.language import _
 log = logging.getLogger(__name__)
 
 # Where these differ, results can differ in their last bits.
-_EXACTNESS = ("device", "threads", "torch", "numpy", "python", "cuda")
+_EXACTNESS = ("device", "threads", "ranks", "torch", "numpy", "python", "cuda")
 _NOT_COMPARED = {"host", "platform", "cpus"}  # another machine of the same kind is no news
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from onward.errors import StoreUnavailable
 from onward.monitor import UNDECLARED, Monitor
 from onward.run.subject import UNNAMED, Subject, data_files
-from onward.system import environment, git
+from onward.system import environment, git, hardware
 from onward.system.files import atomic_write, size_in_words
 from onward.tracking.client import Tracking
 from onward.tracking.names import (
@@ -55,7 +55,7 @@ def machine_tags() -> dict[str, str]:
     return {
         **versions,
         MACHINE_TAG: environment.hostname(),
-        HARDWARE_TAG: environment.hardware(),
+        HARDWARE_TAG: hardware.in_words(environment.num_cpus()),
         CODE_TAG: git.code_version() or "unknown",
     }
 

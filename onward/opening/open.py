@@ -51,11 +51,18 @@ from onward.tracking.client import Tracking
 from onward.tracking.names import FILE_TAG, FINGERPRINT_TAG
 from onward.tracking.record import RunRecord
 from onward.words.language import _
+from onward.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
 
-def open_run(kind: Kind, given: Mapping[str, Any], launch: Launch, reporter: Reporter) -> Run:
+def open_run(
+    kind: Kind,
+    given: Mapping[str, Any],
+    launch: Launch,
+    reporter: Reporter,
+    world: World = ALONE,
+) -> Run:
     """Open the run that a command asks for.
 
     Args:
@@ -63,6 +70,7 @@ def open_run(kind: Kind, given: Mapping[str, Any], launch: Launch, reporter: Rep
         given: The options of the run that were given, and only those.
         launch: What to go on from.
         reporter: What the terminal shows.
+        world: The ranks, of which this is the first.
 
     Returns:
         The run, to be entered.
@@ -86,7 +94,7 @@ def open_run(kind: Kind, given: Mapping[str, Any], launch: Launch, reporter: Rep
         )  # fmt: skip
     if launched is not None:
         hide_secrets(tracking, launched)
-    opening = Opening(tracking, launch, launched, reporter)
+    opening = Opening(tracking, launch, launched, reporter, world)
     try:
         return _Way(opening, kind, given).run()
     except BaseException as error:  # a stop by Ctrl-C must close the run too
@@ -209,7 +217,8 @@ class _Way:
         if source.content is None:
             return
         options = subject.options
-        now = environment.describe(environment.choose_device(options.device), options.threads)
+        device = environment.choose_device(options.device)
+        now = environment.describe(device, options.threads, self.opening.world.size)
         found = drift.differences(source.content.environment, now)
         fork = fork_command(source, self.given, self.kind)
         drift.report(source.record.run_id, found, options.strict, fork)

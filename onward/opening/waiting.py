@@ -75,8 +75,8 @@ def publish_waiting(
             journal = _lost_journal(tracking, record)
         attempt = Attempt.from_journal(tracking, journal)
         manifests = _publish(tracking, record, store, spool, attempt)
-        if spool.log_file.exists():
-            store.try_to("log", functools.partial(store.upload, spool.log_file, "logs"))
+        for log_file in spool.log_files():
+            store.try_to("log", functools.partial(store.upload, log_file, "logs"))
         vanished = journal["status"] == "RUNNING"
         status = "KILLED" if vanished else str(journal["status"])
         epochs = [m.epoch for m in manifests if m.attempt == spool.attempt]

@@ -17,6 +17,7 @@ from onward.words.shell import quoted
 
 Options = dict[str, Any]
 SCRIPT = "script"  # among options: what starts a loop of one's own
+_STARTS = [(r"python[0-9.]{0,6}",), ("onward", "launch", "--nproc", "[0-9]{1,4}")]
 _TOLD_BY_LOOP = {SCRIPT, "epochs", "schedule_epochs", "task"}
 
 
@@ -143,9 +144,13 @@ def train_command(options: Mapping[str, Any], project: str | None = None) -> str
     if script is not None:
         return _script_command(script, options)
     words = {name: quoted(to_text(value)) for name, value in options.items()}
+    launcher = environment.ranks().launcher  # onward launch --nproc N
     if environment.launched_run_id() is None:
-        return " ".join(["train run", *(f"--{k} {v}" for k, v in words.items())])
+        start = " ".join(["train", *launcher[1:], "--", "run"]) if launcher else "train run"
+        return " ".join([start, *(f"--{k} {v}" for k, v in words.items())])
     start = f"mlflow run {project or _project()} --env-manager local"
+    if launcher:
+        start += f" -e distributed -P nproc={launcher[-1]}"
     return " ".join([start, *(f"-P {k}={v}" for k, v in words.items())])
 
 
@@ -163,14 +168,15 @@ def script_of(words: object) -> tuple[str, ...] | None:
     """Return the words that start a script, as a run tells them; None if they cannot be that.
 
     Whoever can write to the run's tags chooses them, and somebody may paste them: they are a
-    Python that runs a file or a module, and nothing else.
+    Python that runs a file or a module, or our launcher that does, and nothing else.
     """
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         return None
-    is_python = len(words) >= 2 and re.fullmatch(r"python[0-9.]{0,6}", words[0]) is not None
-    if not is_python or (words[1].startswith("-") and words[1] != "-m") or len(words) > 200:
-        return None
-    return tuple(words)
+    for patterns in _STARTS:
+        start, rest = words[: len(patterns)], words[len(patterns) :]
+        if all(map(re.fullmatch, patterns, start)) and rest and len(words) <= 200:
+            return None if rest[0].startswith("-") and rest[0] != "-m" else tuple(words)
+    return None
 
 
 def _project() -> str:

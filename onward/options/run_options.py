@@ -150,6 +150,15 @@ class RunOptions:
         "Checkpoints",
         minimum=0,
     )
+    rank_minutes: float = option(
+        10.0,
+        "With several ranks: how long they wait for one another, as in a step, before the job ends "
+        "as FAILED, to be gone on with.",
+        "Training",
+        minimum=0.01,
+        is_new=True,
+        covers=MACHINE,
+    )
     log_model: bool = option(
         True,
         "When training is finished, log the best checkpoint as a model that takes raw rows, with "

@@ -223,4 +223,6 @@ class Publisher:
 
     def upload_log(self) -> bool:
         """Store the attempt's log, as far as it is written; return whether it is."""
-        return self.store.try_to("log", lambda: self.store.upload(self._spool.log_file, "logs"))
+        store = self.store
+        uploads = [functools.partial(store.upload, at, "logs") for at in self._spool.log_files()]
+        return all([store.try_to("log", upload) for upload in uploads])  # noqa: C419  (each one)

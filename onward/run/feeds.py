@@ -8,6 +8,7 @@ checkpoint's own random numbers back between the order and the first batch.
 
 from __future__ import annotations
 
+import collections
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,9 @@ from onward.errors import CheckpointError
 from onward.run import rng
 from onward.run.parts import Stateful
 from onward.run.seeded import seeded_within
+from onward.run.shares import Shares, is_divisible, shield
 from onward.words.language import _
+from onward.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +35,12 @@ class Feed:
 
     Args:
         loader: Any iterable that can be iterated anew for each pass.
+        world: The ranks, each of which gets a part of each batch.
     """
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+    def __init__(self, loader: Any, world: World = ALONE) -> None:
+        self._loader, self._world = loader, world
+        self._weights: collections.deque[float] = collections.deque()
         self._is_renewed = False  # whether the loop makes its loader anew for each pass
         self.taken = 0  # batches of the pass under way
         self.num_passes = 0  # complete
@@ -107,6 +112,7 @@ class Feed:
             epoch: By which augmentation is seeded, see `seeded`.
         """
         now = rng.capture()
+        shield(self.loader)
         seeded = seeded_within(getattr(self.loader, "dataset", None))
         if seeded is not None:
             seeded.set_epoch(epoch)
@@ -114,6 +120,8 @@ class Feed:
             self.loader.load_state_dict(self._place)
             batches = iter(self.loader)
             rng.restore(now)
+        elif self.is_divided:
+            batches = self._divided(now)
         elif self.taken:
             batches = self._skipped(now)
         else:
@@ -125,6 +133,48 @@ class Feed:
             self.taken += 1
             yield batch
         self.is_exhausted = True
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether each rank gets a part of each batch; else each iterates the loader as it is."""
+        return not self._world.is_alone and is_divisible(self.loader)
+
+    @property
+    def batch_weight(self) -> float:
+        """That of the batch which was read last; to be asked once."""
+        return self._weights.popleft() if self._weights else 1.0
+
+    def _divided(self, now: dict[str, Any]) -> Iterator[Any]:
+        """Return an iterator over this rank's parts, in the order that rank 0 draws."""
+        loader, own, is_fresh = self.loader, _generators_of(self.loader), not self.taken
+        before, divided = now, copy.copy(loader)
+        if is_fresh:
+            start = {"rng": now, "generators": own}
+            self._start = dict(self._world.broadcast(start) or start)
+
+        def draw_order() -> None:
+            nonlocal before
+            if not (is_fresh and self._world.is_leader):  # whose own numbers are those of the order
+                before = rng.capture()
+                self._draw_order()
+                # As `iter` does for the workers, before anything else.
+                torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+
+        def return_to_own() -> None:
+            if not is_fresh:
+                rng.restore(now)
+                _set_generators(loader, own)
+            elif not self._world.is_leader:
+                rng.restore(before)
+
+        shares = Shares(loader.batch_sampler, self._world, self.taken, draw_order, return_to_own)
+        # Past `__setattr__`, as for `_without_first`. Workers that persist would keep the sampler.
+        divided.__dict__.update(batch_sampler=shares, persistent_workers=False, _iterator=None)
+        self._weights = shares.weights
+        batches = iter(divided)
+        if not is_fresh:
+            rng.restore(now)
+        return batches
 
     @property
     def _keeps_place(self) -> bool:

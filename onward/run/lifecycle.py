@@ -14,6 +14,7 @@ from onward.run.closing import Closing
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system import environment, invocation
+from onward.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ class Lifecycle:
         folder: This disk's folder for the run, acquired.
         options: Those of the run.
         finish: Called when training is finished, in the background: what is made of its result.
+        world: The ranks.
 
     Attributes:
+        folder: Where the attempt's files are on this disk.
         progress: What the heartbeat tells.
         stop: Whether a signal has asked to stop.
         on_close: Called at the very end.
@@ -41,9 +44,11 @@ class Lifecycle:
         folder: RunFolder,
         options: RunOptions,
         finish: Callable[[], None],
+        world: World = ALONE,
     ) -> None:
-        self._pipeline, self._folder = pipeline, folder
-        self.stop = StopRequest(environment.seconds_left(options.max_minutes))
+        self._attempt, self._pipeline, self._folder = attempt, pipeline, folder
+        self._world, self.folder = world, pipeline.spool.folder
+        self.stop = StopRequest(environment.seconds_left(options.max_minutes), world.has_agent)
         pipeline.seconds_left = lambda: self.stop.seconds_left(options.grace_seconds)
         self.progress: Mapping[str, float] = {}
         self.on_close: Callable[[], object] = lambda: None
@@ -60,6 +65,11 @@ class Lifecycle:
         self._pipeline.open()
         self._heartbeat.start()
 
+    def abandon(self) -> None:
+        """End an attempt that was opened, and never entered."""
+        self._attempt.try_to_end("KILLED", self._attempt.first_epoch - 1)
+        self.release()
+
     def release(self) -> None:
         """Give the folder back."""
         self._folder.release()
@@ -69,11 +79,14 @@ class Lifecycle:
         try:
             if isinstance(error, SystemExit) and invocation.script() is not None:
                 log.warning("%s", error)  # nobody else tells: a script ends by it without a word
+            self._world.end(error)
             self._closing.close(error, state)
         finally:
             self._heartbeat.stop()
             self.stop.uninstall()
             self.release()
+            self._world.closed()
+            self._world.close()
             self.on_close()
 
     def require_saved(self) -> None:

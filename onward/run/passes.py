@@ -13,11 +13,14 @@ from onward.errors import UsageError
 from onward.metrics import STEP
 from onward.run import order as orders
 from onward.run.feeds import Feed, tell_doubts
+from onward.run.shares import share_of
 from onward.run.state import TrainState
 from onward.words.language import _
+from onward.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
+_END = object()
 _INSIDE = "batches"  # in the names of feeds whose pass is that of an epoch
 
 
@@ -88,15 +91,21 @@ class Passes:
     Args:
         stop_if_asked: Saves and stops, if a signal has asked for it.
         step_done: Counts a step of the epoch, of so many; None: that is not known.
+        world: The ranks, each of which has a share of every batch.
 
     Attributes:
         state: Where training is; set once it is restored.
+        batch_weight: See `Run.batch_weight`.
     """
 
     def __init__(
-        self, stop_if_asked: Callable[[], object], step_done: Callable[[int | None], object]
+        self,
+        stop_if_asked: Callable[[], object],
+        step_done: Callable[[int | None], object],
+        world: World = ALONE,
     ) -> None:
-        self._stop_if_asked, self._step_done = stop_if_asked, step_done
+        self._stop_if_asked, self._step_done, self._world = stop_if_asked, step_done, world
+        self.batch_weight = 1.0
         self.state = TrainState({})
         self._is_under_way = False  # a unit of the run
         self._num_begun = self._num_repeated = 0  # passes of the unit, and endless ones of the run
@@ -142,18 +151,21 @@ class Passes:
                 )  # fmt: skip
             feed.end_pass()
 
-    def order(self, num_samples: int, batch_size: int, seed: int) -> Order:
+    def order(self, num_samples: int, batch_size: int, seed: int, is_whole: bool) -> Order:
         """Return an order of samples; see `Run.order`."""
+        walk = functools.partial(self._walk, is_whole=is_whole)
         # Counted from 1, as it always was.
-        return Order(num_samples, batch_size, seed, lambda: self.state.epoch + 1, self._walk)
+        return Order(num_samples, batch_size, seed, lambda: self.state.epoch + 1, walk)
 
-    def _walk(self, order: Order) -> Iterator[torch.Tensor]:
+    def _walk(self, order: Order, is_whole: bool) -> Iterator[torch.Tensor]:
         state, num = self.state, len(order)
         state.know_counts(order.num_samples, num)
         self._stop_if_asked()
         for indices in order.after(state.epoch_step):
             state.updates.begin()
             self._is_inside = True
+            if not is_whole:
+                indices, self.batch_weight = share_of(indices, self._world)
             yield indices
             self._is_inside = False
             self._step_done(num)
@@ -166,11 +178,11 @@ class Passes:
         name = f"repeated {self._num_repeated}"
         self._num_repeated += 1
         self._tell_doubts(loader)
-        return self._repeat(self.state.feed(name, loader))
+        return self._repeat(self.state.feed(name, loader, self._world))
 
     def _repeat(self, feed: Feed) -> Iterator[Any]:
         while True:
-            yield from feed.iterate(feed.num_passes)
+            yield from self._each(feed, feed.num_passes)
             feed.end_pass()
             if feed.length == 0:
                 raise UsageError(_("the loader to be repeated has no batches"))
@@ -187,7 +199,7 @@ class Passes:
                   "run.epochs, and evaluation takes its loader as it is")
             )  # fmt: skip
         if state.unit == STEP:  # nothing is saved inside it
-            yield from Feed(loader).iterate(state.epoch)
+            yield from self._each(Feed(loader, self._world), state.epoch)
             return
         if self._has_ended:
             raise UsageError(
@@ -200,10 +212,10 @@ class Passes:
         batch_sampler = getattr(loader, "batch_sampler", None)
         if isinstance(batch_sampler, Order):
             batch_sampler.is_sampler = True
-        feed = state.feed(name, loader)
+        feed = state.feed(name, loader, self._world)
         num_batches = feed.length
         self._stop_if_asked()
-        for batch in feed.iterate(state.epoch):
+        for batch in self._each(feed, state.epoch):
             if is_first:
                 state.updates.begin()
             self._is_inside = True
@@ -214,6 +226,19 @@ class Passes:
                 if state.updates.is_whole():
                     self._stop_if_asked()
         self._has_ended = True
+
+    def _each(self, feed: Feed, epoch: int) -> Iterator[Any]:
+        """Yield the batches of a pass, as many on each rank."""
+        batches = feed.iterate(epoch)
+        while True:
+            batch = next(batches, _END)
+            if not (self._world.is_alone or feed.is_divided):
+                if self._world.agree([batch is _END])[0]:  # some rank has no more
+                    return
+            elif batch is _END:
+                return
+            self.batch_weight = feed.batch_weight
+            yield batch
 
     def _tell_doubts(self, loader: Any) -> None:
         self._has_told_doubts = self._has_told_doubts or tell_doubts(loader)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from onward.checkpoint.content import Content
-from onward.checkpoint.handover import Publishing
+from onward.checkpoint.handover import Noting
 from onward.errors import UsageError
 from onward.metrics import History, Point, is_wall_clock, same_value
 from onward.options.run_options import RunOptions
@@ -37,7 +37,7 @@ class Recorder:
     """
 
     def __init__(
-        self, run_id: str, options: RunOptions, published: History, publisher: Publishing
+        self, run_id: str, options: RunOptions, published: History, publisher: Noting
     ) -> None:
         self._run_id, self._options = run_id, options
         self._published, self._publisher = published, publisher

@@ -18,27 +18,31 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from onward.attempts.attempt import Attempt
-from onward.checkpoint.pipeline import Pipeline
-from onward.checkpoint.spool import RunFolder
-from onward.errors import Interrupted, UsageError
+from onward.checkpoint.handover import Saver
+from onward.errors import Interrupted
 from onward.metrics import EPOCH, STEP
 from onward.monitor import Best, Monitor
 from onward.run import rng
+from onward.run.agreement import Agreement
+from onward.run.following import Followed, Following
 from onward.run.lifecycle import Lifecycle
 from onward.run.parts import require_parts, weights_of
 from onward.run.passes import Order, Passes
+from onward.run.ranks import for_rank
 from onward.run.recording import Recorder
 from onward.run.saving import Saving
 from onward.run.signals import StopNow
 from onward.run.state import Mean, Start, TrainState
 from onward.run.subject import Subject
+from onward.run.units import require_expected, require_range
 from onward.terminal.report import Reporter
 from onward.tracking.names import OPTIONS_TAG, UNIT_TAG
 from onward.words.language import _
+from onward.world import ALONE, World
 
 log = logging.getLogger(__name__)
 
@@ -50,29 +54,29 @@ class Run:
         subject: What is trained.
         attempt: The claimed attempt.
         pipeline: Commits its checkpoints; its threads are started with the run.
-        folder: This disk's folder for the run, acquired; released when the run is closed.
+        life: From its beginning in this process to its end.
         start: Where it begins.
         reporter: What the terminal shows.
-        finish: Called when training is finished, in the background: what is made of its result.
+        world: The ranks, of which this process is one.
     """
 
     def __init__(
         self,
         subject: Subject,
-        attempt: Attempt,
-        pipeline: Pipeline,
-        folder: RunFolder,
+        attempt: Attempt | Followed,
+        pipeline: Saver,
+        life: Lifecycle | Following,
         start: Start,
         reporter: Reporter,
-        finish: Callable[[], None],
+        world: World = ALONE,
     ) -> None:
         self.subject, self.options = subject, subject.options
-        self.attempt, self._pipeline = attempt, pipeline
-        self._start, self._reporter = start, reporter
-        self.life = Lifecycle(attempt, pipeline, folder, subject.options, finish)
-        self._saving = Saving(subject, pipeline)
+        self.attempt, self._pipeline, self.life = attempt, pipeline, life
+        self.start, self._reporter, self.world = start, reporter, world
+        self._saving = Saving(attempt.run_id, subject, pipeline, world)
         self._state: TrainState | None = None
-        self._passes = Passes(self.stop_if_asked, self.step_done)
+        self._passes = Passes(self.stop_if_asked, self.step_done, world)
+        self._agreement = Agreement(world, life.stop, pipeline)
         known = start.published
         self._recorder = Recorder(attempt.run_id, subject.options, known, pipeline.publisher)
         self._num_units = subject.options.epochs
@@ -97,7 +101,7 @@ class Run:
     @property
     def monitor(self) -> Monitor:
         """The metric that decides which epoch is best."""
-        return self._start.monitor
+        return self.start.monitor
 
     @property
     def step(self) -> int:
@@ -131,8 +135,8 @@ class Run:
             optimizer.register_step_pre_hook(lambda *_: self._pipeline.hold_update())
         state.updates.watch(state.optimizers)
         state.updates.watch_others(weights_of(state.parts))
-        if self._start.content is not None:
-            state.restore(self._start.content)
+        if self.start.content is not None:
+            state.restore(for_rank(self.start.content, self.world, self.options.seed))
 
     def epochs(self, numbers: Sequence[int]) -> Iterator[int]:
         """Yield what is left of `numbers`, one for each epoch of the whole run.
@@ -162,10 +166,7 @@ class Run:
         return self._units(numbers, STEP)
 
     def _units(self, numbers: Any, unit: str) -> Iterator[int]:
-        if not isinstance(numbers, Sequence):
-            told = _("run.{unit}s takes a range of all its {unit}s, such as range(50)")
-            raise UsageError(told.format(unit=unit))
-        self.expect(len(numbers), unit)
+        self.expect(len(require_range(numbers, unit)), unit)
         while self.has_unit_left():
             self.begin_unit()
             yield numbers[self.state.epoch]
@@ -177,20 +178,7 @@ class Run:
         Raises:
             UsageError: That was said before, or the run is not entered.
         """
-        if not self.is_entered:
-            told = _("the run is not entered: write `with onward.open_run(...) as run:`")
-            raise UsageError(told)
-        if self._is_expecting:
-            raise UsageError(
-                _("run.{unit}s is iterated already, and a run has one such loop: give it one range "
-                  "over everything").format(unit=unit)
-            )  # fmt: skip
-        if number < self.state.epoch:
-            raise UsageError(
-                _("run.{unit}s got {number}, and the run has {done} behind it: give it the whole "
-                  "range, as long as before or longer")
-                .format(unit=unit, number=number, done=self.state.epoch)
-            )  # fmt: skip
+        require_expected(number, unit, self.state.epoch, self.is_entered, self._is_expecting)
         self._is_expecting = True
         self.state.count(unit)
         self._num_units = number
@@ -207,10 +195,14 @@ class Run:
     def has_unit_left(self) -> bool:
         """Tell whether there is an epoch, or a step, to train."""
         number = self.state.epoch
-        return number < self._num_units and not self._stops_early(number)
+        return number < self._num_units and not self.state.waits_for(
+            self.options.early_stopping, number
+        )
 
     def begin_unit(self) -> None:
         """Begin an epoch, or a step; raise `Interrupted` if a signal asked to stop."""
+        if self.state.unit != STEP:
+            self._agreement.look()
         if self.state.unit != STEP or self.state.updates.is_whole():
             self.stop_if_asked()
         self._is_under_way, self._is_best = True, False
@@ -218,7 +210,7 @@ class Run:
         self._recorder.begin_unit()
         self._passes.begin_unit(self.state)
 
-    def order(self, num_samples: int, batch_size: int) -> Order:
+    def order(self, num_samples: int, batch_size: int, is_whole: bool = False) -> Order:
         """Return the samples of each batch that is left of the epoch; each is a step.
 
         The order is a function of the seed and the epoch. Inside the epoch it is saved where that
@@ -226,17 +218,13 @@ class Run:
 
         Args:
             num_samples: How many the epoch has.
-            batch_size: The most in a batch; see `order.batches`.
+            batch_size: The most in a batch, of all ranks together; see `order.batches`.
+            is_whole: Whether each rank gets all of a batch, and not its own share.
 
-        Shape:
-            int64 [B], B <= batch_size
-
-        Raises:
-            Interrupted: A signal asked to stop; between two steps nothing is half done.
-            Superseded: A later attempt has the run.
+        Raises: `Interrupted`, and `Superseded` where a later attempt has the run.
         """
         self._saving.know_samples(num_samples)
-        return self._passes.order(num_samples, batch_size, self.options.seed)
+        return self._passes.order(num_samples, batch_size, self.options.seed, is_whole)
 
     def batches(self, loader: Any, repeat: bool = False) -> Any:
         """Return the loader's batches that are left in the epoch; each is a step.
@@ -261,16 +249,24 @@ class Run:
         """Count a step of the epoch, of `num_steps` if that is known; save it where that is due."""
         state = self.state
         state.step, state.epoch_step = state.step + 1, state.epoch_step + 1
+        is_last = num_steps is not None and state.epoch_step >= num_steps
         if num_steps is not None:
             self._reporter.advance(state.epoch + state.epoch_step / num_steps)
-            if state.epoch_step >= num_steps:
-                return
-        if self._saving.is_due(state.step):
+        if self._agreement.look(not is_last and self._saving.is_due(state.step)):
             self._saving.set_aside(state)
 
     def mean(self, name: str) -> Mean:
         """Return a running mean over the epoch under way, which a stop inside it does not lose."""
-        return self.state.mean(name)
+        return self.state.mean(name, self.world)
+
+    @property
+    def batch_weight(self) -> float:
+        """What to multiply a mean loss by where the parts of ranks differ in size; else 1."""
+        return self._passes.batch_weight
+
+    def shared(self, value: Any) -> Any:
+        """Return rank 0's value, which JSON can have, on all ranks; each has to ask."""
+        return self.world.from_leader("shared", lambda: value)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -278,7 +274,7 @@ class Run:
 
         Inside a batch, or a step of a loop without epochs, the signal waits until that is done.
         """
-        if not self._passes.is_whole:
+        if not (self._passes.is_whole and self.world.is_alone):
             yield
             return
         try:
@@ -296,12 +292,12 @@ class Run:
         Raises: `Interrupted`, and `Superseded` where a later attempt has the run.
         """
         self._pipeline.check()
-        if self.life.stop.received is not None:
+        if self._agreement.is_stopping:
             self._stop_here(save)
 
     def _stop_here(self, save: bool = True) -> NoReturn:
         state, stopped_by = self.state, self.life.stop.received_name
-        if save and not self._saving.is_saved(state):
+        if save and self._agreement.is_needed(not self._saving.is_saved(state)):
             self._saving.set_aside(state, required=True)
         raise Interrupted(stopped_by, state.epoch, state.epoch_step, state.unit == STEP)
 
@@ -326,8 +322,8 @@ class Run:
             monitored = state.history.get(self.monitor.name, epoch)
             assert monitored is not None
             state.note_best(monitored.value, epoch)
-            self._is_best = state.best_epoch == epoch
             self._is_judged = True
+            self._is_best = self.world.from_leader("best", lambda: state.best_epoch == epoch)
         self.life.progress = {"epoch": epoch, "step": self.step, **values}
 
     def keep(self) -> None:
@@ -344,9 +340,12 @@ class Run:
         state, number = self.state, self.state.epoch + 1
         is_step = state.unit == STEP
         state.step += is_step
-        is_last = number == self._num_units or self._stops_early(number)
+        is_last = number == self._num_units or self.state.waits_for(
+            self.options.early_stopping, number
+        )
         kept = self._is_kept or self._saving.keeps(number, is_last, is_step)
         is_due = not is_step or kept or self._is_best or self._saving.is_due(number)
+        is_due = self._agreement.look(is_due, state)
         if is_due:
             self._recorder.record(state, self._saving.costs(state))
         if self._is_judged or not is_step:
@@ -362,21 +361,19 @@ class Run:
 
     def should_stop(self, patience: int) -> bool:
         """Tell whether the last `patience` epochs were no better than the best before; 0: never."""
-        return self.state.waits_for(patience, self.state.epoch + self._is_under_way)
-
-    def _stops_early(self, number: int) -> bool:
-        return self.state.waits_for(self.options.early_stopping, number)
+        number = self.state.epoch + self._is_under_way
+        return self.shared(self.state.waits_for(patience, number))
 
     def __enter__(self) -> Run:
         """Take over the signals: from here they stop training between two steps."""
-        if self._start.content is not None:
-            self._recorder.publish_missing(self._start.content)
+        if self.start.content is not None:
+            self._recorder.publish_missing(self.start.content)
         self.life.open()
         log.info(_("Run %s, attempt %d: %s"), self.run_id, self.attempt.number, self.attempt.link)
         self.is_entered = True
         if self.parts is not None:
             try:
-                if self._start.content is None and self.random_state is not None:
+                if self.start.content is None and self.random_state is not None:
                     rng.restore(self.random_state)
                 self.restore(self.parts)
             except BaseException:  # the run does not stay open
@@ -393,8 +390,11 @@ class Run:
             error = late
             raise
         finally:
+            lost = self.world.blame(error)
             self._reporter.end()
             self._passes.state.updates.close()
-            self.life.close(error, self._state)
+            self.life.close(lost or error, self._state)
+        if lost is not None:
+            raise lost from error
         if error is None:
             self.life.require_saved()

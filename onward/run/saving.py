@@ -5,32 +5,38 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from onward.checkpoint.pipeline import Pipeline
+from onward.checkpoint.handover import Saver
 from onward.checkpoint.policy import SavePolicy
 from onward.checkpoint.staging import changed_by_step
 from onward.metrics import STEP, timing_prefix
 from onward.options.run_options import RunOptions
+from onward.run.ranks import of_rank
 from onward.run.state import TrainState
 from onward.run.subject import Subject, facts_of
 from onward.run.updates import Updates
 from onward.system import environment
 from onward.tracking.client import now_ms
+from onward.world import ALONE, World
 
 
 class Saving:
     """Sets the state of one attempt aside.
 
     Args:
+        run_id: The run.
         subject: What is trained.
         pipeline: Writes and commits in the background.
+        world: The ranks, each of which has something of its own to be saved.
     """
 
-    def __init__(self, subject: Subject, pipeline: Pipeline) -> None:
-        options = subject.options
-        self._subject, self._pipeline = subject, pipeline
+    def __init__(
+        self, run_id: str, subject: Subject, pipeline: Saver, world: World = ALONE
+    ) -> None:
+        options, self._run_id = subject.options, run_id
+        self._subject, self._pipeline, self._world = subject, pipeline, world
         self._config, self._data = options.to_dict(), facts_of(subject)
         device = environment.choose_device(options.device)
-        self._environment = environment.describe(device, options.threads)
+        self._environment = environment.describe(device, options.threads, world.size)
         self._policy = SavePolicy(
             options.checkpoint_freq, options.checkpoint_steps, 60 * options.checkpoint_minutes
         )
@@ -70,9 +76,11 @@ class Saving:
         return (state.epoch, state.step) == self._saved
 
     def set_aside(self, state: TrainState, kept: bool = False, required: bool = False) -> None:
-        """Set the state aside; see `Pipeline.save`."""
+        """Set the state aside; see `Pipeline.save`. All ranks do it at the same step."""
+        captured = state.capture()
         content = dataclasses.replace(
-            state.capture(),
+            captured,
+            ranks=() if self._world.is_alone else self._world.gather(of_rank(captured)),
             config=self._config,
             data=self._data,
             environment=self._environment,
@@ -85,6 +93,7 @@ class Saving:
         may_wait = changed_by_step(*optimizers) if optimizers else None
         if self._pipeline.save(content.to_dict(), content.metrics, kept, may_wait, required):
             self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
+            self._world.lives.remember(self._run_id, state.step)
 
     def costs(self, state: TrainState) -> dict[str, float]:
         """Return what the unit under way and the newest commit took, by the name of the metric."""

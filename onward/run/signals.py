@@ -76,9 +76,12 @@ class StopRequest:
 
     Args:
         max_seconds: After so many seconds the process is asked to stop in the same way.
+        has_agent: Whether an agent sends each signal on, that may come from elsewhere as well: then
+            no second one ends the process, and the agent does if it takes too long.
     """
 
-    def __init__(self, max_seconds: float = math.inf) -> None:
+    def __init__(self, max_seconds: float = math.inf, has_agent: bool = False) -> None:
+        self._has_agent = has_agent
         self._ends_at = time.monotonic() + max_seconds
         self.received: signal.Signals | None = None
         self._received_at = 0.0
@@ -99,6 +102,11 @@ class StopRequest:
         if self._ends_at < math.inf:
             self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
             signal.setitimer(signal.ITIMER_REAL, max(self._ends_at - time.monotonic(), 0.001))
+
+    def take(self, number: int) -> None:
+        """Take over what another rank was asked."""
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
 
     def uninstall(self) -> None:
         """Give the signals back."""
@@ -143,7 +151,8 @@ class StopRequest:
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
             _say(number, _("saving what is under way, then stopping"))
-        signal.signal(number, signal.SIG_DFL)
+        if not self._has_agent:
+            signal.signal(number, signal.SIG_DFL)
         if self._at_once:
             self._at_once = False
             raise StopNow

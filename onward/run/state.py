@@ -26,6 +26,7 @@ from onward.run.parts import (
 from onward.run.updates import Updates
 from onward.system.untrusted import shown
 from onward.words.language import _
+from onward.world import ALONE, World
 
 # What `TrainState.restore` raises where a part is missing, of another kind, or does not fit.
 MISFITS = (
@@ -41,10 +42,11 @@ class Mean:
     Args:
         sums: The running sums of the epoch, by name, of which it is made.
         name: That of the mean.
+        world: The ranks, over all of which it is.
     """
 
-    def __init__(self, sums: dict[str, torch.Tensor], name: str) -> None:
-        self._sums, self._name = sums, name
+    def __init__(self, sums: dict[str, torch.Tensor], name: str, world: World = ALONE) -> None:
+        self._sums, self._name, self._world = sums, name, world
 
     def add(self, value: torch.Tensor | float, num: int = 1) -> None:
         """Add the mean of `num` values: a number, or a scalar tensor on any device."""
@@ -59,11 +61,11 @@ class Mean:
 
     @property
     def value(self) -> float:
-        """The mean; NaN if there are no values."""
-        total = self._sums.get(self._name)
-        if total is None:
-            return math.nan
-        return (total / int(self._sums[f"{self._name}{_COUNT}"])).item()
+        """The mean, of the values of all ranks; NaN if there are none. Each rank has to ask."""
+        names = (self._name, f"{self._name}{_COUNT}")
+        own = [float(self._sums[name]) if name in self._sums else 0.0 for name in names]
+        total, count = self._world.sum(own)
+        return total / count if count else math.nan
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class TrainState:
         is_judged = bool(patience) and bool(self.monitor.name)
         return is_judged and number - (self.best_epoch or 0) >= patience
 
-    def feed(self, name: str, loader: Any) -> Feed:
+    def feed(self, name: str, loader: Any, world: World = ALONE) -> Feed:
         """Return the feed of that name, where the checkpoint left it.
 
         Raises:
@@ -141,7 +143,7 @@ class TrainState:
         if feed is not None:
             feed.loader = loader
             return feed
-        feed = Feed(loader)
+        feed = Feed(loader, world)
         if name in self.saved_feeds:
             try:
                 feed.load_state_dict(self.saved_feeds[name])
@@ -169,9 +171,9 @@ class TrainState:
             )  # fmt: skip
         self.unit = unit
 
-    def mean(self, name: str) -> Mean:
+    def mean(self, name: str, world: World = ALONE) -> Mean:
         """Return the running mean of that name over the epoch under way."""
-        return Mean(self.epoch_sums, name)
+        return Mean(self.epoch_sums, name, world)
 
     def know_counts(self, num_samples: int, num_batches: int) -> None:
         """Count the values of running sums that an earlier version saved without their number.

@@ -9,7 +9,7 @@ from typing import Any
 
 from onward.errors import TrainError, UsageError
 from onward.monitor import NO_MONITOR, Monitor
-from onward.opening.open import open_run as open_any
+from onward.opening.together import open_run as open_any
 from onward.options.declare import options_of, parse
 from onward.options.request import Launch
 from onward.run import rng
@@ -21,6 +21,7 @@ from onward.system import environment, invocation
 from onward.terminal.report import Reporter
 from onward.words import language
 from onward.words.language import _
+from onward.world import World
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +85,11 @@ def open_run(
     random_state = rng.capture()  # what follows may draw
     language.choose(environment.languages())
     environment.prepare_process()
-    environment.require_one_process()
     _require_closed()
-    invocation.set_script()
-    reporter = Reporter(has_bar=False)
+    ranks = environment.ranks()
+    invocation.set_script(ranks.launcher)
+    world = World(ranks)
+    reporter = Reporter(has_bar=False) if world.is_leader else Reporter.silent()
     reporter.open_log()
     try:
         given = _given(options)
@@ -99,7 +101,7 @@ def open_run(
             task or source.script_name(), config_of(config), frozenset(config_ignore),
             _monitor_of(maximize, minimize), background_copy, code, tuple(parts),
         )  # fmt: skip
-        run = open_any(ScriptKind(script), given, launch, reporter)
+        run = open_any(ScriptKind(script), given, launch, reporter, world)
     except BaseException as error:  # whatever it is, nothing is logged from here on
         reporter.close_log()
         if isinstance(error, TrainError):  # its line says it all
@@ -130,7 +132,7 @@ def _remembered(run: Run, reporter: Reporter) -> Run:
     def abandon() -> None:
         """Leave no run RUNNING that was opened, and never entered."""
         if _open is run and not run.is_entered:
-            run.attempt.try_to_end("KILLED", run.attempt.first_epoch - 1)
+            run.life.abandon()
 
     run.life.on_close = forget
     atexit.register(abandon)

@@ -14,17 +14,16 @@ import platform
 import socket
 import sys
 import time
-import uuid
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from onward.errors import UsageError
-from onward.system import git
+from onward.system import git, hardware
 from onward.system.files import require_own
 from onward.system.overrides import BOUNDED, FORCED
 from onward.words.language import _
-from onward.words.shell import command, quoted
+from onward.words.shell import quoted
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +31,7 @@ MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 1 << 16  # of a checkpoint_key
 PACKAGES = ("torch", "numpy", "mlflow", "scipy", "onward")
 _WORK_PER_THREAD = 2**27  # weights times samples of a step: some 10 ms
 _PREFIX = "ONWARD_"  # of variables that stand for options
+LIVES_FILE, LAUNCHER = "_ONWARD_LIVES", "_ONWARD_LAUNCHER"  # set by `onward launch`
 _STARTED = time.monotonic()  # this process, but for some milliseconds
 
 
@@ -75,21 +75,75 @@ def _override(name: str, value: str | None) -> None:
         log.debug("%s=%s of the environment is not used, but %s", name, before, value)
 
 
+class Ranks(NamedTuple):
+    """What torchrun, or the like, tells a process that it starts with others.
+
+    Args:
+        rank: The number of this process.
+        size: How many there are, on all machines.
+        local_rank: The number of this process on its machine.
+        life: How often the agent has started them anew.
+        has_agent: Whether there is one, that sends its signals on and ends them all together.
+        lives_file: Where one life tells the next, on rank 0's machine, what to go on with.
+        launcher: The words before the script that start all of them again; none: not known.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    life: int = 0
+    has_agent: bool = False
+    lives_file: str = ""
+    launcher: tuple[str, ...] = ()
+
+
+def ranks() -> Ranks:
+    """Return what the environment says of this process among others that train with it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    texts = [os.environ.get(name, "") for name in names]
+    rank, size, local_rank, life = (int(text) if text.isdecimal() else 0 for text in texts)
+    has_agent = "TORCHELASTIC_RUN_ID" in os.environ
+    if size > 1 and not rank < size:
+        told = _("WORLD_SIZE={size} and RANK={rank}: ranks are numbered from 0")
+        raise UsageError(told.format(size=size, rank=rank))
+    lives_file, launcher = (os.environ.get(name, "") for name in (LIVES_FILE, LAUNCHER))
+    if has_agent and not lives_file:
+        job = hashlib.sha256(os.environ["TORCHELASTIC_RUN_ID"].encode()).hexdigest()[:16]
+        lives_file = str(home() / "lives" / f"{job}.json")
+    return Ranks(
+        rank, max(size, 1), local_rank, life, has_agent, lives_file, tuple(launcher.split())
+    )
+
+
+def prepare_ranks(num_ranks: int, lives: Path, signals: str) -> None:
+    """Set what processes of this one that train together find, and the agent that starts them.
+
+    Args:
+        num_ranks: How many there are; each gets its share of the cores, unless the user set it.
+        lives: By which each life of them knows the run of the one before.
+        signals: Those that are sent on to them, a list with commas.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cpus() // num_ranks)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost peer is told in one line
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = signals
+    os.environ[LIVES_FILE] = str(lives)
+    os.environ[LAUNCHER] = f"onward launch --nproc {num_ranks}"
+
+
 def require_one_process() -> None:
     """Refuse to be one of several processes that torchrun, or the like, has started.
 
     Raises:
         UsageError: Each of them would train a run of its own.
     """
-    started = os.environ.get("WORLD_SIZE", "")
-    if started.isdecimal() and int(started) > 1:
+    size = ranks().size
+    if size > 1:
         raise UsageError(
-            _(
-                "WORLD_SIZE={number}: torchrun, or the like, starts this program {number} times, "
-                "and each would train a run of its own, since training on several ranks is not "
-                "supported yet. Start it once, by `{command}`, or unset WORLD_SIZE"
-            ).format(number=started, command=command("run"))
-        )
+            _("WORLD_SIZE={number}: torchrun, or the like, starts this program {number} times, and "
+              "each would train a run of its own: a Resumable is for one process so far. Start it "
+              "once, or bring the loop to onward.open_run, which is for any number")
+            .format(number=size)
+        )  # fmt: skip
 
 
 def expect_small_downloads() -> None:
@@ -306,12 +360,13 @@ def set_threads(num_threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def describe(device: str, threads: int) -> dict[str, object]:
+def describe(device: str, threads: int, num_ranks: int = 1) -> dict[str, object]:
     """Return what a checkpoint says of the machine it was made on.
 
     Args:
         device: Where torch computes.
         threads: With how many CPU threads.
+        num_ranks: How many processes train together.
     """
     import torch
 
@@ -320,77 +375,12 @@ def describe(device: str, threads: int) -> dict[str, object]:
         "host": hostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if is_gpu else f"{device} ({_cpu_name()})",
+        "device": torch.cuda.get_device_name(device)
+        if is_gpu
+        else f"{device} ({hardware.cpu_name()})",
         "threads": threads,
+        "ranks": num_ranks,
         "cuda": torch.version.cuda if is_gpu else None,
         "code": git.code_version(),
         "versions": versions(),
     }
-
-
-@cache
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def free_memory_bytes() -> int:
-    """Return how much memory could be taken now without pushing anything out."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def hardware() -> str:
-    """Return cores, memory and GPUs of this machine, in half a line."""
-    import psutil
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory_gb = psutil.virtual_memory().total / 1e9
-    return ", ".join([f"{num_cpus()} cores", f"{memory_gb:.0f} GB", *gpus])
-
-
-@cache
-def machine() -> str:
-    """Return what two processes share that can see each other: boot and PID namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux: the machine's own number
-        return f"{uuid.getnode():x}"
-
-
-def process() -> tuple[int, float]:
-    """Return this process's ID, and when it started; see `is_alive`."""
-    return os.getpid(), _started(os.getpid())
-
-
-def is_alive(pid: int, started: float) -> bool:
-    """Tell whether the process of that ID that started then is alive, on this `machine`.
-
-    Args:
-        pid: Its ID.
-        started: When it started, in seconds since the machine did: the wall clock may be set.
-    """
-    import psutil
-
-    try:
-        is_dead = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        return not is_dead and abs(_started(pid) - started) < 0.1
-    except (psutil.Error, OSError):
-        return False
-
-
-def _started(pid: int) -> float:
-    import psutil
-
-    path = Path(f"/proc/{pid}/stat")
-    if not path.exists():  # not Linux
-        return psutil.Process(pid).create_time()
-    after_name = path.read_bytes().rpartition(b")")[2].split()  # the name may hold anything
-    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _script: tuple[str, ...] | None = None
 
 
-def set_script() -> None:
-    """Know this process as a script of somebody's own, for the commands that go on with its run."""
+def set_script(launcher: Sequence[str] = ()) -> None:
+    """Know this process as a script of somebody's own, for the commands that go on with its run.
+
+    Args:
+        launcher: What is before the script where it is started as several ranks.
+    """
     global _script
     words = [Path(sys.executable).name if sys.executable else "python", *sys.argv]
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None and spec.name:  # python -m
         words[1:2] = ["-m", spec.name.removesuffix(".__main__")]
+    if launcher:
+        words[:1] = launcher
     _script = tuple(words) if script_path() is not None else ("python", "<notebook>")
 
 

@@ -144,6 +144,11 @@ class Reporter:
         self._monitor, self._unit = UNDECLARED, EPOCH
         self._early: logging.handlers.MemoryHandler | None = None
 
+    @classmethod
+    def silent(cls) -> Reporter:
+        """Return one that shows nothing: of a rank that says what another says already."""
+        return cls(Console(quiet=True), has_bar=False)
+
     def open_log(self) -> None:
         """Send the log to the terminal, and keep it for the file that `log_to` names."""
         logger = logging.getLogger("onward")

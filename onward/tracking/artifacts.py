@@ -28,7 +28,7 @@ _LAYOUT = re.compile(
                            (?: checkpoint\.pth (?:/part-[0-9]{5})?
                              | (?:manifest|checkpoint_metrics)\.json ) )
           | data/processed_data\.(?:json|npz (?:/part-[0-9]{5,})?)
-          | logs/attempt_[0-9]+\.log
+          | logs/attempt_[0-9]+(_rank_[0-9]+)?\.log
           | figures/[a-z_]+\.png
           | code/diff\.patch ) (?:\.tmp)?""",
     re.VERBOSE,

@@ -6,12 +6,12 @@ machine.py other run --resume_run …
 import os
 import sys
 
-from onward.system import environment, git
+from onward.system import environment, git, processes
 from train import cli
 
 if __name__ == "__main__":
     name = sys.argv[1]
-    environment.machine = lambda: name
+    processes.machine = lambda: name
     # Whether a developer has changed something in the meantime is no part of what is tested.
     git.code_version, git.code_diff = (lambda: None), (lambda: b"")
     environment.hostname = lambda: name

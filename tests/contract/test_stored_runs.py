@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import ROOT, checkpoint, cli, client, curves, differences
 
-from onward.system import environment, git
+from onward.system import environment, git, processes
 
 HOST = "golden-host"
 MADE_AT = "/tmp/golden"
@@ -44,7 +44,7 @@ def runs(tmp_path, monkeypatch):
             database.execute(change, (MADE_AT, str(tmp_path)))
     database.close()
     monkeypatch.setattr(environment, "hostname", lambda: HOST)
-    monkeypatch.setattr(environment, "machine", lambda: HOST)
+    monkeypatch.setattr(processes, "machine", lambda: HOST)
     # Whether a developer has changed something in the meantime is no part of what is tested.
     monkeypatch.setattr(git, "code_diff", lambda: b"")
     monkeypatch.setenv("TRAIN_HOME", str(tmp_path / "home"))

@@ -86,9 +86,9 @@ def _parsed(options):
 
 
 if __name__ == "__main__":
-    from onward.system import environment
+    from onward.system import processes
 
-    environment.machine = lambda: os.environ["MACHINE"]  # another one for each folder
+    processes.machine = lambda: os.environ["MACHINE"]  # another one for each folder
     name, step, number, *words = sys.argv[1:]
     # A run begins with the numbers that it begins with; whoever goes on with it has any.
     seed = int.from_bytes(os.urandom(4), "little") if os.environ.get("ONWARD_RESUME_RUN") else 7

@@ -97,11 +97,11 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 def child(dies_at: int, words: list[str]) -> None:
     """Be the command line on HOST; a negative `dies_at` keeps epoch 2 from the store, too."""
     from onward.checkpoint.store import CheckpointStore
-    from onward.system import environment, git
+    from onward.system import environment, git, processes
     from train import cli
     from train.tabular.task import TabularTask
 
-    environment.machine = environment.hostname = lambda: HOST
+    processes.machine = environment.hostname = lambda: HOST
     git.code_version, git.code_diff = (lambda: "golden"), (lambda: b"")
     loss, put, losses = TabularTask.loss, CheckpointStore.put, []
 

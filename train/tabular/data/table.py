@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from onward.errors import DataError, DataNotFound
-from onward.system import environment
+from onward.system import hardware
 from onward.words.language import _
 from train.tabular.data.excel import read_sheet
 from train.tabular.data.npz import check_declared
@@ -210,7 +210,7 @@ def _read_npz(path: Path) -> tuple[pa.Table, list[str]]:
     names: list[str] = []
     columns: list[pa.Array] = []
     others: list[str] = []  # such as README.txt, or what a Mac adds to an archive
-    check_declared(path, environment.free_memory_bytes())
+    check_declared(path, hardware.free_memory_bytes())
     with np.load(path, allow_pickle=False) as arrays:
         for name in arrays.files:
             array = arrays[name]

@@ -1,0 +1,127 @@
+"""Opening a run by all ranks: rank 0 opens it, the others hear what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onward.checkpoint.content import Content
+from onward.metrics import History
+from onward.opening import open as opening
+from onward.opening.begin import fresh_start, start_from
+from onward.options.request import Launch
+from onward.options.run_options import RunOptions
+from onward.run.following import Followed, Following, NoPipeline
+from onward.run.run import Run
+from onward.run.subject import NO_FILES, Kind, Stored
+from onward.terminal.report import Reporter
+from onward.words.language import _
+from onward.world import World
+
+log = logging.getLogger(__name__)
+
+
+def open_run(
+    kind: Kind,
+    given: Mapping[str, Any],
+    launch: Launch,
+    reporter: Reporter,
+    world: World,
+) -> Run:
+    """Open the run that a command asks for, on every rank.
+
+    Only rank 0 speaks to MLflow, before there is a group whose time could run out. The checkpoint
+    that is gone on from it sends to the others: it is downloaded once.
+
+    Args:
+        kind: What is to be trained.
+        given: The options of the run that were given, and only those.
+        launch: What to go on from; where the ranks were started anew, the run that they had.
+        reporter: What the terminal shows; that of other ranks than 0 shows nothing.
+        world: The ranks.
+
+    Raises:
+        RankStopped: Rank 0 could not open it.
+        TrainError: Another of its kinds, on rank 0.
+    """
+    world.open()
+    if world.is_alone:
+        return opening.open_run(kind, given, _gone_on(launch, world), reporter, world)
+    if not world.is_leader:
+        return _follow(kind, reporter, world)
+    run: Run | None = None
+
+    def lead() -> Mapping[str, Any]:
+        nonlocal run
+        run = opening.open_run(kind, given, _gone_on(launch, world), reporter, world)
+        world.lives.remember(run.run_id, 0)
+        return _facts(run)
+
+    world.from_leader("opened", lead)
+    assert run is not None
+    try:
+        _connect(world, run.options)
+        content = run.start.content
+        world.broadcast(None if content is None else content.to_dict())
+    except BaseException:  # such as a signal: the run must not stay RUNNING
+        run.life.abandon()
+        raise
+    return run
+
+
+def _gone_on(launch: Launch, world: World) -> Launch:
+    """Return what to go on from: in a later life of the ranks, the run that they had."""
+    run_id = world.lives.run_id()
+    if run_id is None:
+        return launch
+    log.info(_("Going on with run '%s', which this job has begun"), run_id)
+    return dataclasses.replace(
+        launch, resume_run=run_id, resume_epoch=None, resume_from=None, fork=False
+    )
+
+
+def _connect(world: World, options: RunOptions) -> None:
+    world.connect(60 * options.rank_minutes)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """Return what the other ranks need to know of a run."""
+    attempt = run.attempt
+    return {
+        "run_id": run.run_id,
+        "attempt": attempt.number,
+        "first_epoch": attempt.first_epoch,
+        "link": attempt.link,
+        "unit": attempt.unit,
+        "data_fingerprint": run.subject.data_fingerprint,
+        "options": json.dumps(run.options.to_dict()),
+        "folder": str(run.life.folder),
+    }
+
+
+def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
+    """Return the run of another rank than 0.
+
+    What it trains on is where rank 0 has put it on this machine, or is made anew.
+    """
+    told = world.hear("opened")
+    options = kind.declared.from_dict(json.loads(told["options"]))
+    _connect(world, options)
+    document = world.broadcast(None)
+    folder = Path(told["folder"])
+    if folder.is_dir():  # on the machine of rank 0, which stores it
+        reporter.log_to(folder / f"attempt_{told['attempt']}_rank_{world.rank}.log")
+    stored = Stored(told["run_id"], told["data_fingerprint"], options, NO_FILES)
+    subject = kind.open(options, stored)
+    start = fresh_start(subject)
+    if document is not None:
+        start = start_from(Content.from_dict(document), History())
+    attempt = Followed(
+        told["run_id"], told["attempt"], told["first_epoch"], told["link"], told["unit"]
+    )
+    life = Following(options, world)
+    return Run(subject, attempt, NoPipeline(), life, start, reporter, world)

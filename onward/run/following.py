@@ -1,0 +1,127 @@
+"""What a rank other than 0 has in place of an attempt: it takes part, and speaks to nobody."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onward.checkpoint.content import Content
+from onward.checkpoint.handover import Noting, Timings
+from onward.checkpoint.staging import MayWait
+from onward.errors import Interrupted, RankStopped
+from onward.metrics import EPOCH, History, Point
+from onward.options.run_options import RunOptions
+from onward.run.signals import StopRequest
+from onward.run.state import TrainState
+from onward.system import environment
+from onward.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Followed:
+    """The attempt of rank 0.
+
+    Args:
+        run_id: The run.
+        number: Of the attempt.
+        first_epoch: The first that it trains.
+        link: To what people look at.
+        unit: What `first_epoch` counts.
+    """
+
+    run_id: str
+    number: int
+    first_epoch: int
+    link: str
+    unit: str = EPOCH
+
+
+@dataclass
+class _Unpublished:
+    """In place of a `Publisher`: rank 0's publishes."""
+
+    published: History = field(default_factory=History)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def add(self, points: Iterable[Point], order: tuple[int, int] | None = None) -> None:
+        """Leave it to rank 0."""
+
+    def add_held(self, content: Content) -> None:
+        """Leave it to rank 0."""
+
+
+class NoPipeline:
+    """In place of a `Pipeline`: rank 0's has what all ranks have in common."""
+
+    timings: Timings | None = None
+    condition = ""
+
+    def __init__(self) -> None:
+        self.publisher: Noting = _Unpublished()
+
+    def check(self) -> None:
+        """Nothing can have gone wrong."""
+
+    def hold_update(self) -> None:
+        """Nothing is being copied."""
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        kept: bool,
+        may_wait: MayWait | None = None,
+        required: bool = False,
+    ) -> bool:
+        """Leave it to rank 0, which has got what this rank has of its own."""
+        return True
+
+
+class Following:
+    """In place of a `Lifecycle`: from the signals taken over to the end of rank 0.
+
+    Args:
+        options: Those of the run.
+        world: The ranks.
+    """
+
+    def __init__(self, options: RunOptions, world: World) -> None:
+        self._options, self._world = options, world
+        self.stop = StopRequest(environment.seconds_left(options.max_minutes), world.has_agent)
+        self.folder = Path()
+        self.progress: Mapping[str, float] = {}
+        self.on_close: Callable[[], object] = lambda: None
+
+    def know_options(self, options: RunOptions) -> None:
+        """Know options that are complete now."""
+        self._options = options
+
+    def open(self) -> None:
+        """Take over the signals."""
+        self.stop.install()
+
+    def abandon(self) -> None:
+        """Leave a run that was opened, and never entered."""
+        self._world.close()
+        self.on_close()
+
+    def close(self, error: BaseException | None, state: TrainState | None) -> None:
+        """Say how this rank ends, and wait for rank 0, if it is there."""
+        try:
+            self._world.end(error)
+            # After a fault of this rank the others wait for it in vain until its process has ended.
+            if error is None or isinstance(error, Interrupted | RankStopped):
+                grace = self._options.grace_seconds
+                self._world.wait_for_leader(lambda: self.stop.seconds_left(grace))
+        finally:
+            self.stop.uninstall()
+            self._world.close()
+            self.on_close()
+
+    def require_saved(self) -> None:
+        """Leave it to rank 0."""

@@ -1,0 +1,73 @@
+"""What each rank has of its own in a checkpoint, and what becomes of it with another number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from onward.checkpoint.content import Content
+from onward.errors import CheckpointError
+from onward.run import rng
+from onward.words.language import _
+from onward.world import World
+
+_OWN = ("rng", "feeds", "epoch_sums")  # rank 0's are where those of a single process are
+
+
+def of_rank(content: Content) -> dict[str, Any]:
+    """Return what of a content is this rank's own."""
+    return {name: getattr(content, name) for name in _OWN}
+
+
+def for_rank(content: Content, world: World, seed: int) -> Content:
+    """Return a content as this rank is to go on with it.
+
+    With as many ranks as before each gets back what it had. With another number, rank 0 does, and
+    all running sums; the others begin new random numbers, which are a function of where the run is.
+
+    Args:
+        content: Rank 0's, which holds what each had.
+        world: The ranks.
+        seed: The run's.
+
+    Raises:
+        CheckpointError: A loader has a place of its own on each rank, which another number of
+            them cannot take over.
+    """
+    saved = content.ranks
+    if len(saved) == world.size:
+        return dataclasses.replace(content, **_own(saved[world.rank]))
+    if max(len(saved), 1) == world.size:
+        return content
+    inside = [feed for feed in content.feeds.values() if feed["taken"]]
+    if any(feed["place"] is not None for feed in inside):
+        raise CheckpointError(
+            _("the checkpoint lies inside an epoch of a loader that has its own place on each of "
+              "{then} ranks, and there are {now}: resume it with {then}, or fork from the end of "
+              "an epoch (resume_epoch=N, fork=True)")
+            .format(then=max(len(saved), 1), now=world.size)
+        )  # fmt: skip
+    if world.is_leader:
+        sums = [_own(own)["epoch_sums"] for own in saved] or [content.epoch_sums]
+        return dataclasses.replace(content, epoch_sums=_added(sums))
+    fresh = rng.fresh("rank", seed, content.epoch, content.step, world.rank)
+    return dataclasses.replace(content, rng=fresh, epoch_sums={})
+
+
+def _own(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint has of a rank."""
+    found = {name: saved.get(name) for name in _OWN}
+    if not all(isinstance(value, Mapping) for value in found.values()):
+        raise CheckpointError(_("what the checkpoint has of each rank cannot be read"))
+    return found
+
+
+def _added(sums: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    added: dict[str, torch.Tensor] = {}
+    for own in sums:
+        for name, value in own.items():
+            added[name] = value.cpu() + added[name] if name in added else value.cpu().clone()
+    return added

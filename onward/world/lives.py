@@ -1,0 +1,57 @@
+"""From one life of the ranks to the next: which run they had."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from onward.system.environment import Ranks
+from onward.system.files import atomic_write, make_folder
+
+_KEY = "onward/run"
+
+
+class Lives:
+    """What the next life of the ranks needs to know of this one.
+
+    It is in a file, which `onward launch` names, or which goes by torchrun's job; and in torchrun's
+    store, where that outlives its workers, since rank 0 may come up on another machine.
+
+    Args:
+        ranks: What the environment says of them.
+
+    Attributes:
+        store: That of the agent; None: there is none.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._file = Path(ranks.lives_file) if ranks.lives_file else None
+        self.store: Any = None
+
+    def run_id(self) -> str | None:
+        """Return the run of the life before; None: this is the first, or it got to none."""
+        if not (self._ranks.launcher or self._ranks.life):  # a job of that name may have been
+            return None
+        if self._file is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return str(json.loads(self._file.read_text())["run_id"])
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):
+                if self.store.check([_KEY]):
+                    return str(self.store.get(_KEY).decode())
+        return None
+
+    def remember(self, run_id: str, step: int) -> None:
+        """Let the next life know the run; and the launcher, that it goes on: rank 0 alone does."""
+        if self._ranks.rank:
+            return
+        if self._file is not None:
+            text = json.dumps({"run_id": run_id, "step": step}).encode()
+            with contextlib.suppress(OSError):
+                make_folder(self._file.parent)
+                atomic_write(self._file, lambda file: file.write(text))
+        if self.store is not None and not step:
+            self.store.set(_KEY, run_id)

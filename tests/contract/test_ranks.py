@@ -1,0 +1,263 @@
+"""Several ranks: whatever dies, the job goes on by itself and ends as if nothing had happened."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import (
+    BIN,
+    checkpoint,
+    children,
+    client,
+    curves,
+    differences,
+    environment,
+    group_of,
+    index,
+    only_run,
+    start_logged,
+    wait_for,
+)  # fmt: skip
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
+
+RANKED = Path(__file__).parent / "ranked.py"
+NUM_STEPS = 11  # of an epoch, of which there are four
+
+
+class Job:
+    """A job of several ranks on a machine of its own.
+
+    Args:
+        folder: Its files.
+        uri: Of the tracking server.
+    """
+
+    def __init__(self, folder, uri):
+        self.folder, self.uri = folder, uri
+        folder.mkdir()
+
+    def start(self, num_ranks, *plan, program=None, resume_run=None, **variables):
+        """Start it; what it prints is in its `output`."""
+        options = {"UPLOAD": "sync", "LOG_MODEL": "false", "GRACE_SECONDS": "20"} | variables
+        if resume_run:
+            options["RESUME_RUN"] = resume_run
+        given = {f"ONWARD_{name}": value for name, value in options.items() if name != "WORKERS"}
+        given |= {k: v for k, v in options.items() if k == "WORKERS"}
+        env = environment(self.folder / "home", self.uri, OMP_NUM_THREADS="1", **given)
+        start = program or [BIN / "onward", "launch", "--nproc", str(num_ranks)]
+        return start_logged(
+            [*start, RANKED, *plan], self.folder / "output", cwd=self.folder, env=env,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, num_ranks, *plan, code=0, **named):
+        """Run it to its end, which has that exit code; return what it printed."""
+        with group_of(self.start(num_ranks, *plan, **named)) as process:
+            process.wait(240)
+            told = process.output.read_text()
+            assert process.returncode == code, told
+            return told
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Return how a run of so many ranks ends that nobody disturbs; each is made once."""
+    made = {}
+
+    def get(num_ranks):
+        if num_ranks not in made:
+            folder = tmp_path_factory.mktemp("calm") / str(num_ranks)
+            uri = f"sqlite:///{folder}.db"
+            Job(folder, uri).run(num_ranks)
+            made[num_ranks] = ended(uri, only_run(uri).info.run_id, folder)
+        return made[num_ranks]
+
+    return get
+
+
+@pytest.fixture
+def job(tmp_path, tracking_uri):
+    return Job(tmp_path / "job", tracking_uri)
+
+
+def ended(uri, run_id, folder):
+    """Return all that a run has come to."""
+    state = {
+        key: value
+        for key, value in checkpoint(uri, run_id, folder / "read").items()
+        if key.endswith("state_dict") or key in ("epoch", "step", "rng", "ranks", "feeds")
+    }
+    kept = [{k: row[k] for k in ("epoch", "step", "kept")} for row in index(uri, run_id, folder)]
+    return {"state": state, "curves": curves(uri, run_id), "kept": kept}
+
+
+def expect_as(calm, num_ranks, uri, folder, *, attempts):
+    """The one run of the store ended as that of an undisturbed job, after so many attempts."""
+    run = only_run(uri)
+    assert run.info.status == "FINISHED"
+    assert len(children(uri, run.info.run_id)) == attempts - 1
+    assert differences(ended(uri, run.info.run_id, folder), calm(num_ranks)) == []
+
+
+def steps(*ranges):
+    """Draw a step of each range."""
+    return [random.randint(*limits) for limits in ranges]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_killed_ranks_are_started_anew_and_end_the_same(calm, job, num_ranks, tracking_uri):
+    """Rank 0 and then the last one: the same run, to the bit, also with dropout and batch norm."""
+    first, second = steps((6, 20), (4, 12))
+    plan = (f"0:{first}:KILL:1", f"{num_ranks - 1}:{second}:KILL:2")
+    told = job.run(num_ranks, *plan)
+    assert told.count("starting all anew, from the newest checkpoint") == 2, told
+    expect_as(calm, num_ranks, tracking_uri, job.folder, attempts=3)
+
+
+@pytest.mark.parametrize("who", ["0:7:TERM@agent:1", "1:7:TERM:1", "0:7:USR1@agent:1"])
+def test_a_signal_stops_all_ranks_at_one_step(calm, job, who, tracking_uri):
+    """To the launcher or to one rank: all save and stop, 75 comes out, and nothing starts anew."""
+    told = job.run(2, who, code=75, WORKERS="1")
+    assert "starting all anew" not in told
+    run = only_run(tracking_uri)
+    assert run.info.status == "KILLED"
+    # Sent on by the launcher, the signal comes some steps later.
+    saved = checkpoint(tracking_uri, run.info.run_id, job.folder / "at")
+    assert saved["step"] >= 7
+    assert len(saved["ranks"]) == 2
+    job.run(2, resume_run=run.info.run_id)
+    assert client(tracking_uri).get_run(run.info.run_id).info.status == "FINISHED"
+    resumed = ended(tracking_uri, run.info.run_id, job.folder / "end")
+    assert resumed["state"]["step"] == calm(2)["state"]["step"]
+
+
+def test_stopped_and_resumed_it_ends_the_same(calm, job, tracking_uri):
+    """All ranks get back their own random numbers, inside an epoch as well."""
+    [step] = steps((3, 30))
+    job.run(2, f"1:{step}:TERM:1", code=75)
+    job.run(2, resume_run=only_run(tracking_uri).info.run_id)
+    expect_as(calm, 2, tracking_uri, job.folder, attempts=2)
+
+
+def test_torchrun_itself_starts_anew_too(calm, job, tracking_uri):
+    """Its store outlives its workers: what these said is past, and the run is the same."""
+    torchrun = [BIN / "torchrun", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else torch's own group meets the old store
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        job.run(2, "1:9:KILL:1", program=torchrun)
+    expect_as(calm, 2, tracking_uri, job.folder, attempts=2)
+
+
+def test_a_rank_that_freezes_is_given_up(calm, job, tracking_uri):
+    """The others wait as long as they may; then the job goes on without that process."""
+    told = job.run(2, "1:9:STOP:1", RANK_MINUTES="0.1")
+    assert "starting all anew" in told
+    expect_as(calm, 2, tracking_uri, job.folder, attempts=2)
+
+
+def test_ranks_end_with_their_agent(calm, job, tracking_uri):
+    """Nobody would end them else: they save and stop, and the run can be gone on with."""
+    job.run(2, "0:9:KILL@agent:1", code=-signal.SIGKILL)
+    run = only_run(tracking_uri)
+    wait_for(lambda: client(tracking_uri).get_run(run.info.run_id).info.status == "KILLED")
+    job.run(2, resume_run=run.info.run_id)
+    expect_as(calm, 2, tracking_uri, job.folder, attempts=2)
+
+
+def test_every_process_may_get_each_signal_twice(job, tracking_uri):
+    """As where a service manager and the agent both send it: no rank dies of the second."""
+    with group_of(job.start(2)) as process:
+        wait_for(lambda: "epoch 1" in process.output.read_text())
+        for pid in [process.pid, *descendants(process.pid)] * 2:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        assert process.wait(120) == 75, process.output.read_text()
+    assert only_run(tracking_uri).info.status == "KILLED"
+
+
+def descendants(pid):
+    import psutil
+
+    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+
+
+def test_a_fault_on_one_rank_is_told_and_ends_all(job, tracking_uri):
+    """The run is FAILED, the line names the rank, and nothing is tried for ever."""
+    program = [BIN / "onward", "launch", "--nproc", "2", "--max_restarts", "0"]
+    told = job.run(2, "1:5:ERROR:1", program=program, code=1)
+    assert "rank 1 has ended: ValueError: a fault of its own" in told
+    assert only_run(tracking_uri).info.status == "FAILED"
+
+
+def test_what_cannot_be_opened_is_told_once(job):
+    """One line, the code of the error, no second life."""
+    told = job.run(2, resume_run="0" * 32, code=6)
+    assert "starting all anew" not in told
+    assert told.count("RunNotUsable: run '0000") == 1, told
+
+
+def test_another_number_of_ranks_goes_on_and_is_told(job, tracking_uri):
+    """2, then 3, then 1: nothing is lost, it is reported, and strict refuses it."""
+    job.run(2, "0:5:TERM:1", code=75)
+    run_id = only_run(tracking_uri).info.run_id
+    refused = job.run(3, resume_run=run_id, STRICT="true", code=6)
+    assert "ranks was 2 and is 3" in refused
+    told = job.run(3, "0:9:TERM:2", resume_run=run_id, code=75)
+    assert "2 -> 3" in told
+    job.run(1, resume_run=run_id, program=[sys.executable])
+    run = client(tracking_uri).get_run(run_id)
+    assert run.info.status == "FINISHED"
+    drawn = curves(tracking_uri, run_id)["val_loss"]
+    assert [step for step, _value in drawn] == [1, 2, 3, 4]
+    assert checkpoint(tracking_uri, run_id, job.folder / "end")["step"] == 4 * NUM_STEPS
+
+
+def test_parts_give_the_same_bits_on_any_number_of_ranks(tmp_path, table, tracking_uri):
+    """1, 2 and 4 ranks, and a run that moves between them while it is killed: one digest."""
+    words = [
+        *("--data", str(table), "--target", "price", "--batch_size", "64", "--hidden_size", "16"),
+        *("--num_layers", "1", "--dropout", "0.2", "--epochs", "3", "--log_model", "false"),
+        *("--threads", "1", "--strategy", "parts", "--parts", "4", "--upload", "sync"),
+    ]
+    env = environment(tmp_path / "home", tracking_uri)
+
+    def train(num_ranks, *more):
+        return subprocess.run(
+            [BIN / "train", "launch", "--nproc", str(num_ranks), "--", "run", *more],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    def newest_run():
+        found = client(tracking_uri).search_runs(
+            ["0"], "tags.`train.fingerprint` != ''", order_by=["attributes.start_time DESC"]
+        )
+        return found[0].info.run_id
+
+    def end_of(run_id):
+        saved = checkpoint(tracking_uri, run_id, tmp_path / run_id)
+        state = {
+            k: v for k, v in saved.items() if k in ("model_state_dict", "optimizer_state_dict")
+        }
+        return state, curves(tracking_uri, run_id)
+
+    ends = []
+    for num_ranks in (1, 2, 4):
+        done = train(num_ranks, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        ends.append(end_of(newest_run()))
+    assert train(2, *words, "--epochs", "1", "--schedule_epochs", "3").returncode == 0
+    moved = newest_run()
+    for num_ranks, epochs in ((4, "2"), (1, "3")):
+        done = train(num_ranks, "--resume_run", moved, "--epochs", epochs)
+        assert done.returncode == 0, done.stdout + done.stderr
+    ends.append(end_of(moved))
+    for other in ends[1:]:
+        assert differences(ends[0], other) == []
