@@ -250,6 +250,19 @@ def test_an_epoch_that_ends_early_is_told_once(tracking, capsys):
     assert told == ["warning: Epoch 1 ended after 2 of 4 batches of its loader; it counts as done"]
 
 
+def test_a_loop_by_the_loaders_length_does_not_ask_for_the_end_and_counts_every_batch(
+    tracking, capsys
+):
+    with onward.open_run({}) as run:
+        for epoch in run.epochs(range(3)):
+            batches = iter(run.batches(loader_of(64)))
+            for _number in range(4):
+                next(batches)
+            assert run.step == 4 * epoch + 3
+    assert run.step == 12
+    assert "counts as done" not in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_loader_of_another_length_is_refused_inside_an_epoch_only(tracking):
     with pytest.raises(Died):
