@@ -16,6 +16,7 @@ from onward.cli.main import WHICH, log_shown, publish_waiting
 from onward.options.declare import options_of
 from onward.options.request import Launch
 from onward.system import environment
+from onward.words import shell
 from onward.words.language import _
 from train.kind import find_task
 from train.loop_options import TABULAR
@@ -42,6 +43,7 @@ _TASK = click.option(
 @click.version_option(package_name="onward")
 def main() -> None:
     """Train on one machine, lose it, go on from the run ID on another."""
+    shell.set_program("train")
     environment.prepare_process()
 
 
