@@ -206,14 +206,14 @@ class Run:
 
     def has_unit_left(self) -> bool:
         """Tell whether there is an epoch, or a step, to train."""
-        number = self.state.epoch
-        return number < self._num_units and not self._stops_early(number)
+        return self.state.epoch < self._num_units and not self._stops_early(self.state.epoch)
 
     def begin_unit(self) -> None:
         """Begin an epoch, or a step; raise `Interrupted` if a signal asked to stop."""
         if self.state.unit != STEP or self.state.updates.is_whole():
             self.stop_if_asked()
-        self._is_under_way, self._is_best = True, False
+        self._is_under_way = self.attempt.has_trained = True
+        self._is_best = False
         self._saving.begin_unit()
         self._recorder.begin_unit()
         self._passes.begin_unit(self.state)
