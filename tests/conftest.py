@@ -40,6 +40,7 @@ from onward.tracking.names import (
     MONITOR_TAG,
     OPTIONS_TAG,
 )
+from onward.words import shell
 from train.tabular.options import Config
 
 settings.register_profile("suite", max_examples=60, deadline=None, database=None)
@@ -61,6 +62,7 @@ def isolated(tmp_path, monkeypatch):
             del os.environ[name]
     monkeypatch.setattr(invocation, "_script", None)
     monkeypatch.setattr(script_open, "_open", None)
+    monkeypatch.setattr(shell, "_program", "onward")
     os.environ["TRAIN_HOME"] = str(tmp_path / "home")
     os.environ["LC_ALL"] = "C.UTF-8"  # the messages in English, whoever runs the tests
     monkeypatch.chdir(tmp_path)

@@ -263,7 +263,7 @@ def test_an_error_speaks_chinese_with_its_values_in_it():
     choose(["zh"])
     error = errors.CheckpointNotFound("a1b2", "epoch 7", ["5", "10"])
     assert CHINESE.search(str(error))
-    for part in ("a1b2", "epoch 7", "5, 10", "`train list a1b2`"):
+    for part in ("a1b2", "epoch 7", "5, 10", "`onward list a1b2`"):
         assert part in str(error)
     nan = errors.NonFinite("loss", float("nan"), 3, 41, 1e-3)
     assert "损失 在第 41 步（第 3 轮，lr 0.001）变为 nan" in str(nan)

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,6 +294,17 @@ def test_a_run_that_no_fit_has_closed_is_closed_as_the_process_ends(tracking):
     resumable._opened.abandon()
     assert status_of(tracking, run_id) == "KILLED"
     assert opening._open is None
+
+
+@pytest.mark.slow
+def test_the_end_of_a_process_closes_a_run_that_no_fit_has_closed(tracking):
+    """Python 3.12 begins no thread by then."""
+    script = "from onward.lightning import Resumable; print(Resumable().run.run_id)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "could not be closed" not in done.stdout
+    run_id = re.search(r"^[0-9a-f]{32}$", done.stdout, re.MULTILINE).group()
+    assert status_of(tracking, run_id) == "KILLED"
 
 
 def test_the_file_is_gone_and_nothing_is_left_in_the_trainer():

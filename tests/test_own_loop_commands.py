@@ -11,9 +11,11 @@ from test_own_loop import Died, only_id
 
 import onward
 from onward.checkpoint.policy import find_best
+from onward.cli import main as commands
 from onward.errors import CheckpointNotFound
 from onward.opening.source import find_store
 from onward.system import invocation
+from onward.words import shell
 
 OPTIONS = {"upload": "sync", "checkpoint_steps": 4, "checkpoint_freq": 2, "keep_last": 2}
 # The loop, and whether a metric decides which unit is best.
@@ -115,6 +117,19 @@ def test_what_waits_on_the_disk_is_published_with_its_figures(
     for each in (run_id, only_id(tracking)):
         points = tracking.client.get_metric_history(each, "step_loss")
         assert sorted(p.step for p in points) == list(range(100, 124))
+
+
+def test_messages_name_the_commands_that_every_script_has(tracking):
+    """`onward list`, not `train list`: that is the trainer's."""
+    with onward.open_run({}) as run:
+        list(run.epochs(range(2)))
+    with pytest.raises(CheckpointNotFound, match=f"`onward list {run.run_id}` shows them"):
+        onward.open_run({}, resume_run=run.run_id, resume_epoch="7", fork=True)
+    with pytest.raises(CheckpointNotFound, match="`onward list "):
+        onward.checkpoints(run.run_id).find(7)
+    missing = cli("show", run.run_id, "--epoch", "7")
+    assert f"`train list {run.run_id}` shows them" in missing.output
+    assert set(commands.main.commands) == shell.OF_BOTH
 
 
 def test_checkpoints_from_python(run, tmp_path):

@@ -15,13 +15,21 @@ import numpy as np
 import pytest
 import torch
 from own_loops import X, Y
+from support import cli
 from test_own_loop import Died, only_id
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import onward
+from onward.attempts.attempt import Attempt
 from onward.checkpoint import format
-from onward.errors import CheckpointError, Interrupted, RunNotUsable, UsageError
+from onward.errors import (
+    CheckpointError,
+    Interrupted,
+    RunNotUsable,
+    StoreUnavailable,
+    UsageError,
+)
 from onward.run import parts
 from onward.script.source import CODE_FILE, PATCH_FILE
 from onward.system import invocation
@@ -248,6 +256,19 @@ def test_an_epoch_that_ends_early_is_told_once(tracking, capsys):
                     break
     told = [line for line in capsys.readouterr().out.splitlines() if "counts as done" in line]
     assert told == ["warning: Epoch 1 ended after 2 of 4 batches of its loader; it counts as done"]
+
+
+def test_a_loop_by_the_loaders_length_does_not_ask_for_the_end_and_counts_every_batch(
+    tracking, capsys
+):
+    with onward.open_run({}) as run:
+        for epoch in run.epochs(range(3)):
+            batches = iter(run.batches(loader_of(64)))
+            for _number in range(4):
+                next(batches)
+            assert run.step == 4 * epoch + 3
+    assert run.step == 12
+    assert "counts as done" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -518,6 +539,56 @@ def test_steps_of_a_metric_that_begin_anew_are_told(tracking, capsys):
             for step in range(3):
                 run.log(loss=epoch + step, step=step)
     assert capsys.readouterr().out.count("loss has a value at step 0 already") == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "num_epochs", "error"), [(5, 3, CheckpointError), (4, 1, UsageError)]
+)
+def test_a_finished_run_that_is_resumed_wrongly_stays_finished(
+    width, num_epochs, error, tracking, capsys
+):
+    """The attempt has failed, the run stands where it was, and what is told says so."""
+    run_id = train(make())
+    before = tracking.get_run(run_id)
+    with pytest.raises(error):
+        train(make(width), num_epochs, resume_run=run_id, checkpoint_freq=7)
+    record = tracking.get_run(run_id)
+    assert (record.status, record.attempts) == ("FINISHED", 2)
+    assert record.run_options() == before.run_options()
+    assert tracking.get_run(record.child_of(2)).status == "FAILED"
+    assert record.tags["train.attempt.2"].startswith("no epoch on ")
+    assert record.tags["train.attempt.2"].endswith(", failed")
+    assert record.tags["mlflow.note.content"].startswith("**finished**: epoch 2 of 2")
+    told = capsys.readouterr().out
+    assert "FAILED after epoch 2\n" in told
+    assert "Nothing was trained: the run is FINISHED, as it was\n" in told
+    assert "epoch 0" not in told
+    train(make(), 3, resume_run=run_id)
+    assert tracking.get_run(run_id).epoch == 3
+
+
+def test_a_finished_run_that_was_trained_on_is_failed(tracking):
+    run_id = train(make())
+    with pytest.raises(Died):
+        train(make(), 3, die_at=1, resume_run=run_id)
+    assert tracking.get_run(run_id).status == "FAILED"
+    with refused("the run has 2 behind it"):
+        train(make(), 1, resume_run=run_id)
+    assert tracking.get_run(run_id).status == "FAILED"
+
+
+def test_where_the_server_is_away_a_finished_run_is_finished_again_by_sync(tracking, monkeypatch):
+    run_id = train(make())
+    with monkeypatch.context() as away, refused("does not fit", CheckpointError):
+        away.setattr(Attempt, "end", unreachable)
+        train(make(5), 3, resume_run=run_id, drain_seconds=0)
+    assert tracking.get_run(run_id).status == "RUNNING"
+    assert cli("sync", run_id).exit_code == 0
+    assert tracking.get_run(run_id).status == "FINISHED"
+
+
+def unreachable(*_):
+    raise StoreUnavailable("the server", "it is away")
 
 
 def test_a_run_that_is_never_entered_does_not_stay_running(tracking):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from support import attempt_of
 
-from onward.attempts.attempt import Attempt, first_epochs
+from onward.attempts.attempt import Attempt
+from onward.attempts.spans import first_epochs
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder

@@ -193,6 +193,19 @@ def test_a_short_transfer_is_not_measured_and_does_not_wait(lines):
     assert not any("_show" in thread.name for thread in threading.enumerate())
 
 
+def test_where_no_thread_can_be_begun_nothing_is_shown(monkeypatch, lines):
+    """As while the interpreter ends, from Python 3.12 on."""
+
+    def refuse(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = []
+    with show_transfer("Uploading", TOTAL, lambda: 0):
+        done.append(True)
+    assert (done, lines()) == ([True], [])
+
+
 def test_where_there_is_nothing_to_do_nothing_is_shown(transfer, lines):
     """A total of zero has no parts."""
     made = transfer(5.0)

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from onward.attempts.attempt import Attempt, first_epochs
+from onward.attempts.attempt import Attempt
 from onward.attempts.heartbeat import Beat
+from onward.attempts.spans import first_epochs
 from onward.cli import listing
 from onward.errors import RunNotUsable, UnsafeValue
 from onward.metrics import Point

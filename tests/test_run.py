@@ -400,7 +400,7 @@ def test_what_is_not_published_at_the_end_waits_on_this_disk(bench, run_id, away
     assert spool.list()[-1].epoch == 4
     warning = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"][-1]
     assert f"checkpoints and the end of run {run_id} wait on this disk ({spool.folder})" in warning
-    assert f"`train sync {run_id}` publishes them" in warning
+    assert f"`onward sync {run_id}` publishes them" in warning
     assert bench.status(run_id) == "RUNNING", "it is said to be over before it is"
 
 

@@ -44,6 +44,21 @@ def test_after_an_error_nothing_more_is_begun():
     assert len(begun) < 10
 
 
+def test_where_no_thread_can_be_begun_it_is_done_at_once(monkeypatch):
+    """As while the interpreter ends, from Python 3.12 on."""
+
+    def refuse(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert list(each(lambda item: 10 * item, [1, 2, 3], 2)) == [10, 20, 30]
+    with pytest.raises(ZeroDivisionError):
+        list(each(lambda item: 1 // item, [1, 0], 2))
+    assert bounded(lambda: None, 60)
+    with pytest.raises(ZeroDivisionError):
+        bounded(lambda: 1 // 0, 60)
+
+
 def test_what_takes_too_long_is_left():
     """Its end is told, and so is its error."""
     free = threading.Event()

@@ -17,6 +17,7 @@ from onward.errors import Interrupted, RankLost, RankStopped
 from onward.options.declare import options_of
 from onward.options.request import Launch
 from onward.system import environment
+from onward.words import shell
 from onward.words.language import _
 from onward.world import World
 from train.kind import find_task
@@ -44,6 +45,7 @@ _TASK = click.option(
 @click.version_option(package_name="onward")
 def main() -> None:
     """Train on one machine, lose it, go on from the run ID on another."""
+    shell.set_program("train")
     environment.prepare_process()
 
 

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onward.attempts.spans import epochs_in_words, first_epoch
 from onward.errors import RunNotUsable, Superseded, TrainError
-from onward.metrics import EPOCH, UNITS, in_words
+from onward.metrics import EPOCH, in_words
 from onward.options.command import train_command
 from onward.options.request import DESCRIPTION_TAG, MAX_TEXT_CHARS
 from onward.system import environment
 from onward.system.threads import bounded
-from onward.system.untrusted import whole_number
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
 from onward.tracking.names import (
@@ -61,6 +61,9 @@ class Attempt:
         link: Where MLflow's UI shows the run.
         stray_id: A launch's run in another experiment, closed together with the attempt.
         unit: What `first_epoch` counts.
+        was_finished: Whether the run was FINISHED before.
+        has_trained: Whether an epoch, or a step, was begun.
+        before: Tags of the run as they were, of those that `begin` has changed.
     """
 
     tracking: Tracking
@@ -71,6 +74,9 @@ class Attempt:
     link: str
     stray_id: str | None = None
     unit: str = EPOCH
+    was_finished: bool = False
+    has_trained: bool = False
+    before: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def first(
@@ -153,6 +159,10 @@ class Attempt:
             own_tags: What is to be said of the attempt itself: host, hardware, versions.
         """
         own_tags = own_tags or {}
+        record = self.tracking.get_run(self.run_id)
+        self.was_finished = record.status == "FINISHED"
+        self.before = {key: record.tags[key] for key in record.tags.keys() & tags.keys()}
+        self.before.pop(HEARTBEAT_TAG, None)  # it stays true who was here last
         self.tracking.set_status(self.run_id, "RUNNING")
         if self.child_id != self.run_id:
             self.tracking.set_tags(self.child_id, own_tags)
@@ -169,14 +179,16 @@ class Attempt:
             raise Superseded(self.run_id, self.number, record.attempts)
         return record
 
-    def _tell(self, last_epoch: int | None, ended: str, tags: Mapping[str, str]) -> None:
-        """Say on the run what the attempt does, or how it ended."""
+    def _tell(
+        self, last_epoch: int | None, ended: str, tags: Mapping[str, str], state: str | None = None
+    ) -> None:
+        """Say on the run what the attempt does, or how it ended, and what state the run is in."""
         record = self.tracking.get_run(self.run_id)
         words = epochs_in_words(self.first_epoch, last_epoch, self.unit)
         words = f"{words} on {environment.hostname()}"
         own = {f"{ATTEMPT_TAG}{self.number}": f"{words}, {ended}"}
         now = dataclasses.replace(record, tags={**record.tags, **tags, **own})
-        note = self._note(now, ended)
+        note = self._note(now, state or ended)
         self.tracking.set_tags(self.run_id, {**tags, **own, NOTE_TAG: note})
 
     def journal(self, status: str, last_epoch: int) -> dict[str, object]:
@@ -189,6 +201,8 @@ class Attempt:
             "link": self.link,
             "stray_id": self.stray_id,
             "unit": self.unit,
+            "was_finished": self.was_finished,
+            "has_trained": self.has_trained or status == "RUNNING",  # it may, from here on
             "status": status,
             "last_epoch": last_epoch,
         }
@@ -198,6 +212,10 @@ class Attempt:
         """Make the attempt that was recorded, for `end`."""
         names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
         return cls(tracking, **{name: entry[name] for name in names if name in entry})
+
+    def leaves_finished(self, status: str) -> bool:
+        """Tell whether the run is FINISHED as it was, though the attempt ends with that status."""
+        return self.was_finished and not self.has_trained and status != "FINISHED"
 
     def end(self, status: str, last_epoch: int, ended: str | None = None) -> None:
         """Set the status of the attempt's runs: FINISHED, FAILED or KILLED.
@@ -218,9 +236,12 @@ class Attempt:
             _close_child(self.tracking, self.stray_id, status, ended)
         if self.child_id != self.run_id:
             _close_child(self.tracking, self.child_id, status, ended, name)
+        state, before = ended, {}
+        if self.leaves_finished(status):
+            status, state, before = "FINISHED", ENDED_WORDS["FINISHED"], self.before
         with contextlib.suppress(Superseded):
             self.check_lease()
-            self._tell(last_epoch, ended, {})
+            self._tell(last_epoch, ended, before, state)
             self.tracking.set_status(self.run_id, status)
 
     def try_to_end(self, status: str, last_epoch: int) -> bool:
@@ -303,42 +324,6 @@ def _or_unknown(value: int | None) -> str:
     return UNKNOWN if value is None else str(value)
 
 
-def first_epochs(tags: Mapping[str, str]) -> dict[int, int]:
-    """Return the epoch that each attempt of a run began with, by number, as its tags tell.
-
-    One that did no epoch is left out.
-
-    >>> first_epochs({"train.attempt.1": "epochs 1-3 on a, failed", "train.attempt.2": "no epoch"})
-    {1: 1}
-    """
-    found = {
-        number: first
-        for key, words in tags.items()
-        if key.startswith(ATTEMPT_TAG)
-        and (number := whole_number(key.removeprefix(ATTEMPT_TAG))) is not None
-        and (first := _first_epoch(words)) is not None
-    }
-    return dict(sorted(found.items()))
-
-
-def _first_epoch(words: str) -> int | None:
-    """Return with which epoch an attempt began, of which `words` tell; None if with none."""
-    for unit in UNITS:
-        words = words.removeprefix(f"{unit}s ")
-    return whole_number(words.partition("-")[0])
-
-
-def epochs_in_words(first: int, last: int | None, unit: str = EPOCH) -> str:
-    """Return "epochs 3-7"; `last` is None as long as the attempt runs.
-
-    >>> epochs_in_words(3, 7), epochs_in_words(3, None, "step"), epochs_in_words(3, 2)
-    ('epochs 3-7', 'steps 3-…', 'no epoch')
-    """
-    if last is not None and last < first:
-        return f"no {unit}"
-    return f"{unit}s {first}-{'…' if last is None else last}"
-
-
 def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_id: str) -> None:
     """Say of the attempts before what they could not say themselves, if they died without a word.
 
@@ -352,7 +337,7 @@ def _close_vanished(tracking: Tracking, record: RunRecord, last_epoch: int, own_
     for number in range(record.attempts, 0, -1):
         told = record.tags.get(f"{ATTEMPT_TAG}{number}", "")
         words, _, ended = told.rpartition(", ")
-        first = _first_epoch(words)
+        first = first_epoch(words)
         if ended == RUNNING_WORD and first is not None:
             epochs = epochs_in_words(first, last_epoch, record.unit)
             words = f"{epochs} on {words.partition(' on ')[2]}"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onward.attempts.attempt import ENDED_WORDS, VANISHED, Attempt, first_epochs
+from onward.attempts.attempt import ENDED_WORDS, VANISHED, Attempt
+from onward.attempts.spans import first_epochs
 from onward.checkpoint.format import load_content, verify
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import Retention
@@ -193,6 +194,7 @@ def is_journal(entry: Mapping[str, Any], record: RunRecord, number: int) -> bool
         and (stray_id is None or is_path_part(stray_id))
         and isinstance(entry.get("link"), str)
         and entry.get("unit", EPOCH) in UNITS
+        and all(type(entry.get(key, False)) is bool for key in ("was_finished", "has_trained"))
         and entry.get("status") in ("RUNNING", *ENDED_WORDS)
         and _are_points(entry.get("system", []))
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from onward.attempts.attempt import first_epochs
+from onward.attempts.spans import first_epochs
 from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import find_best

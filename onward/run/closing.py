@@ -62,7 +62,7 @@ class Closing:
         if status == "FINISHED" and (failure or self._pipeline.is_paused):
             status = "FAILED"  # its last epochs are nowhere but in this process
         if not isinstance(error or failure, Superseded):
-            tell_end(self._attempt.run_id, self.options, state, status)
+            tell_end(self._attempt, self.options, state, status, last_epoch)
         try:
             self._close(status, last_epoch)
         except BaseException as failure:  # of a thread; the run must not stay RUNNING

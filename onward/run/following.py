@@ -32,6 +32,7 @@ class Followed:
         first_epoch: The first that it trains.
         link: To what people look at.
         unit: What `first_epoch` counts.
+        has_trained: Whether an epoch, or a step, was begun.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class Followed:
     first_epoch: int
     link: str
     unit: str = EPOCH
+    has_trained: bool = False
 
 
 @dataclass

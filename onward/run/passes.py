@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _END = object()
 _INSIDE = "batches"  # in the names of feeds whose pass is that of an epoch
+_FIRST = f"{_INSIDE} 0"  # the one whose batches are the steps
 
 
 class Batches:
@@ -133,6 +134,10 @@ class Passes:
     def end_unit(self, state: TrainState) -> None:
         """End it; what a pass has left is not trained on, and that is told once."""
         self._is_under_way = False
+        first = state.feeds.get(_FIRST)
+        if self._is_inside and first is not None and first.taken == first.length:
+            self._is_inside = False  # its last batch: the loop went by the length, not to the end
+            self._step_done(first.length)
         if not (state.unit == STEP or state.updates.is_whole() or self._has_told_gradients):
             self._has_told_gradients = True
             log.warning(
@@ -143,7 +148,7 @@ class Passes:
         for name, feed in state.feeds.items():
             if not (feed.taken and name.startswith(_INSIDE)):
                 continue
-            if not (feed.is_exhausted or self._has_told_rest):
+            if not (feed.is_exhausted or feed.taken == feed.length or self._has_told_rest):
                 self._has_told_rest = True
                 log.warning(
                     _("Epoch %d ended after %d of %s batches of its loader; it counts as done"),

@@ -194,10 +194,8 @@ class Run:
 
     def has_unit_left(self) -> bool:
         """Tell whether there is an epoch, or a step, to train."""
-        number = self.state.epoch
-        return number < self._num_units and not self.state.waits_for(
-            self.options.early_stopping, number
-        )
+        done, patience = self.state.epoch, self.options.early_stopping
+        return done < self._num_units and not self.state.waits_for(patience, done)
 
     def begin_unit(self) -> None:
         """Begin an epoch, or a step; raise `Interrupted` if a signal asked to stop."""
@@ -205,7 +203,8 @@ class Run:
             self._agreement.look()
         if self.state.unit != STEP or self.state.updates.is_whole():
             self.stop_if_asked()
-        self._is_under_way, self._is_best = True, False
+        self._is_under_way = self.attempt.has_trained = True
+        self._is_best = False
         self._saving.begin_unit()
         self._recorder.begin_unit()
         self._passes.begin_unit(self.state)

@@ -221,6 +221,10 @@ class TrainState:
             CheckpointError: Parts are missing, do not fit, or are not what they were once they are
                 put back.
         """
+        # What the run has come to is known, and told, where its parts do not fit.
+        self.unit, self.epoch, self.step = content.unit, content.epoch, content.step
+        self.history = History(content.history)
+        self.best = self.monitor.best(self.history.series(self.monitor.name))
         require_same_names(self.parts, content.parts)
         try:
             for name, part in self.parts.items():
@@ -231,14 +235,11 @@ class TrainState:
                 .format(epoch=content.epoch, reason=" ".join(str(error).split())[:300])
             ) from error  # fmt: skip
         _require_restored(self.parts, content.parts)
-        self.unit, self.axes = content.unit, dict(content.axes)
+        self.axes = dict(content.axes)
         self.feeds, self.saved_feeds = {}, dict(content.feeds)
-        self.history = History(content.history)
-        self.epoch, self.step = content.epoch, content.step
         self.epoch_step = content.epoch_step
         self.epoch_sums = {k: v.clone() for k, v in content.epoch_sums.items()}
         self.epoch_seconds = content.epoch_seconds
-        self.best = self.monitor.best(self.history.series(self.monitor.name))
         # IMPORTANT: random state comes last, since loading the rest may draw from it.
         rng.restore(dict(content.rng))
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from onward.attempts.attempt import Attempt
 from onward.checkpoint.handover import Totals
 from onward.checkpoint.manifest import Manifest
 from onward.errors import RunNotUsable
-from onward.metrics import EPOCH, Point, in_words
+from onward.metrics import Point, in_words
 from onward.options.command import Standing, train_command
 from onward.options.run_options import RunOptions
 from onward.run.state import TrainState
@@ -23,16 +24,19 @@ from onward.words.units import counted
 log = logging.getLogger(__name__)
 
 
-def tell_end(run_id: str, options: RunOptions, state: TrainState | None, status: str) -> None:
+def tell_end(
+    attempt: Attempt, options: RunOptions, state: TrainState | None, status: str, epoch: int
+) -> None:
     """Log how training ended, and the commands that go on from there.
 
     Args:
-        run_id: The run.
-        options: Its options.
+        attempt: What ended.
+        options: Those of its run.
         state: Where it stands; None if training had not begun.
         status: FINISHED, KILLED or FAILED.
+        epoch: Epochs, or steps, completed.
     """
-    epoch = state.epoch if state else 0
+    run_id = attempt.run_id
     best = ""
     if state is not None and state.best is not None:
         best = _(", best {metric} {value} ({when})").format(
@@ -40,11 +44,15 @@ def tell_end(run_id: str, options: RunOptions, state: TrainState | None, status:
             value=in_words(state.best.value),
             when=counted(state.unit, state.best.epoch),
         )
-    log.info(_("%s after %s%s"), status, counted(state.unit if state else EPOCH, epoch), best)
+    unit = state.unit if state else attempt.unit
+    log.info(_("%s after %s%s"), status, counted(unit, epoch), best)
     best_epoch = state.best_epoch if state else None
-    standing = Standing.by_options(run_id, status == "FINISHED", epoch, options, best_epoch)
+    is_finished = status == "FINISHED" or attempt.leaves_finished(status)
+    standing = Standing.by_options(run_id, is_finished, epoch, options, best_epoch)
     in_place = train_command(standing.in_place())
     if status != "FINISHED":
+        if is_finished:
+            log.info(_("Nothing was trained: the run is FINISHED, as it was"))
         log.info(_("Go on with: %s"), in_place)
     elif standing.script is not None:
         is_whole = epoch >= options.epochs

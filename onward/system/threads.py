@@ -51,24 +51,36 @@ def each(act: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterato
                 over.set()
                 result.set_exception(error)
 
-    threads = [
-        threading.Thread(target=work, daemon=True) for _ in range(min(num_threads, len(made)))
-    ]
-    for thread in threads:
-        thread.start()
+    threads = [_start(work) for _ in range(min(num_threads, len(made)))]
     try:
         for result in made:
             yield result.result()
     except Exception:  # of whatever kind `act` raises
-        for thread in threads:
+        for thread in filter(None, threads):
             thread.join()
         raise
     finally:
         over.set()
 
 
+def _start(work: Callable[[], object]) -> threading.Thread | None:
+    """Do it in a thread; where none can be begun, do it here, which takes as long as it takes.
+
+    That is so while the interpreter ends, from Python 3.12 on.
+    """
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        work()
+        return None
+    return thread
+
+
 def bounded(act: Callable[[], object], seconds: float) -> bool:
     """Do it, and wait so long at most; return whether it is done.
+
+    While the interpreter ends it may be waited for as long as it takes: see `_start`.
 
     Raises:
         BaseException: What it raised in that time.
@@ -81,7 +93,7 @@ def bounded(act: Callable[[], object], seconds: float) -> bool:
         except BaseException as error:  # raised again where it is waited for
             done.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    _start(work)
     try:
         done.result(seconds)
     except TimeoutError:

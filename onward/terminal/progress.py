@@ -82,7 +82,9 @@ def show_transfer(title: str, total_bytes: int, measure: Callable[[], int]) -> I
     over = threading.Event()
     thread = threading.Thread(target=_show, args=(title, total_bytes, measure, over), daemon=True)
     try:
-        thread.start()
+        # From Python 3.12 on no thread is begun while the interpreter ends: then nothing is shown.
+        with contextlib.suppress(RuntimeError):
+            thread.start()
         yield
     finally:
         over.set()

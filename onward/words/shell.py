@@ -14,10 +14,25 @@ def quoted(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+# What both programs do; the rest only the trainer.
+OF_BOTH = {"list", "verify", "prune", "export", "show", "ui", "sync"}
+
+_program = "onward"  # the one of the two that this process is of
+
+
+def set_program(name: str) -> None:
+    """Know which program's commands are told: "onward", as it is from the start, or "train"."""
+    global _program
+    _program = name
+
+
 def command(name: str, *words: object) -> str:
-    """Return a command of this program, ready to paste: `train name words`.
+    """Return a command, ready to paste, of the program that the user came by, if it has that.
 
     >>> command("show", "4f1c", "--epoch", 10)
-    'train show 4f1c --epoch 10'
+    'onward show 4f1c --epoch 10'
+    >>> command("publish", "4f1c")
+    'train publish 4f1c'
     """
-    return quoted("train", name, *words)
+    has_it = name in OF_BOTH and "--as_fork" not in words
+    return quoted(_program if has_it else "train", name, *words)

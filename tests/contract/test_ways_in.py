@@ -4,7 +4,9 @@ Each attempt is a process in an empty folder with its own TRAIN_HOME, its random
 own, and all that is known of the run comes through a real server.
 """
 
+import functools
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +28,13 @@ from support import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
 
 WAY = Path(__file__).with_name("way.py")
-# Steps of an epoch, or of a unit, and of the whole run; and how to save inside an epoch.
+# Steps of an epoch, in a loop by steps of a fourth of it, and of the whole run; and how to save
+# inside an epoch.
 WAYS = {
     "table": (5, 20, {"checkpoint_steps": "3"}),
     "own_task": (6, 24, {"checkpoint_steps": "3"}),
     "epochs": (6, 24, {"checkpoint_steps": "2"}),
-    "steps": (1, 24, {"checkpoint_steps": "4"}),
+    "steps": (6, 24, {"checkpoint_steps": "4"}),
     "lightning": (5, 20, {"checkpoint_steps": "2"}),
     "transformers": (8, 24, {"checkpoint_steps": "3"}),
 }
@@ -88,9 +91,23 @@ def machines(server, tmp_path):
     return Machines(server, tmp_path)
 
 
-def newest_run(server, way, tmp_path):
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """Return what tells all that a run of a way comes to, which nothing has disturbed."""
+
+    @functools.cache
+    def train(way):
+        folder = tmp_path_factory.mktemp("whole")
+        Machines(server, folder).train(way, **WAYS[way][2])
+        run_id = newest_run(server, way, folder)
+        return ended(server, run_id, folder / "ended")
+
+    return train
+
+
+def newest_run(server, way, folder):
     found = client(server.address)
-    experiment = found.get_experiment_by_name(f"{way} {tmp_path.name}")
+    experiment = found.get_experiment_by_name(f"{way} {folder.name}")
     runs = found.search_runs(
         [experiment.experiment_id],
         filter_string="tags.`train.fingerprint` != ''",
@@ -119,37 +136,52 @@ def newest(server, run_id, folder):
     return saved
 
 
-def expect_equal(server, run_id, whole_id, folder):
+def expect_equal(server, run_id, whole, folder):
     saved, drawn, kept = ended(server, run_id, folder / "resumed")
-    expected, expected_curves, expected_kept = ended(server, whole_id, folder / "whole")
+    expected, expected_curves, expected_kept = whole
     assert differences(saved, expected) == []
     assert drawn == expected_curves
     assert kept == expected_kept
     assert client(server.address).get_run(run_id).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_killed_at_an_end_and_inside_it_is_as_if_it_was_not(server, machines, way, tmp_path):
+def moments_of_death(way):
+    """Return after which step to kill: in each epoch at a random one, in one of them at its end.
+
+    The first is after the first checkpoint: a run that has none begins anew, and by the random
+    numbers that the process has then. pytest-randomly seeds what is drawn from, and tells the seed.
+    """
     per_unit, total, options = WAYS[way]
-    machines.train(way, **options)
-    whole_id = newest_run(server, way, tmp_path)
-    # Right after a unit's last step, in the middle, and near the end.
-    kills = [per_unit, per_unit + total // 5, total // 6 + 1]
-    machines.train(way, kills[0], code=-9, **options)
-    run_id = newest_run(server, way, tmp_path)
-    assert run_id != whole_id
-    options = options | {"take_over": "true"}
-    for kill in kills[1:]:
-        machines.train(way, kill, code=-9, resume_run=run_id, **options)
-    machines.train(way, resume_run=run_id, **options)
-    expect_equal(server, run_id, whole_id, tmp_path)
+    first = int(options["checkpoint_steps"]) + 1
+    units = [range(max(end - per_unit + 1, first), end + 1)
+             for end in range(per_unit, total + 1, per_unit)]  # fmt: skip
+    at_its_end = random.choice(units)
+    return [unit[-1] if unit is at_its_end else random.choice(unit) for unit in units]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_signal_saves_and_tells_and_a_fork_leaves_it_alone(server, machines, way, tmp_path):
+def test_killed_in_every_epoch_at_a_random_step_is_as_if_it_was_not(
+    server, machines, way, tmp_path, whole
+):
+    _per_unit, _total, options = WAYS[way]
+    moments = moments_of_death(way)
+    print("killed after the steps", moments)
+    machines.train(way, moments[0], code=-9, **options)
+    run_id = newest_run(server, way, tmp_path)
+    options = options | {"take_over": "true"}
+    for number, moment in enumerate(moments[1:]):
+        done = index(server.address, run_id, tmp_path / f"index{number}")[-1]["step"]
+        assert 0 < done <= moments[number]
+        machines.train(way, moment - done, code=-9, resume_run=run_id, **options)
+    machines.train(way, resume_run=run_id, **options)
+    expect_equal(server, run_id, whole(way), tmp_path)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_signal_saves_and_tells_and_a_fork_leaves_it_alone(
+    server, machines, way, tmp_path, whole
+):
     _per_unit, total, options = WAYS[way]
-    machines.train(way, **options)
-    whole_id = newest_run(server, way, tmp_path)
     told = machines.train(way, total // 2, "SIGTERM", code=75, **options)
     assert "Traceback" not in told
     run_id = newest_run(server, way, tmp_path)
@@ -165,17 +197,16 @@ def test_a_signal_saves_and_tells_and_a_fork_leaves_it_alone(server, machines, w
     assert differences(before[0], after[0]) == []
     assert before[1:] == after[1:]
     saved = newest(server, fork_id, tmp_path / "fork")
-    expected = newest(server, whole_id, tmp_path / "whole")
-    assert differences(saved, expected) == []
+    assert differences(saved, whole(way)[0]) == []
     machines.train(way, resume_run=run_id, **options)
-    expect_equal(server, run_id, whole_id, tmp_path)
+    expect_equal(server, run_id, whole(way), tmp_path)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_server_that_is_away_and_a_second_process_change_nothing(server, machines, way, tmp_path):
+def test_a_server_that_is_away_and_a_second_process_change_nothing(
+    server, machines, way, tmp_path, whole
+):
     _per_unit, total, options = WAYS[way]
-    machines.train(way, **options)
-    whole_id = newest_run(server, way, tmp_path)
     process, made = machines.begin(way, total // 2, drain_seconds="0", **options)
     run_id = newest_run(server, way, tmp_path)
     # On the same machine another process is refused at once.
@@ -193,14 +224,12 @@ def test_a_server_that_is_away_and_a_second_process_change_nothing(server, machi
     command = [Path(sys.executable).with_name("onward"), "sync", run_id]
     done = subprocess.run(**(made | {"args": command}), timeout=240)
     assert done.returncode == 0, done.stdout
-    expect_equal(server, run_id, whole_id, tmp_path)
+    expect_equal(server, run_id, whole(way), tmp_path)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whoever_is_overtaken_stops_and_the_other_goes_on(server, machines, way, tmp_path):
+def test_whoever_is_overtaken_stops_and_the_other_goes_on(server, machines, way, tmp_path, whole):
     _per_unit, total, options = WAYS[way]
-    machines.train(way, **options)
-    whole_id = newest_run(server, way, tmp_path)
     process, made = machines.begin(way, total // 2, **options)
     run_id = newest_run(server, way, tmp_path)
     machines.train(way, resume_run=run_id, take_over="true", **options)
@@ -208,4 +237,4 @@ def test_whoever_is_overtaken_stops_and_the_other_goes_on(server, machines, way,
     told, _nothing = process.communicate(timeout=240)
     assert process.returncode == 8, told
     assert "Traceback" not in told
-    expect_equal(server, run_id, whole_id, tmp_path)
+    expect_equal(server, run_id, whole(way), tmp_path)
