@@ -26,7 +26,7 @@ LAYERS = [
     ["options", "terminal"],
     ["system", "world"],
     ["errors"],
-    ["words", "monitor", "metrics"],
+    ["words", "monitor", "metrics", "planning"],
 ]
 TOP = {"", "__main__"}  # the package itself shows what is public, its `__main__` starts a command
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
