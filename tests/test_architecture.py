@@ -25,8 +25,8 @@ LAYERS = [
     ["checkpoint", "tracking"],
     ["options", "terminal"],
     ["system", "world"],
-    ["errors"],
-    ["words", "monitor", "metrics", "planning"],
+    ["errors", "planning"],
+    ["words", "monitor", "metrics"],
 ]
 TOP = {"", "__main__"}  # the package itself shows what is public, its `__main__` starts a command
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}
