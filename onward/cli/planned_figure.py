@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onward.cli.planned import share_in_words, time_in_words
+from onward.cli.planned import share_in_words
 from onward.planning.plan import Plan
 from onward.planning.waste import MAX_STEPS, Shares, shares
 from onward.publish.drawing import (
@@ -38,9 +38,9 @@ def draw(plan: Plan, kind: str) -> bytes:
         kind: "svg" or "png".
     """
     cluster = plan.cluster
-    title = _("What failures cost: {nodes} nodes, one failure in {time}")
-    mean = time_in_words(1 / cluster.failures_per_second)
-    figure, axes = new_figure(title.format(nodes=cluster.nodes, time=mean))
+    title = _("What failures cost: {nodes} nodes, one failure in {hours} h")
+    hours = _number(1 / cluster.failures_per_second / 3600)
+    figure, axes = new_figure(title.format(nodes=f"{cluster.nodes:,}", hours=hours))
     best = plan if plan.is_best else Plan.of(cluster)
     steps = _steps(min(best.steps, plan.steps), max(best.steps, plan.steps))
     minutes = steps * cluster.step_seconds / 60
@@ -48,8 +48,8 @@ def draw(plan: Plan, kind: str) -> bytes:
     _draw_shares(axes, minutes, found)
     _draw_limit(axes, cluster.commit / 60, minutes)
     if not plan.is_best:
-        _mark(axes, plan, INK, _("chosen: {time}, {lost} lost"))
-    _mark(axes, best, GOOD, _("best: {time}, {lost} lost"))
+        _mark(axes, plan, INK, _("chosen: {minutes} min, {lost} lost"))
+    _mark(axes, best, GOOD, _("best: {minutes} min, {lost} lost"))
     most = 100 * max(3 * best.shares.lost, 1.2 * plan.shares.lost)
     axes.set(xscale="log", xlim=(minutes[0], minutes[-1]), ylim=(0, min(most, 100)))
     axes.set_xlabel(_("minutes of work between two checkpoints"))
@@ -88,7 +88,15 @@ def _draw_limit(axes: Axes, commit_minutes: float, minutes: Array) -> None:
 def _mark(axes: Axes, plan: Plan, color: str, told: str) -> None:
     """Mark an interval, and say what it loses."""
     x, y = plan.interval_seconds / 60, 100 * plan.shares.lost
-    time, lost = time_in_words(plan.interval_seconds), share_in_words(plan.shares.lost)
-    label = told.format(time=time, lost=lost)
+    label = told.format(minutes=_number(x), lost=share_in_words(plan.shares.lost))
     axes.axvline(x, color=color, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.plot([x], [y], "o", color=color, markersize=9, label=label)
+
+
+def _number(value: float) -> str:
+    """Return a number in digits: words of a unit may have no font.
+
+    >>> _number(15.7333), _number(123456)
+    ('15.7', '123,456')
+    """
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

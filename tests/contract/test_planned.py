@@ -15,7 +15,7 @@ from support import environment
 from onward.planning.cluster import Cluster
 from onward.planning.simulation import lives, simulate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # a life takes a second, or three
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]  # a life takes one second to three
 
 MORTAL = Path(__file__).parent / "mortal.py"
 EVERY = 10  # steps between two checkpoints
