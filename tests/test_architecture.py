@@ -25,7 +25,7 @@ LAYERS = [
     ["checkpoint", "tracking"],
     ["options", "terminal", "world"],
     ["system"],
-    ["errors"],
+    ["errors", "planning"],
     ["words", "monitor", "metrics"],
 ]
 TOP = {"", "__main__"}  # the package itself shows what is public, its `__main__` starts a command

@@ -445,6 +445,7 @@ OF_OUR_COMMANDS = {  # what each prints in a project with a run that was killed 
     "show": "model_state_dict.head.weight",
     "export": "epoch_10 of run <id> is in model.pth",
     "prune": "delete epoch_5 ",
+    "plan": "checkpoint_steps=",
     "predict": "53,940 rows with predicted_price are in predictions.csv",
     "publish": "runs:/<id>/model is the model of epoch_10",
 }

@@ -13,6 +13,7 @@ import click
 
 from onward.cli.commandline import Group, say
 from onward.cli.helptext import RunParameter
+from onward.cli.planning import plan
 from onward.errors import CheckpointError, RunNotUsable, TrainError
 from onward.system import environment
 from onward.system.files import size_in_words
@@ -243,3 +244,6 @@ def publish_waiting(ctx: click.Context, run: str | None, as_fork: bool, kind: Ki
             ctx.exit(failed.exit_code)
     finally:
         reporter.close_log()
+
+
+main.add_command(plan)

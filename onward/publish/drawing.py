@@ -66,6 +66,12 @@ def padded(values: Array) -> tuple[float, float]:
 
 def png(figure: Figure) -> bytes:
     """Return the figure as PNG; a text gets the fonts that have its characters."""
+    return picture(figure, "png")
+
+
+def picture(figure: Figure, kind: str) -> bytes:
+    """Return the figure as "png" or "svg"; the same figure gives the same bytes."""
+    from matplotlib import rc_context
     from matplotlib.text import Text
 
     for text in cast(list[Text], figure.findobj(Text)):
@@ -73,5 +79,7 @@ def png(figure: Figure) -> bytes:
         if len(needed) > 1:
             text.set_fontfamily(needed)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    left_out = {"png": "Software", "svg": "Date"}[kind]
+    with rc_context({"svg.hashsalt": "onward"}):
+        figure.savefig(file, format=kind, dpi=100, metadata={left_out: None})
     return file.getvalue()

@@ -389,12 +389,12 @@ def _sync(path: Path) -> None:
 def size_in_words(num_bytes: float) -> str:
     """Return a size in the unit that suits it.
 
-    >>> size_in_words(0), size_in_words(31_420), size_in_words(999_999), size_in_words(2.5e9)
-    ('0 B', '31.4 kB', '1.0 MB', '2.5 GB')
+    >>> [size_in_words(number) for number in (0, 31_420, 999_999, 2.5e9, 4.8e12)]
+    ['0 B', '31.4 kB', '1.0 MB', '2.5 GB', '4.8 TB']
     """
     if num_bytes < 1000:
         return f"{num_bytes:.0f} B"
-    for unit, length in (("kB", 1e3), ("MB", 1e6)):
+    for unit, length in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
         if num_bytes < 999.95 * length:
             return f"{num_bytes / length:.1f} {unit}"
-    return f"{num_bytes / 1e9:.1f} GB"
+    return f"{num_bytes / 1e12:.1f} TB"

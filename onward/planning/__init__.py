@@ -1,0 +1,1 @@
+"""How often a cluster should save: what failures and checkpoints cost. Numbers only."""
