@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -169,10 +170,10 @@ def parse_index(text: bytes, rank: int, name: str) -> Index:
 
     def check(holds: bool, what: str, value: object) -> None:
         if not holds:
-            found = f"{what} {shown(repr(value), 60)}"
+            found = f"{what} {shown(repr(value), 200)}"
             raise CheckpointDamaged(name, _("{path} has {what}").format(path=path, what=found))
 
-    check(isinstance(document, dict), "", document)
+    check(isinstance(document, dict), "document", document)
     version = document.get("format_version")
     check(is_count(version), "format_version", version)
     require_known(version, name, INDEX_VERSIONS)
@@ -187,15 +188,15 @@ def parse_index(text: bytes, rank: int, name: str) -> Index:
     check(paths == [origin.tensor_file(i) for i in range(len(files))], "files", paths)
     check(isinstance(pieces, list), "pieces", pieces)
     entries = tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files)
-    for piece in pieces:
-        check(_is_piece(piece, len(files)), "piece", piece)
+    for number, piece in enumerate(pieces):
+        check(_is_piece(piece, len(files)), f"piece {number}", piece)
     placed = tuple(map(_placed, pieces))
-    names = {(piece.file, piece.name) for piece in placed}
-    check(len(names) == len(placed), "names", "twice")
+    names = Counter((piece.file, piece.name) for piece in placed)
+    check(len(names) == len(placed), "the same name twice:", names.most_common(1))
     left = [entry.bytes for entry in entries]
-    for piece in placed:
-        left[piece.file] -= piece.num_bytes
-        check(left[piece.file] >= 0, "piece", piece.to_dict())  # larger than its file
+    for number, piece in enumerate(placed):
+        left[piece.file] -= piece.num_bytes  # else it would be larger than its file
+        check(left[piece.file] >= 0, f"piece {number}", piece.to_dict())
     return Index(origin, entries, placed, document.get("own"))
 
 

@@ -68,6 +68,13 @@ def split(tree: Any, where: str) -> tuple[Any, list[Piece]]:
     return to_plain(tree, where, take), pieces
 
 
+def split_parts(parts: Mapping[str, Any]) -> tuple[dict[str, Any], list[Piece]]:
+    """Take what is spread over ranks out of the states of all parts; see `split`."""
+    split_states = {name: split(state, name) for name, state in parts.items()}
+    pieces = [piece for _state, found in split_states.values() for piece in found]
+    return {name: state for name, (state, _found) in split_states.items()}, pieces
+
+
 def join(tree: Any, part: Any, where: str, shards: Shards | None = None) -> Any:
     """Return a state as the part takes it back, in the layout that the part has now.
 
