@@ -158,6 +158,7 @@ def test_a_run_goes_back_to_what_ranks_saved(tmp_path):
     now = TrainState({"model": net, "optimizer": torch.optim.AdamW(net.parameters())})
     content = now.capture()
     object.__setattr__(content, "parts", state)
+    object.__setattr__(content, "layout", "fsdp")
     now.restore(content, shards)
     assert torch.equal(net.weight, shards.assemble(state)["model"]["weight"])
     with pytest.raises(CheckpointError, match=r"model\['weight'\] was saved in pieces"):

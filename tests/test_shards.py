@@ -278,6 +278,25 @@ def test_a_checkpoint_is_cut_again_for_a_gateway(tmp_path):
     assert {e.path for e in cut_again(folder, only, tmp_path / "own", 1 << 18).files} == {
         e.path for e in alone
     }
+    only = dataclasses.replace(manifest, files=more.entries)  # as rank 1 brings them up
+    again = cut_again(folder, only, tmp_path / "other", 1 << 18)
+    assert {e.path[:11] for e in again.files} == {"shard-00001"}
+    assert again.files[-1].path == "shard-00001.json"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"world": value} for value in (0, -1, True, 2.0, "2", None, 10**6, [2])),
+        *({"layout": value} for value in ("../x", "Fsdp", "a" * 33, 3, None, ["fsdp"], "a\n")),
+    ],
+    ids=str,
+)
+def test_a_manifest_of_no_ranks_that_can_be_is_refused(field):
+    """How many there were, and how the model was spread, are checked like any field."""
+    document = {**manifest_of([FileEntry("checkpoint.pth", 5, "a" * 64)], 2).to_dict(), **field}
+    with pytest.raises(CheckpointDamaged, match=next(iter(field))):
+        parse_manifest(json.dumps(document).encode(), "epoch_3")
 
 
 def test_a_marker_without_its_pieces_is_damage(tmp_path):

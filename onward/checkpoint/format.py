@@ -118,20 +118,22 @@ def cut_again(folder: Path, manifest: Manifest, target: Path, part_bytes: int) -
         CheckpointDamaged: A file is not what the manifest says.
     """
     with atomic_folder(target) as temporary:
-        writer = PartWriter(temporary, CHECKPOINT_FILE, part_bytes)
-        others = [*_shards_cut_again(folder, manifest, temporary, part_bytes)]
-        for entry in sorted(manifest.files, key=lambda e: e.path):
+        files = list(_shards_cut_again(folder, manifest, temporary, part_bytes))
+        entries = sorted(set(manifest.files) - set(manifest.shard_files), key=lambda e: e.path)
+        own = [entry for entry in entries if entry.path.split("/")[0] == CHECKPOINT_FILE]
+        for entry in entries:
             verify_file(folder, entry, manifest.name)
-            if entry in manifest.shard_files:
-                continue
-            if entry.path.split("/")[0] != CHECKPOINT_FILE:
+            if entry not in own:
                 shutil.copyfile(folder / entry.path, temporary / entry.path)
-                others.append(entry)
-                continue
-            with (folder / entry.path).open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    writer.write(chunk)
-        cut = dataclasses.replace(manifest, files=(*writer.close(), *others))
+                files.append(entry)
+        if own:  # ranks but the first have none
+            writer = PartWriter(temporary, CHECKPOINT_FILE, part_bytes)
+            for entry in own:
+                with (folder / entry.path).open("rb") as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        writer.write(chunk)
+            files = [*writer.close(), *files]
+        cut = dataclasses.replace(manifest, files=tuple(files))
         (temporary / MANIFEST_FILE).write_bytes(cut.to_json())
     return cut
 
@@ -220,7 +222,8 @@ def _put_together(content: Content, folder: Path, manifest: Manifest, name: str)
     """Return it as one process would have saved it."""
     if not manifest.shard_files:
         try:
-            replaced(content.parts, _refuse_marker)
+            if content.layout:  # else there are none
+                replaced(content.parts, _refuse_marker)
         except ValueError as error:
             raise CheckpointDamaged(name, str(error)) from error
         return content

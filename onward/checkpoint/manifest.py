@@ -125,6 +125,11 @@ class Manifest:
         return tuple(e for e in self.files if re.fullmatch(_SHARD_FILE, e.path))
 
     @property
+    def indexes(self) -> tuple[FileEntry, ...]:
+        """Those that tell what is in the others, one for each rank."""
+        return tuple(e for e in self.shard_files if e.path.endswith(".json"))
+
+    @property
     def bytes(self) -> int:
         """Size of all files."""
         return sum(entry.bytes for entry in self.files)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from onward.checkpoint.content import Content
 from onward.checkpoint.pieces import Marker, Piece, marker_in
 from onward.checkpoint.plain import to_plain
 from onward.checkpoint.shards import Shards
@@ -94,6 +95,35 @@ def join(tree: Any, part: Any, where: str, shards: Shards | None = None) -> Any:
     """
     like = _like(part, shards is not None)
     return _Join(shards)(tree, like, where)
+
+
+def join_parts(
+    saved: Content, parts: Mapping[str, Any], shards: Shards | None = None
+) -> dict[str, Any]:
+    """Return the states of parts as they take them back; see `join`.
+
+    Where nothing is spread, neither in the checkpoint nor in the parts, they are as they are.
+    """
+    is_split = shards is not None or bool(saved.layout)
+    return {
+        name: join(saved.parts[name], part, name, shards)
+        if is_split or _is_spread_inside(part)
+        else saved.parts[name]
+        for name, part in parts.items()
+    }
+
+
+def _is_spread_inside(part: Any) -> bool:
+    part = bare(part)
+    if isinstance(part, torch.optim.Optimizer):
+        return any(is_spread(p) for group in part.param_groups for p in group["params"])
+    if isinstance(part, nn.Module):
+        return any(map(is_spread, (*part.parameters(), *part.buffers())))
+    if isinstance(part, MutableMapping) and not isinstance(part, Stateful):
+        return any(map(_is_spread_inside, part.values()))
+    if isinstance(part, MutableSequence) and not isinstance(part, Stateful):
+        return any(map(_is_spread_inside, part))
+    return is_spread(part)
 
 
 class _OfParameter:

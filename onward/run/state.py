@@ -24,7 +24,7 @@ from onward.run.parts import (
     put_back,
     ties_of,
 )
-from onward.run.sharded import join
+from onward.run.sharded import join_parts
 from onward.run.updates import Updates
 from onward.system.untrusted import shown
 from onward.words.language import _
@@ -226,10 +226,9 @@ class TrainState:
                 put back.
         """
         require_same_names(self.parts, content.parts)
-        saved: dict[str, Any] = {}
         try:
+            saved = join_parts(content, self.parts, shards)
             for name, part in self.parts.items():
-                saved[name] = join(content.parts[name], part, name, shards)
                 put_back(part, saved[name], name)
         except MISFITS as error:
             raise CheckpointError(
