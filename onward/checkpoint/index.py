@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from onward.checkpoint.manifest import FileEntry, is_count, is_file_entry, require_known
@@ -123,12 +124,13 @@ class Index:
     @property
     def entries(self) -> tuple[FileEntry, ...]:
         """What a manifest lists: the files of tensors, and the index itself, which comes last."""
-        text = self.to_json()
-        own = FileEntry(self.origin.index_file, len(text), hashlib.sha256(text).hexdigest())
+        digest = hashlib.sha256(self.text).hexdigest()
+        own = FileEntry(self.origin.index_file, len(self.text), digest)
         return (*self.files, own)
 
-    def to_json(self) -> bytes:
-        """Return what the file holds.
+    @cached_property
+    def text(self) -> bytes:
+        """What the file holds.
 
         Raises:
             CheckpointError: It would be longer than it is read again.

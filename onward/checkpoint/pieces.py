@@ -158,7 +158,7 @@ def add_shard(
     if held:
         write()
     index = Index(origin, tuple(files), tuple(placed), told)
-    text = index.to_json()
+    text = index.text
     # IMPORTANT: the index comes last; without it the rank has written nothing.
     (folder / origin.index_file).write_bytes(text)
     return index
