@@ -23,7 +23,7 @@ from onward.checkpoint.hashed import verify
 from onward.checkpoint.index import MAX_INDEX_BYTES, Origin, index_file, parse_index
 from onward.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from onward.checkpoint.pieces import MARKER, Marker, add_shard, write_shard
-from onward.checkpoint.shards import Shards
+from onward.checkpoint.shards import Shards, with_ranks
 from onward.errors import CheckpointDamaged, CheckpointError
 from onward.metrics import History
 from onward.system.boxes import Box, covers_once, cut, overlap, region, whole
@@ -297,6 +297,26 @@ def test_a_manifest_of_no_ranks_that_can_be_is_refused(field):
     document = {**manifest_of([FileEntry("checkpoint.pth", 5, "a" * 64)], 2).to_dict(), **field}
     with pytest.raises(CheckpointDamaged, match=next(iter(field))):
         parse_manifest(json.dumps(document).encode(), "epoch_3")
+
+
+def test_rank_0_commits_what_the_indexes_of_all_ranks_list(tmp_path):
+    """Those of this attempt and step, from every rank; nothing else is committed."""
+    folder = tmp_path / "epoch_3"
+    manifest = checkpoint(folder)
+    texts = [(folder / index_file(rank)).read_bytes() for rank in (0, 1)]
+    own = [e for e in manifest.files if not e.path.startswith("shard-00001")]
+    local = dataclasses.replace(manifest, files=tuple(own))
+    assert parse_manifest(local.to_json(), "epoch_3") == local, "it waits in the spool"
+    committed = with_ranks(local, texts)
+    assert set(committed.files) == set(manifest.files)
+    Shards(folder, committed, "x").require(load_content(folder, committed, "x", False).parts)
+    other = [b'"step":%d' % step for step in (30, 29)]
+    with pytest.raises(CheckpointDamaged, match=r"shard-00001\.json is of another attempt, step"):
+        with_ranks(local, [texts[0], texts[1].replace(*other)])
+    with pytest.raises(CheckpointDamaged, match=r"shard-00001\.json is missing"):
+        with_ranks(local, texts[:1])
+    with pytest.raises(CheckpointDamaged, match=r"shard-00001\.json has rank 0"):
+        with_ranks(local, [texts[0], texts[0]])
 
 
 def test_a_marker_without_its_pieces_is_damage(tmp_path):

@@ -6,13 +6,15 @@ is read by any number of them, or by one process, to the bit. See `pieces` for h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onward.checkpoint.hashed import verify_file
-from onward.checkpoint.index import MAX_INDEX_BYTES, Index, Origin, Placed, index_file, parse_index
+from onward.checkpoint.index import MAX_INDEX_BYTES, Index, Placed, index_file, parse_index
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.checkpoint.pieces import Marker, Piece, add_shard, replaced
 from onward.errors import CheckpointDamaged
@@ -44,6 +46,37 @@ def read_index(folder: Path, entry: FileEntry, rank: int, name: str) -> Index:
     except ValueError as error:
         raise CheckpointDamaged(name, f"{entry.path}: {error}") from error
     return parse_index(text, rank, name)
+
+
+def with_ranks(manifest: Manifest, texts: Sequence[bytes]) -> Manifest:
+    """Return the manifest of rank 0 with what all ranks have written, as it is to be committed.
+
+    Args:
+        manifest: What `write_checkpoint` returned, or what of it went up.
+        texts: The index of each rank, in their order, as it lies in the store: where it is, the
+            rank's files are.
+
+    Raises:
+        CheckpointDamaged: One is no index, or of another attempt, step or number of ranks.
+    """
+    files = [entry for entry in manifest.files if entry not in manifest.shard_files]
+    if len(texts) != manifest.world:
+        raise CheckpointDamaged(
+            manifest.name, _("{path} is missing").format(path=index_file(len(texts)))
+        )
+    for rank, text in enumerate(texts):
+        index = parse_index(text, rank, manifest.name)
+        _require_origin(index, manifest, manifest.name)
+        own = FileEntry(index_file(rank), len(text), hashlib.sha256(text).hexdigest())
+        files += [*index.files, own]
+    return dataclasses.replace(manifest, files=tuple(files))
+
+
+def _require_origin(index: Index, manifest: Manifest, name: str) -> None:
+    expected = (manifest.world, manifest.attempt, manifest.step)
+    if index.origin[1:] != expected:
+        told = _("{path} is of another attempt, step or number of ranks")
+        raise CheckpointDamaged(name, told.format(path=index.origin.index_file))
 
 
 class Shard:
@@ -159,9 +192,7 @@ class Shards:
             if entry is None:
                 self._refuse(_("{path} is missing"), index_file(rank))
             index = read_index(folder, entry, rank, name)
-            if index.origin != Origin(rank, manifest.world, manifest.attempt, manifest.step):
-                told = _("{path} is of another attempt, step or number of ranks")
-                self._refuse(told, entry.path)
+            _require_origin(index, manifest, name)
             for entry in index.files:
                 named.add(entry.path)
                 if entries.get(entry.path) != entry:
@@ -222,15 +253,23 @@ class Shards:
 
         return self._replaced(tree, make)
 
+    def require(self, tree: Any) -> None:
+        """Make sure that each marker of a state has its tensor, by the indexes alone.
+
+        Raises:
+            CheckpointDamaged: One has none, or one of another shape.
+        """
+        for state in (tree, *(shard.index.own for shard in self._shards)):
+            self._replaced(state, self._require)
+
     def check(self, tree: Any) -> None:
-        """Open every file, and make sure that each marker of a state has its tensor.
+        """Do the same, and open every file.
 
         Raises:
             CheckpointDamaged: Something is not as the indexes say.
         """
-        self._replaced(tree, self._require)
+        self.require(tree)
         for shard in self._shards:
-            self._replaced(shard.index.own, self._require)
             shard.check()
 
     def _replaced(self, tree: Any, make: Callable[[Marker], Any]) -> Any:

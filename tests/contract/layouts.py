@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.format import load_content, write_checkpoint
-from onward.checkpoint.index import Origin
+from onward.checkpoint.index import Origin, index_file
 from onward.checkpoint.manifest import MANIFEST_FILE, parse_manifest
 from onward.checkpoint.pieces import add_shard
-from onward.checkpoint.shards import Shards
+from onward.checkpoint.shards import Shards, with_ranks
 from onward.checkpoint.staging import Stager, changed_by_step
 from onward.run import rng
 from onward.run.sharded import own_of, put_own, split_parts
@@ -110,21 +110,19 @@ class Ranks:
                 history=content.history, data={"fingerprint": "f"},
                 world=self.world if is_spread else 1, layout=layout if is_spread else "",
             )  # fmt: skip
-            write_checkpoint(
+            manifest = write_checkpoint(
                 folder, held.to_dict(), attempt=1, kept=True, metrics={},
                 shard=shard if is_spread else None,
             )  # fmt: skip
         self.wait()
         if self.rank > 0 and is_spread:
-            index = shard(folder)
-            lists = [[vars(entry) for entry in index.entries]]
-            (folder / f"rank-{self.rank}.json").write_text(json.dumps(lists[0]))
+            shard(folder)
         self.wait()
-        if self.rank == 0:  # the commit
-            document = json.loads((folder / MANIFEST_FILE).read_bytes())
-            for path in sorted(folder.glob("rank-*.json")):
-                document["files"] += json.loads(path.read_bytes())
-            (folder / MANIFEST_FILE).write_text(json.dumps(document))
+        if self.rank == 0 and is_spread:  # the commit
+            texts = [(folder / index_file(rank)).read_bytes() for rank in range(self.world)]
+            manifest = with_ranks(manifest, texts)
+            Shards(folder, manifest, "x").require(held.parts)
+            (folder / MANIFEST_FILE).write_bytes(manifest.to_json())
         self.wait()
 
     def load(self, state, layout, folder):
