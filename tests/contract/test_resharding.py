@@ -48,7 +48,9 @@ LOADING = {
 
 def run(folder, world, tasks):
     """Let so many ranks do the tasks."""
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["GLOO_SOCKET_IFNAME"] = loopback
     ranks = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(rank), str(world), str(folder), json.dumps(tasks)],
