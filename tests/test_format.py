@@ -14,13 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onward.checkpoint.content import Content
-from onward.checkpoint.format import (
-    load_checkpoint,
-    load_content,
-    to_plain,
-    verify,
-    write_checkpoint,
-)
+from onward.checkpoint.format import load_checkpoint, load_content, write_checkpoint
+from onward.checkpoint.hashed import verify
 from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
@@ -30,6 +25,7 @@ from onward.checkpoint.manifest import (
     Manifest,
     parse_manifest,
 )
+from onward.checkpoint.plain import to_plain
 from onward.errors import CheckpointDamaged, CheckpointError
 from onward.metrics import History, Point
 from onward.monitor import UNDECLARED, Monitor

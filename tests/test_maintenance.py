@@ -1,5 +1,6 @@
 """Verify, prune, export, show: what is done with the checkpoints of a run besides training."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from onward.checkpoint.format import write_checkpoint
+from onward.checkpoint.index import Origin
+from onward.checkpoint.pieces import Marker, add_shard
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
@@ -272,3 +275,39 @@ def test_checkpoints_that_stay_on_this_disk_are_found_there(tracking, trained):
     tracking.set_tags(trained.run_id, {HOST_TAG: environment.hostname()})
     rows = list(maintenance.verify_rows(tracking, trained.run_id))
     assert [row["status"] for row in rows] == ["ok"] * 4
+
+
+def test_a_checkpoint_of_ranks_is_looked_after_like_any_other(tracking, record, tmp_path):
+    """Its pieces are verified, put together in an export, shown, and deleted with it."""
+    weight, folder = torch.rand(10, 3), tmp_path / "epoch_1"
+    marker = Marker("w", "float32", (10, 3)).to_dict()
+    content = TrainState({}, epoch=1, step=1).capture().to_dict()
+    content |= {"config": Config().to_dict(), "data": {"fingerprint": "d"}, "format_version": 3}
+    content |= {"model_state_dict": {"weight": marker}, "world": 2, "layout": "fsdp"}
+
+    def shard(to, rank):
+        piece = {"key": "w", "shape": (10, 3), "offset": (5 * rank, 0)}
+        own = [{**piece, "tensor": weight[5 * rank : 5 * rank + 5]}]
+        return add_shard(to, Origin(rank, 2, 1, 1), own)
+
+    manifest = write_checkpoint(
+        folder, content, attempt=1, kept=True, metrics={}, shard=lambda to: shard(to, 0)
+    )
+    files = (*manifest.files, *shard(folder, 1).entries)
+    store = CheckpointStore(tracking.artifacts(record), record.run_id)
+    store.put(folder, dataclasses.replace(manifest, files=files))
+    [row] = maintenance.verify_rows(tracking, record.run_id)
+    assert (row["status"], row["bytes"]) == ("ok", sum(entry.bytes for entry in files))
+    maintenance.export(tracking, record.run_id, "latest", tmp_path / "out.pth")
+    loaded = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert torch.equal(loaded["model_state_dict"]["weight"], weight)
+    shown = maintenance.describe(tracking, record.run_id, "latest")
+    assert shown["state"]["model_state_dict.weight"] == "float32 [10, 3]"
+    assert (shown["manifest"]["world"], shown["manifest"]["layout"]) == (2, "fsdp")
+    cut(stored(record, 1, "shard-00001-00000.pth"))
+    [row] = maintenance.verify_rows(tracking, record.run_id)
+    assert row["status"] == "damaged"
+    assert "shard-00001-00000.pth has" in row["found"]
+    store.list()
+    store.delete("epoch_1")
+    assert not stored(record, 1).parent.exists()

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 
 import onward
 from onward.checkpoint import staging
+from onward.checkpoint.plain import to_plain
 from onward.errors import Interrupted
 from onward.metrics import is_wall_clock
 from onward.run import parts
+from onward.run.differences import first_difference
 
 
 class Died(Exception):
@@ -49,7 +51,7 @@ def curve(tracking, run_id):
 def bits(state):
     """Return a copy of everything in a state, as it is stored."""
     captured = {name: parts.capture(part) for name, part in state.items()}
-    return parts.to_plain(captured, tensor=lambda _where, tensor: tensor.detach().clone())
+    return to_plain(captured, tensor=lambda _where, tensor: tensor.detach().clone())
 
 
 def trial(tracking, loop, kills, **options):
@@ -72,7 +74,7 @@ def trial(tracking, loop, kills, **options):
         run_id = run_id or only_id(tracking)
     scramble(99)
     resumed = bits(loop(resume_run=run_id, **made(), **options))
-    assert parts.first_difference(straight, resumed, "state") is None
+    assert first_difference(straight, resumed, "state") is None
     assert curve(tracking, run_id) == curve(tracking, whole)
     names = [[c.name for c in onward.checkpoints(each)] for each in (whole, run_id)]
     assert names[0] == names[1]

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import onward
 from onward.attempts.attempt import Attempt
-from onward.checkpoint import format
+from onward.checkpoint.plain import require_readable
 from onward.errors import (
     CheckpointError,
     Interrupted,
@@ -31,6 +31,7 @@ from onward.errors import (
     UsageError,
 )
 from onward.run import parts
+from onward.run.differences import first_difference
 from onward.script.source import CODE_FILE, PATCH_FILE
 from onward.system import invocation
 
@@ -468,7 +469,7 @@ def test_every_kind_of_part_comes_back(tracking):
     run_id = train(then)
     train(now, num_epochs=3, resume_run=run_id)
     for name, part in then.items():
-        assert parts.first_difference(parts.capture(part), parts.capture(now[name]), name) is None
+        assert first_difference(parts.capture(part), parts.capture(now[name]), name) is None
     assert {name: id(part) for name, part in now.items()} == kept
     assert now["last"].maxlen == 4
     assert now["numpy"].random() == then["numpy"].random()
@@ -625,5 +626,5 @@ def test_a_run_that_is_closed_keeps_nothing_alive(tracking):
 
 def test_lists_that_could_not_be_read_again_are_refused_as_they_are_written():
     with refused("put long lists of numbers, such as a replay buffer", CheckpointError):
-        format._require_readable({"loop": [0.5] * 4_000_000})  # 36 MB in a pickle
-    format._require_readable({"loop": [0.5] * 400_000, "model": torch.zeros(10_000_000)})
+        require_readable({"loop": [0.5] * 4_000_000})  # 36 MB in a pickle
+    require_readable({"loop": [0.5] * 400_000, "model": torch.zeros(10_000_000)})

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from onward.checkpoint.format import FORMAT_VERSION, to_plain
+from onward.checkpoint.format import FORMAT_VERSION
+from onward.checkpoint.plain import to_plain
 from onward.errors import CheckpointDamaged, CheckpointError, CheckpointFileNotFound, UsageError
 from onward.metrics import History, Point
 from onward.monitor import UNDECLARED, Monitor

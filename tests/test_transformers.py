@@ -18,7 +18,8 @@ from onward.adapters import trainer as trainer_module
 from onward.checkpoint.pipeline import Pipeline
 from onward.errors import CheckpointError, Interrupted, TrainError, UsageError
 from onward.metrics import is_wall_clock
-from onward.run.parts import capture, first_difference
+from onward.run.differences import first_difference
+from onward.run.parts import capture
 from onward.transformers import Resumable
 
 END, STEP = "on_epoch_begin", "on_step_begin"

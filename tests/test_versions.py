@@ -21,7 +21,8 @@ from support import SMALL, cli, write_table
 from test_state import leaves
 
 from onward.checkpoint.content import Content
-from onward.checkpoint.format import load_checkpoint, verify, write_checkpoint
+from onward.checkpoint.format import load_checkpoint, write_checkpoint
+from onward.checkpoint.hashed import verify
 from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from torchmetrics import Metric
 
-from onward.checkpoint.format import to_plain
+from onward.checkpoint.plain import to_plain
 from onward.errors import CheckpointError
 from onward.words.language import _
 

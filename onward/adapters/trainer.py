@@ -13,7 +13,8 @@ import torch
 from onward.adapters.fetches import Fetches
 from onward.adapters.logs import Logs
 from onward.errors import CheckpointError, TrainError
-from onward.run.parts import Part, capture, first_difference, put_back
+from onward.run.differences import first_difference
+from onward.run.parts import Part, capture, put_back
 from onward.run.state import MISFITS
 from onward.words.language import _
 

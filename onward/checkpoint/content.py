@@ -16,7 +16,9 @@ _FIELDS = ("epoch", "step", "epoch_step", "epoch_sums", "epoch_seconds", "best_e
            "config", "data", "environment", "timestamp")  # fmt: skip
 # Of an epoch under way: every version has them, since `upgraded` gives them to the first.
 _UNDER_WAY = ("epoch_step", "epoch_sums", "epoch_seconds")
-_OPTIONAL: Mapping[str, Any] = {"unit": EPOCH, "axes": {}, "feeds": {}, "ranks": []}
+_OPTIONAL: Mapping[str, Any] = {
+    "unit": EPOCH, "axes": {}, "feeds": {}, "ranks": [], "world": 1, "layout": "",
+}  # fmt: skip
 # What a program that knows no version 3 takes out of a file.
 _PARTS_OF_VERSION_2 = {"model", "optimizer", "scheduler"}
 _NEEDED_BY_VERSION_2 = "best_corr"
@@ -47,6 +49,9 @@ class Content:
         axes: Of metrics that are not logged by unit: name to what their steps are.
         feeds: Where each loader is, by name.
         ranks: What each rank of several had of its own, such as random numbers; rank 0's first.
+        world: How many ranks have trained it.
+        layout: How the model was spread over them, "" where it was not. Then a marker stands for
+            each tensor of which ranks have pieces; see `shards`.
     """
 
     epoch: int
@@ -68,6 +73,8 @@ class Content:
     axes: Mapping[str, str] = field(default_factory=dict)
     feeds: Mapping[str, Any] = field(default_factory=dict)
     ranks: Sequence[Mapping[str, Any]] = ()
+    world: int = 1
+    layout: str = ""
 
     @property
     def name(self) -> str:
@@ -150,6 +157,8 @@ class Content:
             isinstance(own, Mapping) for own in optional["ranks"]
         ):
             raise ValueError("what its ranks had cannot be read")
+        if type(optional["world"]) is not int or type(optional["layout"]) is not str:
+            raise ValueError("it is of no number of ranks that there can be")
         known = {*_FIELDS, *_OPTIONAL, "history", "monitor", "format_version"}
         monitor = document.get("monitor")
         document = {**document, "epoch_seconds": float(seconds)}

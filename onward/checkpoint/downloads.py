@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from onward.checkpoint.artifacts import Artifacts
-from onward.checkpoint.format import verify_file
+from onward.checkpoint.hashed import verify_file
 from onward.checkpoint.manifest import ROOT, FileEntry, Manifest
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
 from onward.errors import CheckpointDamaged, CheckpointError, TooLarge

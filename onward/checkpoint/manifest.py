@@ -7,10 +7,10 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from onward.errors import CheckpointDamaged, CheckpointError
 from onward.metrics import EPOCH, STEP, UNITS
@@ -29,9 +29,13 @@ METRICS_FILE = "checkpoint_metrics.json"
 MANIFEST_FILE = "manifest.json"
 NAME = re.compile(r"(?:epoch|global_step)_(?:0|[1-9][0-9]{0,17})")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-[0-9]{5})?")
+_SHARD_FILE = r"shard-[0-9]{5}(?:-[0-9]{5}\.pth|\.json)"  # of what each rank has; see `index`
 _OWN_FILE = re.compile(  # those of a checkpoint; in a local store some may not be whole yet
-    rf"(?:{CHECKPOINT_FILE}(?:/part-[0-9]{{5}})?|{METRICS_FILE}|{MANIFEST_FILE})(?:\.tmp)?"
+    rf"(?:{CHECKPOINT_FILE}(?:/part-[0-9]{{5}})?|{METRICS_FILE}|{MANIFEST_FILE}|{_SHARD_FILE})"
+    r"(?:\.tmp)?"
 )
+_LAYOUT = re.compile(r"[a-z][a-z0-9_+]{0,31}")
+MAX_WORLD = 100_000  # ranks, which are numbered with five digits
 
 
 def is_own_file(path: str) -> bool:
@@ -39,8 +43,15 @@ def is_own_file(path: str) -> bool:
 
     >>> [is_own_file(p) for p in ("checkpoint.pth/part-00001", "manifest.json.tmp", "notes.txt")]
     [True, True, False]
+    >>> [is_own_file(p) for p in ("shard-00001.json", "shard-00001-00000.pth", "shard-1.json")]
+    [True, True, False]
     """
     return _OWN_FILE.fullmatch(path) is not None
+
+
+def is_layout(value: object) -> bool:
+    """Tell whether it may be the name of a layout: how a model is spread over ranks."""
+    return isinstance(value, str) and _LAYOUT.fullmatch(value) is not None
 
 
 def checkpoint_name(content: Mapping[str, Any]) -> str:
@@ -76,6 +87,8 @@ class Manifest:
     files: tuple[FileEntry, ...]
     monitor: Monitor = UNDECLARED  # the metric that decides which is best
     unit: str = EPOCH  # what `epoch` counts: where it is steps, there are no epochs
+    world: int = 1  # ranks that trained it
+    layout: str = ""  # how the model was spread over them
     format_version: int = FORMAT_VERSION
     # Set as it is committed, see `chain`; what was saved is the same before and after.
     run_id: str | None = field(default=None, compare=False)  # None: of an earlier program
@@ -107,6 +120,16 @@ class Manifest:
         return replace(self, files=()) == replace(other, files=())
 
     @property
+    def shard_files(self) -> tuple[FileEntry, ...]:
+        """Those in which ranks have their pieces of what is spread over them, and the indexes."""
+        return tuple(e for e in self.files if re.fullmatch(_SHARD_FILE, e.path))
+
+    @property
+    def indexes(self) -> tuple[FileEntry, ...]:
+        """Those that tell what is in the others, one for each rank."""
+        return tuple(e for e in self.shard_files if e.path.endswith(".json"))
+
+    @property
     def bytes(self) -> int:
         """Size of all files."""
         return sum(entry.bytes for entry in self.files)
@@ -126,9 +149,10 @@ class Manifest:
         """Return the JSON document."""
         monitor = None if self.monitor == UNDECLARED else str(self.monitor)
         unit = None if self.unit == EPOCH else self.unit
-        told = {"monitor": monitor, "unit": unit, "files": self._files()}
+        ranks = {"world": self.world if self.world > 1 else None, "layout": self.layout or None}
+        told = {"monitor": monitor, "unit": unit, **ranks, "files": self._files()}
         document = {"format_version": self.format_version, **asdict(self), **told}
-        optional = {"monitor", "unit", *COMMIT_FIELDS}
+        optional = {"monitor", "unit", *ranks, *COMMIT_FIELDS}
         return {k: v for k, v in document.items() if k not in optional or v is not None}
 
     def to_json(self) -> builtins.bytes:
@@ -157,20 +181,17 @@ class Manifest:
 
         check(isinstance(document, dict), _("no object"))
         version = document.get("format_version")
-        check(_is_count(version), f"format_version {_in_short(version)}")
-        if version not in READABLE_VERSIONS:
-            raise CheckpointError(
-                _(
-                    "checkpoint {name} has format version {version}, and this program reads up to "
-                    "{newest}: use the version of the program that wrote it"
-                ).format(name=name, version=version, newest=READABLE_VERSIONS[-1])
-            )
+        check(is_count(version), f"format_version {_in_short(version)}")
+        require_known(version, name)
         document = {**document, **({"epoch_step": 0, "format_version": 2} if version == 1 else {})}
         monitor, unit = _monitor_of(document), document.get("unit", EPOCH)
         check(monitor is not None, f"monitor {_in_short(document.get('monitor'))}")
         check(unit in UNITS, f"unit {_in_short(unit)}")
+        world, layout = document.get("world", 1), document.get("layout", "")
+        check(_is_world(world), f"world {_in_short(world)}")
+        check(layout == "" or is_layout(layout), f"layout {_in_short(layout)}")
         for key in ("epoch", "step", "epoch_step", "attempt"):
-            check(_is_count(document.get(key)), f"{key} {_in_short(document.get(key))}")
+            check(is_count(document.get(key)), f"{key} {_in_short(document.get(key))}")
         created, kept = (document.get(key) for key in ("created", "kept"))
         check(_is_time(created), f"created {_in_short(created)}")
         check(isinstance(kept, bool), f"kept {_in_short(kept)}")
@@ -179,7 +200,7 @@ class Manifest:
             check(value is None or is_right(value), f"{key} {_in_short(value)}")
         metrics, files = document.get("metrics"), document.get("files")
         check(isinstance(metrics, dict) and all(map(_is_metric, metrics.items())), _("bad metrics"))
-        check(isinstance(files, list) and all(map(_is_file_entry, files)), _("bad file entries"))
+        check(isinstance(files, list) and all(map(is_file_entry, files)), _("bad file entries"))
         paths = [entry["path"] for entry in files]
         check(_make_one_checkpoint(paths), f"files {_in_short(paths)}")
         manifest = cls(
@@ -193,12 +214,29 @@ class Manifest:
             files=tuple(FileEntry(e["path"], e["bytes"], e["sha256"]) for e in files),
             monitor=monitor or UNDECLARED,
             unit=unit,
+            world=world,
+            layout=layout,
             format_version=document["format_version"],
             **{key: document.get(key) for key in COMMIT_FIELDS},
         )
         wrong = _("{name}, which is not this folder's name")
         check(manifest.name == name, wrong.format(name=manifest.name))
         return manifest
+
+
+def require_known(version: int, name: str, known: Collection[int] = READABLE_VERSIONS) -> None:
+    """Refuse a document of a version of the format that this program does not read.
+
+    Raises:
+        CheckpointError: It is of another one.
+    """
+    if version not in known:
+        raise CheckpointError(
+            _(
+                "checkpoint {name} has format version {version}, and this program reads up to "
+                "{newest}: use the version of the program that wrote it"
+            ).format(name=name, version=version, newest=READABLE_VERSIONS[-1])
+        )
 
 
 def _in_short(value: object) -> str:
@@ -216,8 +254,13 @@ def _monitor_of(document: Mapping[str, Any]) -> Monitor | None:
         return None
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
+    """Tell whether it is a whole number that is not negative, of at most 63 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_world(value: object) -> bool:
+    return is_count(value) and 0 < value <= MAX_WORLD
 
 
 def _is_time(value: object) -> bool:
@@ -242,14 +285,14 @@ def _make_one_checkpoint(paths: list[str]) -> bool:
     return len(set(paths)) == len(paths) and own in ([CHECKPOINT_FILE], parts) and bool(own)
 
 
-def _is_file_entry(entry: object) -> bool:
+def is_file_entry(entry: object) -> bool:
     """Tell whether `entry` names a file in the checkpoint's folder, or a part of one."""
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("path"), str)
         and _PATH.fullmatch(entry["path"]) is not None
         and entry["path"] != MANIFEST_FILE
-        and _is_count(entry.get("bytes"))
+        and is_count(entry.get("bytes"))
         and is_fingerprint(entry.get("sha256"))
     )
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from onward.checkpoint.artifacts import Artifacts
-from onward.checkpoint.format import PART_BYTES
+from onward.checkpoint.hashed import PART_BYTES
 from onward.checkpoint.manifest import METRICS_FILE, FileEntry
 from onward.errors import RequestTooLarge, StoreUnavailable
 from onward.system.files import MIN_PART_BYTES, size_in_words

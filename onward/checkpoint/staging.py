@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from onward.checkpoint.format import to_plain
+from onward.checkpoint.plain import to_plain, whole_tensor
+from onward.system.boxes import local_of
 
 Copy = tuple[torch.Tensor, torch.Tensor]  # (buffer, source)
 MayWait = Callable[[torch.Tensor], bool]
@@ -95,15 +96,16 @@ class Stager:
         shared: dict[tuple[Any, ...], Copy] = {}
 
         def set_aside(where: str, tensor: torch.Tensor) -> torch.Tensor:
+            tensor = whole_tensor(where, tensor)
             key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
             if tensor.numel() and key in shared:
                 return shared[key][0]
             buffer = self._buffer(where, tensor)
             shared[key] = (buffer, tensor)
             if may_wait is not None and may_wait(tensor):
-                later.append((buffer, tensor.detach()))
+                later.append((buffer, tensor))
             else:
-                buffer.copy_(tensor.detach())
+                buffer.copy_(tensor)
             return buffer
 
         staged.state = to_plain(state, tensor=set_aside)
@@ -122,13 +124,16 @@ def changed_by_step(*optimizers: torch.optim.Optimizer) -> MayWait:
     """Return the test for tensors that only steps of these change: weights and moments.
 
     A model's buffers, such as running means, are not among them: a forward pass changes those.
+    Where weights are spread over ranks it knows what this rank holds of each, by its memory, as
+    that stays where it is over a step: so the pieces that `onward.run.sharded.split` returns are
+    copied in the background like whole tensors.
     """
     tensors: list[torch.Tensor] = []
     for optimizer in optimizers:
         tensors += [p for group in optimizer.param_groups for p in group["params"]]
         for state in optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
-    pointers = {tensor.data_ptr() for tensor in tensors}
+    pointers = {local_of(tensor).data_ptr() for tensor in tensors} - {0}  # of empty ones
     return lambda tensor: tensor.data_ptr() in pointers
 
 

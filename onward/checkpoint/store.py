@@ -33,6 +33,7 @@ from onward.checkpoint.manifest import (
     is_own_file,
     parse_manifest,
 )
+from onward.checkpoint.shards import Shards
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
 from onward.checkpoint.uploads import Uploads
 from onward.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, TooLarge, UnsafeFile
@@ -147,8 +148,10 @@ class CheckpointStore:
             manifest = self._read_manifest(name)
         except FileNotFoundError:
             return None
-        stored = self.fetch(manifest, folder, moved)
-        load_content(folder, stored, self._title(stored))
+        stored, title = self.fetch(manifest, folder, moved), self._title(manifest)
+        content = load_content(folder, stored, title, is_whole=False)
+        if stored.shard_files:
+            Shards(folder, stored, title, is_verified=True).check(content.parts)
         return stored
 
     def put(

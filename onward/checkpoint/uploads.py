@@ -99,4 +99,7 @@ class Uploads:
             with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as noted_in:
                 noted_in.write(f"{line(entry)}\n")
 
-        list(each(send, [e for e in manifest.files if line(e) not in done], NUM_TRANSFERS))
+        # IMPORTANT: a rank's index comes after its files; by it others know that they are there.
+        indexes = manifest.indexes
+        for entries in ([e for e in manifest.files if e not in indexes], indexes):
+            list(each(send, [e for e in entries if line(e) not in done], NUM_TRANSFERS))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.attempts.heartbeat import wait_until_free
+from onward.checkpoint.format import load_whole
 from onward.checkpoint.manifest import CHECKPOINT_FILE, Manifest
 from onward.checkpoint.policy import Retention, ranked
 from onward.checkpoint.store import CheckpointStore
@@ -142,11 +143,18 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
     Raises:
         CheckpointError: There is none of that epoch, or it is damaged.
     """
+    import torch
+
     record, _folder, store = find_store(tracking, run_id)
     manifest = pick(record.run_id, store.list(), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))
         parts = sorted(e.path for e in stored.files if e.path.split("/")[0] == CHECKPOINT_FILE)
+        if stored.shard_files:  # tensors that ranks have pieces of are put together
+            title = _("{name} of run '{run_id}'").format(name=stored.name, run_id=record.run_id)
+            whole = load_whole(Path(temporary), stored, title)
+            atomic_write(to, lambda file: torch.save(whole, file), PUBLIC)
+            return stored
 
         def join(file: Any) -> None:
             for part in parts:

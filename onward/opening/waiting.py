@@ -10,7 +10,8 @@ from typing import Any
 
 from onward.attempts.attempt import ENDED_WORDS, VANISHED, Attempt
 from onward.attempts.spans import first_epochs
-from onward.checkpoint.format import load_content, verify
+from onward.checkpoint.format import load_content
+from onward.checkpoint.hashed import verify
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder, Spool

@@ -11,18 +11,20 @@ import torch
 from torch import nn
 
 from onward.checkpoint.content import Content
+from onward.checkpoint.shards import Shards
 from onward.errors import CheckpointError
 from onward.metrics import EPOCH, STEP, History
 from onward.monitor import UNDECLARED, Best, Monitor
 from onward.run import rng
+from onward.run.differences import first_difference
 from onward.run.feeds import Feed
 from onward.run.parts import (
     capture,
-    first_difference,
     optimizers_of,
     put_back,
     ties_of,
 )
+from onward.run.sharded import join_parts
 from onward.run.updates import Updates
 from onward.system.untrusted import shown
 from onward.words.language import _
@@ -214,8 +216,12 @@ class TrainState:
         rng.restore(random_state)
         return content
 
-    def restore(self, content: Content) -> None:
+    def restore(self, content: Content, shards: Shards | None = None) -> None:
         """Go back to what `capture` returned.
+
+        Args:
+            content: Of whatever layout; that of the parts may be another one.
+            shards: Where the pieces are, if it has markers in place of tensors.
 
         Raises:
             CheckpointError: Parts are missing, do not fit, or are not what they were once they are
@@ -227,14 +233,15 @@ class TrainState:
         self.best = self.monitor.best(self.history.series(self.monitor.name))
         require_same_names(self.parts, content.parts)
         try:
+            saved = join_parts(content, self.parts, shards)
             for name, part in self.parts.items():
-                put_back(part, content.parts[name], name)
+                put_back(part, saved[name], name)
         except MISFITS as error:
             raise CheckpointError(
                 _("the checkpoint of epoch {epoch} does not fit this program's model: {reason}")
                 .format(epoch=content.epoch, reason=" ".join(str(error).split())[:300])
             ) from error  # fmt: skip
-        _require_restored(self.parts, content.parts)
+        _require_restored(self.parts, saved)
         self.axes = dict(content.axes)
         self.feeds, self.saved_feeds = {}, dict(content.feeds)
         self.epoch_step = content.epoch_step

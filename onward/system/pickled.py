@@ -17,7 +17,7 @@ MAX_PICKLE_BYTES = 32 << 20  # some 200 for each tensor, and 9 for each number o
 PROTOCOL = 2  # torch's
 
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Int", "Long", "Short", "Char", "Byte", "Bool")
-_DTYPES = (
+DTYPES = (
     "float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64",
     "uint8", "uint16", "uint32", "uint64", "bool", "complex64", "complex128",
 )  # fmt: skip
@@ -33,7 +33,7 @@ TENSORS = frozenset(
         "torch.ComplexFloatStorage",
         "torch.ComplexDoubleStorage",
         *(f"torch.{name}Storage" for name in _STORAGES),
-        *(f"torch.{name}" for name in _DTYPES),
+        *(f"torch.{name}" for name in DTYPES),
     }
 )
 # What stands in a pickle beside the class that the user would know.

@@ -19,7 +19,7 @@ from support import (
     write_table,
 )
 
-from onward.checkpoint.format import verify
+from onward.checkpoint.hashed import verify
 from onward.checkpoint.manifest import parse_manifest
 from onward.tracking.names import LATEST_CHECKPOINT_TAG
 
