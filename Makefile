@@ -9,6 +9,8 @@ STAMP = .venv/installed
 # Kills of `make chaos`, and the seed that draws their moments.
 KILLS = 300
 SEED = 0
+# Several ranks of one run, e.g. make chaos RANKS=2 KILLS=100
+RANKS =
 
 # Options of `make pin`, e.g. make pin PIN=--all
 PIN =
@@ -21,6 +23,7 @@ help:
 	@echo 'make test                                     set up .venv, check style and types, run the tests but the long ones'
 	@echo 'make contract                                 run the long tests: processes that are killed, servers that go away'
 	@echo 'make chaos KILLS=300 SEED=0                   kill a run so many times, and see it end the same'
+	@echo 'make chaos RANKS=2 KILLS=100                  the same for a run of several ranks'
 	@echo 'make versions                                 run the fast tests with the lowest and the newest requirements'
 	@echo 'make pin PIN=--all                            write constraints.txt anew'
 	@echo 'make docs                                     build the documentation into build/site'
@@ -43,7 +46,8 @@ contract: $(STAMP) browser
 	$(BIN)/pytest -n 2 -m 'slow and not smoke' -rs
 
 chaos: $(STAMP)
-	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/pytest -s tests/contract/test_chaos.py
+	KILLS=$(KILLS) SEED=$(SEED) $(if $(RANKS),RANKS=$(RANKS)) $(BIN)/pytest -s \
+	    $(if $(RANKS),tests/contract/test_ranks.py -k chaos,tests/contract/test_chaos.py)
 
 # Each makes a virtual environment of its own: docs/installing.md.
 versions: $(STAMP)

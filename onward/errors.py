@@ -18,7 +18,7 @@
     │       └── RequestTooLarge                 7   a gateway takes no request of that size
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
     ├── RankLost (SystemExit)                   1   a rank died, or does not answer
-    ├── RankStopped (SystemExit)                    another rank stopped: with its code
+    ├── RankStopped (SystemExit)                1   another rank stopped: the code is that rank's
     ├── Superseded (SystemExit)                 8   a later attempt has taken the run over
     └── Interrupted (SystemExit)               75   stopped by a signal; can be resumed
 

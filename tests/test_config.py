@@ -20,9 +20,11 @@ from train.tabular.options import Config
 CONFIG_OPTIONS = [
     "epochs", "early_stopping", "monitor", "max_minutes", "seed", "threads", "device",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
-    "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
+    "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "rank_minutes", "log_model",
+    "register",
     "upload_diff",
-    "task", "batch_size", "accumulation_steps", "lr", "weight_decay", "schedule",
+    "task", "batch_size", "accumulation_steps", "strategy", "parts", "lr",
+    "weight_decay", "schedule",
     "schedule_epochs", "max_grad_norm", "precision",
     "hidden_size", "num_layers", "dropout",
     "data", "target", "drop", "keep_index", "odd_values", "val_fraction", "split_seed",
@@ -35,7 +37,8 @@ LAUNCH_OPTIONS = [
 RESUME_MAY_CHANGE = {
     "epochs", "early_stopping", "max_minutes", "device", "upload_data",
     "strict", "checkpoint_freq", "checkpoint_minutes", "checkpoint_steps", "keep_last", "keep_best",
-    "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "log_model", "register",
+    "upload", "max_spool_bytes", "drain_seconds", "grace_seconds", "rank_minutes", "log_model",
+    "register",
     "upload_diff",
     "task",  # what of the run it was trained by is looked at by its name
 }  # fmt: skip
@@ -59,7 +62,8 @@ OTHER = {
     "val_fraction": 0.5, "split_seed": 1, "target_scale": "log", "upload_data": "no",
     "strict": True, "checkpoint_freq": 2, "checkpoint_minutes": 0.5, "checkpoint_steps": 100,
     "keep_last": 2, "keep_best": 3, "upload": "sync", "max_spool_bytes": 0, "drain_seconds": 1.5,
-    "grace_seconds": 5.0, "log_model": False, "register": "prices",
+    "grace_seconds": 5.0, "rank_minutes": 1.0, "log_model": False, "register": "prices",
+    "strategy": "parts", "parts": 4,
     "upload_diff": "no", "task": "./my_task.py", "monitor": "val_rmse:min",
 }  # fmt: skip
 OF_THE_DATA = {

@@ -11,8 +11,10 @@ from onward.errors import NonFinite, UsageError
 from onward.monitor import Monitor
 from onward.run.order import batches, num_batches
 from onward.run.state import TrainState
-from train.loop import _backward, _require_reported, build_optimizer, train_epoch
+from onward.world import ALONE
+from train.loop import _require_reported, build_optimizer, train_epoch
 from train.schedule import Schedule
+from train.strategy import Averaged
 from train.tabular.data.dataset import prepare
 from train.tabular.options import Config
 from train.tabular.task import TabularTask
@@ -45,6 +47,8 @@ class Counting:
         stop_after: Steps after which the epoch is left; default: all are made.
     """
 
+    world, batch_weight = ALONE, 1.0
+
     def __init__(self, task, stop_after=math.inf):
         torch.manual_seed(0)
         self.options, self.stop_after, self.task = task.options, stop_after, task
@@ -75,7 +79,8 @@ class Counting:
 
     def train_epoch(self):
         """Make the rest of the epoch; return its mean loss."""
-        train_epoch(self, self.task, self.model, self.optimizer, self.options)
+        strategy = Averaged(self, self.model, self.options)
+        train_epoch(self, self.task, self.model, self.optimizer, strategy, self.options)
         return self.mean("train_loss").value
 
     def weights(self):
@@ -85,7 +90,8 @@ class Counting:
 def gradient(task, num_parts, rows=ROWS):
     """Return loss and gradient of a batch, computed in so many parts."""
     run = Counting(task)
-    loss = _backward(task, run.model, rows, num_parts)
+    options = task.options.replace(accumulation_steps=num_parts)
+    loss, _num = Averaged(run, run.model, options).backward(task, rows)
     return loss, torch.cat([p.grad.flatten() for p in run.model.parameters()])
 
 

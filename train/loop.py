@@ -18,7 +18,7 @@ from onward.run.run import Run
 from onward.system import environment
 from onward.words.language import _
 from train.schedule import Schedule
-from train.strategy import Strategy, strategy_for
+from train.strategy import Strategy, spread, strategy_for
 from train.subject import TaskSubject
 from train.task import Task
 
@@ -49,6 +49,7 @@ def train(run: Run) -> None:
     rng.seed_all(rng.derive_seed("weights", options.seed))
 
     model = task.build_model()
+    spread(model, run, options)
     optimizer = build_optimizer(task, model, options)
     schedule = Schedule(options, subject.plateau)
     run.restore({"model": model, "optimizer": optimizer, "scheduler": schedule})

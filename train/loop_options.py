@@ -36,10 +36,10 @@ class LoopOptions:
     )
     strategy: str = option(
         "ddp",
-        "How several ranks make a step: ddp (the average of their gradients; the same bits for the "
-        "same number of ranks), parts (the same bits for any number: see parts).",
+        "How several ranks make a step: ddp (the average of their gradients), fsdp (the same, with "
+        "weights and moments spread over them), parts (the same bits for any number: see parts).",
         "Training",
-        choices=("ddp", "parts"),
+        choices=("ddp", "fsdp", "parts"),
         on_resume=FORK,
         is_new=True,
     )

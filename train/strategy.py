@@ -1,6 +1,7 @@
 """How one optimizer step is made by several ranks: what each computes, and how it is added up.
 
-`ddp` averages the ranks' gradients as torch does. `parts` cuts each batch into a fixed number of
+`ddp` and `fsdp` average the ranks' gradients as torch does; with `fsdp` each holds a piece of the
+weights and moments. `parts` cuts each batch into a fixed number of
 parts, whatever the number of ranks: each part has random numbers of its own, a function of seed,
 step and part, and the gradients are added in a tree that is always the same. So 1, 2 and 4 ranks
 give the same bits, which nothing else does.
@@ -24,7 +25,7 @@ from onward.words.language import _
 from onward.world import World
 from train.task import Task
 
-DDP, PARTS = "ddp", "parts"
+DDP, FSDP, PARTS = "ddp", "fsdp", "parts"
 
 
 class Strategy(Protocol):
@@ -54,6 +55,23 @@ def strategy_for(run: Run, model: nn.Module, options: Any) -> Strategy:
     return Averaged(run, model, options)
 
 
+def spread(model: nn.Module, run: Run, options: Any) -> None:
+    """Leave each rank a piece of the model's weights, if the options say so: before an optimizer.
+
+    Raises:
+        UsageError: The model cannot be cut into pieces.
+    """
+    if options.strategy != FSDP or run.world.is_alone:
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    try:
+        fully_shard(model)
+    except ValueError as error:  # such as a parameter without dimensions
+        told = _("strategy=fsdp cannot shard the model: {reason}")
+        raise UsageError(told.format(reason=" ".join(str(error).split())[:300])) from error
+
+
 def require_parts(options: Any, num_ranks: int) -> None:
     """Refuse parts that cannot be dealt out to so many ranks.
 
@@ -73,12 +91,12 @@ def require_parts(options: Any, num_ranks: int) -> None:
 
 
 class Averaged:
-    """Each rank has its own part of a batch; `DistributedDataParallel` averages. Alone: nothing."""
+    """Each rank has its own part of a batch, and torch averages gradients. Alone: nothing."""
 
     def __init__(self, run: Run, model: nn.Module, options: Any) -> None:
         self._run, self._num_parts = run, options.accumulation_steps
         self._model = model
-        if not run.world.is_alone:
+        if options.strategy == DDP and not run.world.is_alone:
             device = next(model.parameters()).device
             # Else the order of its sums changes after its first step, and a resume of 3 ranks or
             # more differs.

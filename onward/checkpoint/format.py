@@ -19,14 +19,14 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.hashed import CHUNK_BYTES, PART_BYTES, PartWriter, verify_file
-from onward.checkpoint.index import Index, index_file
+from onward.checkpoint.index import index_file
 from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
@@ -48,6 +48,15 @@ from onward.system.untrusted import shown
 from onward.words.language import _
 
 
+class Listed(Protocol):
+    """Files that were written, as a manifest lists them."""
+
+    @property
+    def entries(self) -> Sequence[FileEntry]:
+        """Each with size and hash."""
+        ...
+
+
 def write_checkpoint(
     folder: Path,
     checkpoint: Mapping[str, Any],
@@ -56,7 +65,7 @@ def write_checkpoint(
     kept: bool,
     metrics: Mapping[str, float],
     part_bytes: int = PART_BYTES,
-    shard: Callable[[Path], Index] | None = None,
+    shard: Callable[[Path], Listed] | None = None,
 ) -> Manifest:
     """Write the files of one checkpoint, and its manifest, as the local folder `folder`.
 
@@ -68,7 +77,7 @@ def write_checkpoint(
         metrics: Those of the epoch just completed; inside an epoch there are none.
         part_bytes: A larger `checkpoint.pth` becomes a folder of parts of this size.
         shard: Writes what this rank has of tensors that are spread into the folder it is given, by
-            `add_shard`. Those of the others are added to the manifest as it is committed.
+            `add_shard`, or all ranks have. What it does not list is added at the commit.
 
     Raises:
         OSError: The disk is full, or cannot be written.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.pieces import Piece
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.staging import MayWait, Staged
 from onward.checkpoint.store import CheckpointStore
@@ -130,6 +131,7 @@ class Saver(Protocol):
         kept: bool,
         may_wait: MayWait | None = None,
         required: bool = False,
+        pieces: Sequence[Piece] | None = None,
     ) -> bool:
         """Save a checkpoint; return whether it is set aside."""
 

@@ -17,15 +17,17 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.handover import Item, Publishing, Shared, Spooled, Timings, Totals
-from onward.checkpoint.manifest import Manifest, checkpoint_name
+from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.pieces import Piece
 from onward.checkpoint.policy import find_best
+from onward.checkpoint.rank_files import RankFiles
 from onward.checkpoint.room import LOOK_SECONDS, Room
 from onward.checkpoint.spool import Spool
+from onward.checkpoint.spooling import PIECES, write_item
 from onward.checkpoint.staging import MayWait, Staged, Stager
 from onward.checkpoint.transfers import show_upload
 from onward.errors import StoreRefused, UnsafeFile
@@ -76,6 +78,7 @@ class Pipeline:
         self._shared = Shared()
         # How long the process may still take to end: less than ∞ once a signal asked it to.
         self.seconds_left: Callable[[], float] = lambda: math.inf
+        self.rank_files: RankFiles | None = None  # where other ranks put their pieces
         self.is_paused = False  # whether the newest checkpoint could not be written
         self._ends_at = math.inf  # when the end of training has waited long enough
         self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
@@ -94,6 +97,7 @@ class Pipeline:
         kept: bool,
         may_wait: MayWait | None = None,
         required: bool = False,
+        pieces: Sequence[Piece] | None = None,
     ) -> bool:
         """Save a checkpoint: stage it now, and do the rest in the background.
 
@@ -105,6 +109,7 @@ class Pipeline:
             may_wait: Tells the tensors that only an optimizer step changes; see `hold_update`.
                 Default: none are.
             required: Not to be passed over, though it is not kept.
+            pieces: What this rank holds of what is spread over all; see `rank_files`.
 
         Returns:
             Whether it is set aside, and not passed over.
@@ -116,7 +121,8 @@ class Pipeline:
         if not (self._is_best(metrics) or kept or required or self._stager.is_free):
             return False
         started = time.monotonic()
-        self._staged = self._stager.stage(state, may_wait)
+        spread = {} if pieces is None else {PIECES: pieces}
+        self._staged = self._stager.stage({**state, **spread}, may_wait)
         stall_seconds = time.monotonic() - started + self._hold_seconds
         self._hold_seconds = 0.0
         self.totals.num_saved += 1
@@ -285,19 +291,13 @@ class Pipeline:
 
     def _write(self, item: Item) -> Spooled:
         item.staged.wait()
-        state, seconds = item.staged.state, 0.0
+        seconds, part_bytes = 0.0, self.publisher.store.uploads.part_size.bytes
 
         def write() -> Manifest:
             nonlocal seconds
             started = time.monotonic()
-            manifest = write_checkpoint(
-                self.spool.path(checkpoint_name(state)),
-                state,
-                attempt=self.spool.attempt,
-                kept=item.kept,
-                metrics=item.metrics,
-                part_bytes=self.publisher.store.uploads.part_size.bytes,
-            )
+            left = self._wait_seconds
+            manifest = write_item(item, self.spool, part_bytes, self.rank_files, left)
             seconds = time.monotonic() - started
             return manifest
 

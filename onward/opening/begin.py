@@ -8,18 +8,21 @@ import functools
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from onward.attempts.attempt import END_SECONDS, Attempt
 from onward.attempts.heartbeat import Beat
 from onward.checkpoint.content import Content
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
+from onward.checkpoint.rank_files import RankFiles
 from onward.checkpoint.spool import RunFolder
 from onward.errors import Superseded, TrainError
 from onward.metrics import History
 from onward.opening.identity import machine_tags, upload_code
 from onward.opening.source import Source, local_folder, open_store
 from onward.options.request import Launch
+from onward.options.run_options import RunOptions
 from onward.publish.publisher import Publisher
 from onward.publish.results import publish_results
 from onward.run.lifecycle import Lifecycle
@@ -145,6 +148,8 @@ class Opening:
             log.info("%s", line)
         folder = self._folders[attempt.run_id]
         finish = functools.partial(_finish, self.tracking, attempt, pipeline, subject)
+        place = pipeline.spool.folder
+        pipeline.rank_files = rank_files(place, attempt.number, subject.options, self.world)
         life = Lifecycle(attempt, pipeline, folder, subject.options, finish, self.world)
         return Run(subject, attempt, pipeline, life, start, self._reporter, self.world)
 
@@ -164,6 +169,11 @@ class Opening:
         finally:  # last: whoever takes the folder now finds all that was recorded
             for folder in self._folders.values():
                 folder.release()
+
+
+def rank_files(folder: Path, attempt: int, options: RunOptions, world: World) -> RankFiles:
+    """Return where ranks meet that have pieces of a checkpoint."""
+    return RankFiles(folder, world.rank, world.size, attempt, 60 * options.rank_minutes)
 
 
 def _command_tag() -> dict[str, str]:

@@ -12,10 +12,10 @@ from typing import Any
 from onward.checkpoint.content import Content
 from onward.metrics import History
 from onward.opening import open as opening
-from onward.opening.begin import fresh_start, start_from
+from onward.opening.begin import fresh_start, rank_files, start_from
 from onward.options.request import Launch
 from onward.options.run_options import RunOptions
-from onward.run.following import Followed, Following, NoPipeline
+from onward.run.following import Followed, Following, RankPipeline
 from onward.run.run import Run
 from onward.run.subject import NO_FILES, Kind, Stored
 from onward.terminal.report import Reporter
@@ -112,7 +112,7 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
     options = kind.declared.from_dict(json.loads(told["options"]))
     _connect(world, options)
     document = world.broadcast(None)
-    folder = Path(told["folder"])
+    folder, number = Path(told["folder"]), told["attempt"]
     if folder.is_dir():  # on the machine of rank 0, which stores it
         reporter.log_to(folder / f"attempt_{told['attempt']}_rank_{world.rank}.log")
     stored = Stored(told["run_id"], told["data_fingerprint"], options, NO_FILES)
@@ -123,5 +123,6 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
     attempt = Followed(
         told["run_id"], told["attempt"], told["first_epoch"], told["link"], told["unit"]
     )
-    life = Following(options, world)
-    return Run(subject, attempt, NoPipeline(), life, start, reporter, world)
+    pipeline = RankPipeline(rank_files(folder, number, options, world))
+    life = Following(options, pipeline, world)
+    return Run(subject, attempt, pipeline, life, start, reporter, world)

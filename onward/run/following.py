@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.handover import Noting, Timings
+from onward.checkpoint.pieces import Piece
+from onward.checkpoint.rank_files import RankFiles, RankWriter
 from onward.checkpoint.staging import MayWait
 from onward.errors import Interrupted, RankStopped
 from onward.metrics import EPOCH, History, Point
@@ -57,20 +59,26 @@ class _Unpublished:
         """Leave it to rank 0."""
 
 
-class NoPipeline:
-    """In place of a `Pipeline`: rank 0's has what all ranks have in common."""
+class RankPipeline:
+    """In place of a `Pipeline`: rank 0's has what all ranks have in common.
+
+    Args:
+        files: Where this rank puts its pieces of what is spread over all.
+    """
 
     timings: Timings | None = None
     condition = ""
 
-    def __init__(self) -> None:
+    def __init__(self, files: RankFiles) -> None:
         self.publisher: Noting = _Unpublished()
+        self._writer = RankWriter(files)
 
     def check(self) -> None:
-        """Nothing can have gone wrong."""
+        """Leave it to rank 0, which hears of it."""
 
     def hold_update(self) -> None:
-        """Nothing is being copied."""
+        """Wait until this rank's pieces are set aside."""
+        self._writer.hold_update()
 
     def save(
         self,
@@ -79,9 +87,16 @@ class NoPipeline:
         kept: bool,
         may_wait: MayWait | None = None,
         required: bool = False,
+        pieces: Sequence[Piece] | None = None,
     ) -> bool:
-        """Leave it to rank 0, which has got what this rank has of its own."""
+        """Set this rank's pieces aside; the rest is rank 0's, which has been given it."""
+        if pieces is not None:
+            self._writer.save(state, pieces, may_wait)
         return True
+
+    def close(self) -> None:
+        """Write what is set aside."""
+        self._writer.close()
 
 
 class Following:
@@ -89,11 +104,12 @@ class Following:
 
     Args:
         options: Those of the run.
+        pipeline: Of this rank.
         world: The ranks.
     """
 
-    def __init__(self, options: RunOptions, world: World) -> None:
-        self._options, self._world = options, world
+    def __init__(self, options: RunOptions, pipeline: RankPipeline, world: World) -> None:
+        self._options, self._pipeline, self._world = options, pipeline, world
         self.stop = StopRequest(environment.seconds_left(options.max_minutes), world.has_agent)
         self.folder = Path()
         self.progress: Mapping[str, float] = {}
@@ -116,6 +132,7 @@ class Following:
         """Say how this rank ends, and wait for rank 0, if it is there."""
         try:
             self._world.end(error)
+            self._pipeline.close()
             # After a fault of this rank the others wait for it in vain until its process has ended.
             if error is None or isinstance(error, Interrupted | RankStopped):
                 grace = self._options.grace_seconds

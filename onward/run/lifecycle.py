@@ -9,6 +9,7 @@ from onward.attempts.attempt import Attempt
 from onward.attempts.heartbeat import Heartbeat
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.spool import RunFolder
+from onward.errors import RankLost, RankStopped
 from onward.options.run_options import RunOptions
 from onward.run.closing import Closing
 from onward.run.signals import StopRequest
@@ -80,6 +81,8 @@ class Lifecycle:
             if isinstance(error, SystemExit) and invocation.script() is not None:
                 log.warning("%s", error)  # nobody else tells: a script ends by it without a word
             self._world.end(error)
+            if isinstance(error, RankLost | RankStopped) and self._pipeline.rank_files is not None:
+                self._pipeline.rank_files.lose()
             self._closing.close(error, state)
         finally:
             self._heartbeat.stop()

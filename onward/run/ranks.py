@@ -11,15 +11,40 @@ import torch
 from onward.checkpoint.content import Content
 from onward.errors import CheckpointError
 from onward.run import rng
+from onward.run.sharded import own_of, put_own
+from onward.run.state import TrainState
 from onward.words.language import _
 from onward.world import World
 
+_BUFFERS = "buffers"
 _OWN = ("rng", "feeds", "epoch_sums")  # rank 0's are where those of a single process are
 
 
-def of_rank(content: Content) -> dict[str, Any]:
-    """Return what of a content is this rank's own."""
-    return {name: getattr(content, name) for name in _OWN}
+def of_rank(content: Content, spread: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what of a content is this rank's own.
+
+    Args:
+        content: What this rank has captured.
+        spread: The parts of which ranks have pieces: their buffers are each rank's own.
+    """
+    own = {name: getattr(content, name) for name in _OWN}
+    buffers = {name: own_of(part) for name, part in (spread or {}).items()}
+    return own | ({_BUFFERS: buffers} if any(buffers.values()) else {})
+
+
+def restore_on_rank(state: TrainState, saved: Content, world: World, seed: int) -> None:
+    """Bring a state to where a checkpoint is, as this rank is to go on; see `for_rank`.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
+    content = for_rank(saved, world, seed)
+    state.restore(content)
+    if len(content.ranks) == world.size:  # else the model has rank 0's
+        buffers = content.ranks[world.rank].get(_BUFFERS, {})
+        for name, part in state.parts.items():
+            if isinstance(buffers, Mapping) and isinstance(buffers.get(name), Mapping):
+                put_own(part, buffers[name], name)
 
 
 def for_rank(content: Content, world: World, seed: int) -> Content:

@@ -32,7 +32,7 @@ from onward.run.following import Followed, Following
 from onward.run.lifecycle import Lifecycle
 from onward.run.parts import require_parts, weights_of
 from onward.run.passes import Order, Passes
-from onward.run.ranks import for_rank
+from onward.run.ranks import restore_on_rank
 from onward.run.recording import Recorder
 from onward.run.saving import Saving
 from onward.run.signals import StopNow
@@ -110,7 +110,7 @@ class Run:
 
     @property
     def is_best(self) -> bool:
-        """Whether the epoch under way, once its monitored metric is logged, is the best so far."""
+        """Whether the epoch under way, once its metric is logged, is the best so far."""
         return self._is_best
 
     @property
@@ -136,7 +136,7 @@ class Run:
         state.updates.watch(state.optimizers)
         state.updates.watch_others(weights_of(state.parts))
         if self.start.content is not None:
-            state.restore(for_rank(self.start.content, self.world, self.options.seed))
+            restore_on_rank(state, self.start.content, self.world, self.options.seed)
 
     def epochs(self, numbers: Sequence[int]) -> Iterator[int]:
         """Yield what is left of `numbers`, one for each epoch of the whole run.
@@ -178,7 +178,8 @@ class Run:
         Raises:
             UsageError: That was said before, or the run is not entered.
         """
-        require_expected(number, unit, self.state.epoch, self.is_entered, self._is_expecting)
+        done = self.state.epoch if self.is_entered else 0
+        require_expected(number, unit, done, self.is_entered, self._is_expecting)
         self._is_expecting = True
         self.state.count(unit)
         self._num_units = number

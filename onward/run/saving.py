@@ -11,12 +11,15 @@ from onward.checkpoint.staging import changed_by_step
 from onward.metrics import STEP, timing_prefix
 from onward.options.run_options import RunOptions
 from onward.run.ranks import of_rank
+from onward.run.sharded import is_spread_inside, split_parts
 from onward.run.state import TrainState
 from onward.run.subject import Subject, facts_of
 from onward.run.updates import Updates
 from onward.system import environment
 from onward.tracking.client import now_ms
 from onward.world import ALONE, World
+
+LAYOUT = "fsdp"  # of a state of which ranks have pieces
 
 
 class Saving:
@@ -45,10 +48,12 @@ class Saving:
         self._num_samples = 0  # of the epoch under way, if the run knows
         self._is_waiting = False  # to save, until gradients have become an update
         self._updates = Updates()
+        self._is_spread = False  # whether ranks have pieces of the state
 
     def begin(self, state: TrainState, options: RunOptions) -> None:
         """Begin to train, by options that are complete now."""
         self._config, self._updates = options.to_dict(), state.updates
+        self._is_spread = any(is_spread_inside(part) for part in state.parts.values())
         self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
 
     def begin_unit(self) -> None:
@@ -78,9 +83,17 @@ class Saving:
     def set_aside(self, state: TrainState, kept: bool = False, required: bool = False) -> None:
         """Set the state aside; see `Pipeline.save`. All ranks do it at the same step."""
         captured = state.capture()
+        parts, pieces, layout = captured.parts, None, ""
+        if self._is_spread:
+            parts, pieces = split_parts(parts)
+            layout = LAYOUT
+        own = of_rank(captured, state.parts if self._is_spread else {})
         content = dataclasses.replace(
             captured,
-            ranks=() if self._world.is_alone else self._world.gather(of_rank(captured)),
+            parts=parts,
+            world=self._world.size if layout else 1,
+            layout=layout,
+            ranks=() if self._world.is_alone else self._world.gather(own),
             config=self._config,
             data=self._data,
             environment=self._environment,
@@ -91,7 +104,9 @@ class Saving:
         self._is_waiting = False
         optimizers = state.optimizers if self._subject.copies_in_background else []
         may_wait = changed_by_step(*optimizers) if optimizers else None
-        if self._pipeline.save(content.to_dict(), content.metrics, kept, may_wait, required):
+        required |= self._is_spread  # by all ranks, or by none
+        document = content.to_dict()
+        if self._pipeline.save(document, content.metrics, kept, may_wait, required, pieces):
             self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
             self._world.lives.remember(self._run_id, state.step)
 

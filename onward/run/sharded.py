@@ -107,22 +107,23 @@ def join_parts(
     is_split = shards is not None or bool(saved.layout)
     return {
         name: join(saved.parts[name], part, name, shards)
-        if is_split or _is_spread_inside(part)
+        if is_split or is_spread_inside(part)
         else saved.parts[name]
         for name, part in parts.items()
     }
 
 
-def _is_spread_inside(part: Any) -> bool:
+def is_spread_inside(part: Any) -> bool:
+    """Tell whether ranks have pieces of what a part holds."""
     part = bare(part)
     if isinstance(part, torch.optim.Optimizer):
         return any(is_spread(p) for group in part.param_groups for p in group["params"])
     if isinstance(part, nn.Module):
         return any(map(is_spread, (*part.parameters(), *part.buffers())))
     if isinstance(part, MutableMapping) and not isinstance(part, Stateful):
-        return any(map(_is_spread_inside, part.values()))
+        return any(map(is_spread_inside, part.values()))
     if isinstance(part, MutableSequence) and not isinstance(part, Stateful):
-        return any(map(_is_spread_inside, part))
+        return any(map(is_spread_inside, part))
     return is_spread(part)
 
 

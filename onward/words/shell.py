@@ -15,7 +15,7 @@ def quoted(*words: object) -> str:
 
 
 # What both programs do; the rest only the trainer.
-OF_BOTH = {"list", "verify", "prune", "export", "show", "ui", "sync"}
+OF_BOTH = {"list", "verify", "prune", "export", "show", "ui", "sync", "launch", "plan"}
 
 _program = "onward"  # the one of the two that this process is of
 

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from onward.checkpoint import format, pipeline
+from onward.checkpoint import format, spooling
 from onward.checkpoint.manifest import MANIFEST_FILE
 from onward.checkpoint.store import INDEX_FILE
 from onward.system import files
@@ -68,7 +68,7 @@ def is_index_of(epoch, _, file, folder, *__) -> bool:
 
 # Step to what makes it, and which of its calls, by their arguments, are for the epoch.
 STEPS = {
-    "write": (pipeline, "write_checkpoint", lambda epoch, folder, *_: is_name(epoch, folder)),
+    "write": (spooling, "write_checkpoint", lambda epoch, folder, *_: is_name(epoch, folder)),
     "fsync": (files.os, "fsync", lambda *_: True),
     "rename": (files.os, "replace", lambda epoch, _, target: is_name(epoch, target)),
     "last_fsync": (files.os, "fsync", lambda *_: True),
@@ -101,7 +101,7 @@ def arm(when: str, step: str, number: int, epoch: int) -> None:
     def write_in_parts(*args, **options):
         return format.write_checkpoint(*args, **{**options, "part_bytes": PART_BYTES})
 
-    pipeline.write_checkpoint = write_in_parts
+    spooling.write_checkpoint = write_in_parts
     since = SINCE.get(step, "")
     reached = {""}
     numbers = itertools.count(1)

@@ -1,6 +1,6 @@
 """A loop of one's own on any number of ranks, which does to itself what it is told to.
 
-    ranked.py [RANK:STEP:WHAT:LIFE ...]
+    ranked.py [RANK:STEP:WHAT:LIFE ...]     FSDP, WORKERS, EPOCHS, STEPS are variables
 
 In the attempt LIFE rank RANK does WHAT after its so-many-th step of it: a signal that it sends
 itself, such as KILL, or its launcher, such as TERM@agent; or ERROR. What ONWARD_ variables say goes
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,14 +28,14 @@ class Rows(Dataset):
 
     def __init__(self, number):
         generator = torch.Generator().manual_seed(7)
-        self._x = torch.randn(number, 6, generator=generator)
-        self._y = self._x.sum(1, keepdim=True)
+        self.x = torch.randn(number, 6, generator=generator)
+        self.y = self.x.sum(1, keepdim=True)
 
     def __len__(self):
-        return len(self._x)
+        return len(self.x)
 
     def __getitem__(self, index):
-        return self._x[index] + 0.1 * torch.randn(6), self._y[index]
+        return self.x[index] + 0.1 * torch.randn(6), self.y[index]
 
 
 def do(what):
@@ -66,27 +67,53 @@ def main(plan):
     net = model
     if size > 1:
         dist.init_process_group("gloo")
-        net = DistributedDataParallel(model, find_unused_parameters=True)
+        if "FSDP" in os.environ:
+            fully_shard(model)
+        else:
+            net = DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     workers = int(os.environ.get("WORKERS", 0))
-    loader = DataLoader(Rows(146), batch_size=14, shuffle=True, num_workers=workers)
+    rows = Rows(146)
+    loader = DataLoader(rows, batch_size=14, shuffle=True, num_workers=workers)
     num_done = 0
-    with onward.open_run(
-        {"model": net, "optimizer": optimizer}, minimize="val_loss", checkpoint_steps=2
-    ) as run:
-        for _epoch in run.epochs(range(4)):
+
+    def evaluate():
+        net.eval()
+        with torch.no_grad():
+            loss = nn.functional.mse_loss(net(rows.x), rows.y)
+        net.train()
+        return loss
+
+    def train_on(x, y):
+        nonlocal num_done
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(net(x), y)
+        (loss * run.batch_weight).backward()
+        optimizer.step()
+        run.mean("train_loss").add(loss, len(x))
+        num_done += 1
+
+    def do_what_is_planned():
+        for planned in plan:
+            who, step, what, life = planned.split(":")
+            if (int(who), int(step), int(life)) == (rank, num_done, run.attempt.number):
+                do(what)
+
+    state = {"model": net, "optimizer": optimizer}
+    with onward.open_run(state, minimize="val_loss", checkpoint_steps=2) as run:
+        if "STEPS" in os.environ:
+            batches = iter(run.batches(loader, repeat=True))
+            for number in run.steps(range(int(os.environ["STEPS"]))):
+                train_on(*next(batches))
+                if number % 5 == 4:
+                    run.log(val_loss=evaluate())
+                do_what_is_planned()
+            return
+        for _epoch in run.epochs(range(int(os.environ.get("EPOCHS", 4)))):
             for x, y in run.batches(loader):
-                optimizer.zero_grad()
-                loss = nn.functional.mse_loss(net(x), y)
-                (loss * run.batch_weight).backward()
-                optimizer.step()
-                run.mean("train_loss").add(loss, len(x))
-                num_done += 1
-                for planned in plan:
-                    who, step, what, life = planned.split(":")
-                    if (int(who), int(step), int(life)) == (rank, num_done, run.attempt.number):
-                        do(what)
-            run.log(train_loss=run.mean("train_loss").value, val_loss=float(loss))
+                train_on(x, y)
+                do_what_is_planned()
+            run.log(train_loss=run.mean("train_loss").value, val_loss=evaluate())
     if size > 1:
         dist.destroy_process_group()
 

@@ -15,12 +15,12 @@ from support import environment
 from onward.planning.cluster import Cluster
 from onward.planning.simulation import lives, simulate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]  # a life takes one second to three
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a life takes one second to three
 
 MORTAL = Path(__file__).parent / "mortal.py"
 EVERY = 10  # steps between two checkpoints
 MEAN = 30  # steps of a life
-LIVES = int(os.environ.get("KILLS", "30"))
+LIVES = int(os.environ.get("KILLS", "10"))
 
 
 @pytest.mark.parametrize("commit_steps", [0, 4])

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support import (
     BIN,
     checkpoint,
@@ -27,6 +29,7 @@ from support import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
 
 RANKED = Path(__file__).parent / "ranked.py"
+OWN = {"WORKERS", "FSDP", "EPOCHS", "STEPS"}  # variables that are the script's
 NUM_STEPS = 11  # of an epoch, of which there are four
 
 
@@ -47,8 +50,7 @@ class Job:
         options = {"UPLOAD": "sync", "LOG_MODEL": "false", "GRACE_SECONDS": "20"} | variables
         if resume_run:
             options["RESUME_RUN"] = resume_run
-        given = {f"ONWARD_{name}": value for name, value in options.items() if name != "WORKERS"}
-        given |= {k: v for k, v in options.items() if k == "WORKERS"}
+        given = {(k if k in OWN else f"ONWARD_{k}"): v for k, v in options.items()}
         env = environment(self.folder / "home", self.uri, OMP_NUM_THREADS="1", **given)
         start = program or [BIN / "onward", "launch", "--nproc", str(num_ranks)]
         return start_logged(
@@ -70,13 +72,14 @@ def calm(tmp_path_factory):
     """Return how a run of so many ranks ends that nobody disturbs; each is made once."""
     made = {}
 
-    def get(num_ranks):
-        if num_ranks not in made:
+    def get(num_ranks, **variables):
+        key = (num_ranks, *variables)
+        if key not in made:
             folder = tmp_path_factory.mktemp("calm") / str(num_ranks)
             uri = f"sqlite:///{folder}.db"
-            Job(folder, uri).run(num_ranks)
-            made[num_ranks] = ended(uri, only_run(uri).info.run_id, folder)
-        return made[num_ranks]
+            Job(folder, uri).run(num_ranks, **variables)
+            made[key] = ended(uri, only_run(uri).info.run_id, folder)
+        return made[key]
 
     return get
 
@@ -97,12 +100,34 @@ def ended(uri, run_id, folder):
     return {"state": state, "curves": curves(uri, run_id), "kept": kept}
 
 
-def expect_as(calm, num_ranks, uri, folder, *, attempts):
+CHAOS = int(os.environ.get("RANKS", "0"))  # `make chaos RANKS=2 KILLS=100`
+
+
+@pytest.mark.skipif(not CHAOS, reason="for `make chaos RANKS=2`")
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("variables", [{}, {"FSDP": "1"}], ids=["ddp", "fsdp"])
+def test_chaos(calm, job, variables, tracking_uri):
+    """A rank is killed in each life, after a few steps, until the run has all its epochs."""
+    draw = random.Random(int(os.environ.get("SEED", "0")))
+    kills = int(os.environ["KILLS"])
+    plan = [
+        f"{draw.randrange(CHAOS)}:{draw.randint(3, 9)}:KILL:{life}" for life in range(1, kills + 1)
+    ]
+    variables = variables | {"EPOCHS": str(kills * 6 // NUM_STEPS + 2)}
+    with group_of(job.start(CHAOS, *plan, **variables)) as process:
+        assert process.wait() == 0, process.output.read_text()
+    told = process.output.read_text()
+    num_lives = told.count("starting all anew") + 1
+    expect_as(calm, CHAOS, tracking_uri, job.folder, attempts=num_lives, **variables)
+    print(f"{num_lives - 1} of {kills} kills, {CHAOS} ranks: the same bits")
+
+
+def expect_as(calm, num_ranks, uri, folder, *, attempts, **variables):
     """The one run of the store ended as that of an undisturbed job, after so many attempts."""
     run = only_run(uri)
     assert run.info.status == "FINISHED"
     assert len(children(uri, run.info.run_id)) == attempts - 1
-    assert differences(ended(uri, run.info.run_id, folder), calm(num_ranks)) == []
+    assert differences(ended(uri, run.info.run_id, folder), calm(num_ranks, **variables)) == []
 
 
 def steps(*ranges):
@@ -118,6 +143,41 @@ def test_killed_ranks_are_started_anew_and_end_the_same(calm, job, num_ranks, tr
     told = job.run(num_ranks, *plan)
     assert told.count("starting all anew, from the newest checkpoint") == 2, told
     expect_as(calm, num_ranks, tracking_uri, job.folder, attempts=3)
+
+
+def test_a_loop_by_steps_ends_the_same_too(calm, job, tracking_uri):
+    """Over a loader that is repeated: rank 1 is killed, and the loader's place is that of all."""
+    [step] = steps((4, 25))
+    job.run(2, f"1:{step}:KILL:1", STEPS="30")
+    expect_as(calm, 2, tracking_uri, job.folder, attempts=2, STEPS="30")
+
+
+def test_sharded_weights_are_saved_in_pieces_and_end_the_same(calm, job, tracking_uri):
+    """FSDP2: a rank dies twice; each rank writes what it holds, and its own batch norm."""
+    first, second = steps((6, 20), (4, 12))
+    told = job.run(2, f"1:{first}:KILL:1", f"0:{second}:KILL:2", FSDP="1")
+    assert told.count("starting all anew, from the newest checkpoint") == 2, told
+    expect_as(calm, 2, tracking_uri, job.folder, attempts=3, FSDP="1")
+
+
+def test_sharded_weights_go_on_in_any_layout(job, tracking_uri):
+    """FSDP2 on 2 ranks, on 3, one process, DDP on 2: what is restored is what was saved."""
+    job.run(2, "0:5:TERM:1", code=75, FSDP="1")
+    run_id = only_run(tracking_uri).info.run_id
+    job.run(3, "0:6:TERM:2", code=75, resume_run=run_id, FSDP="1")
+    job.run(1, "0:7:TERM:3", code=75, resume_run=run_id, program=[sys.executable])
+    job.run(2, "1:7:TERM:4", code=75, resume_run=run_id)
+    job.run(2, resume_run=run_id, FSDP="1")
+    assert client(tracking_uri).get_run(run_id).info.status == "FINISHED"
+    saved = checkpoint(tracking_uri, run_id, job.folder / "end")
+    assert saved["step"] == 4 * NUM_STEPS
+    exported = job.folder / "whole.pth"
+    env = environment(job.folder / "home", tracking_uri)
+    for command in (("verify", run_id), ("export", run_id, "--to", exported)):
+        done = subprocess.run([BIN / "onward", *command], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    whole = torch.load(exported, weights_only=True)
+    assert whole["model_state_dict"]["0.weight"].shape == (33, 6)
 
 
 @pytest.mark.parametrize("who", ["0:7:TERM@agent:1", "1:7:TERM:1", "0:7:USR1@agent:1"])
@@ -218,6 +278,36 @@ def test_another_number_of_ranks_goes_on_and_is_told(job, tracking_uri):
     drawn = curves(tracking_uri, run_id)["val_loss"]
     assert [step for step, _value in drawn] == [1, 2, 3, 4]
     assert checkpoint(tracking_uri, run_id, job.folder / "end")["step"] == 4 * NUM_STEPS
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_built_in_loop_stops_and_goes_on(strategy, tmp_path, table, tracking_uri):
+    """On two ranks: stopped by its epochs and resumed, it ends as one that went through."""
+    words = [
+        *("--data", str(table), "--target", "price", "--batch_size", "64", "--hidden_size", "17"),
+        *("--num_layers", "1", "--dropout", "0.2", "--schedule_epochs", "2", "--strategy"),
+        *(strategy, "--threads", "1", "--log_model", "false"),
+    ]
+    env = environment(tmp_path / "home", tracking_uri)
+    ends = []
+    for parts in ([[*words, "--epochs", "2"]], [[*words, "--epochs", "1"], ["--epochs", "2"]]):
+        run_id = None
+        for part in parts:
+            more = ["--resume_run", run_id] if run_id else []
+            done = subprocess.run(
+                [BIN / "train", "launch", "--nproc", "2", "--", "run", *part, *more],
+                cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            run_id = re.search(r"Run ([0-9a-f]{32}), attempt", done.stdout)[1]
+        exported = tmp_path / f"{run_id}.pth"
+        command = [BIN / "onward", "export", run_id, "--to", exported]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        saved = torch.load(exported, weights_only=True)
+        state = [saved[f"{name}_state_dict"] for name in ("model", "optimizer")]
+        ends.append((state, curves(tracking_uri, run_id)))
+    assert differences(*ends) == []
 
 
 def test_parts_give_the_same_bits_on_any_number_of_ranks(tmp_path, table, tracking_uri):
