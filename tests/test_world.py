@@ -216,6 +216,18 @@ def test_the_others_hear_why_rank_0_could_not():
     assert second == ("RankStopped", "rank 0 has ended: is damaged")
 
 
+def _fail_before_the_group(world):
+    if world.rank == 1:
+        raise CheckpointError("no data here")
+    world.connect(60.0)
+
+
+def test_a_rank_that_cannot_begin_is_not_waited_for():
+    """The others hear it before they make a group, in which they could not be stopped."""
+    first, _second = together(_fail_before_the_group)
+    assert first == ("RankStopped", "rank 1 has ended: no data here")
+
+
 def _stop_one(world):
     world.connect(30.0)
     stop = StopRequest()

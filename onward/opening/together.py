@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.checkpoint.content import Content
+from onward.errors import Interrupted
 from onward.metrics import History
 from onward.opening import open as opening
 from onward.opening.begin import fresh_start, rank_files, start_from
@@ -52,7 +53,11 @@ def open_run(
     if world.is_alone:
         return opening.open_run(kind, given, _gone_on(launch, world), reporter, world)
     if not world.is_leader:
-        return _follow(kind, reporter, world)
+        try:
+            return _follow(kind, reporter, world)
+        except BaseException as error:  # whatever it is, the others wait for this rank
+            world.end(error)
+            raise
     run: Run | None = None
 
     def lead() -> Mapping[str, Any]:
@@ -67,8 +72,10 @@ def open_run(
         _connect(world, run.options)
         content = run.start.content
         world.broadcast(None if content is None else content.to_dict())
-    except BaseException:  # such as a signal: the run must not stay RUNNING
-        run.life.abandon()
+    except BaseException as error:  # such as a signal: the run must not stay RUNNING
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        run.life.abandon("KILLED" if stopped else "FAILED")
+        world.end(error)
         raise
     return run
 
@@ -110,13 +117,13 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
     """
     told = world.hear("opened")
     options = kind.declared.from_dict(json.loads(told["options"]))
-    _connect(world, options)
-    document = world.broadcast(None)
     folder, number = Path(told["folder"]), told["attempt"]
     if folder.is_dir():  # on the machine of rank 0, which stores it
         reporter.log_to(folder / f"attempt_{told['attempt']}_rank_{world.rank}.log")
     stored = Stored(told["run_id"], told["data_fingerprint"], options, NO_FILES)
     subject = kind.open(options, stored)
+    _connect(world, options)
+    document = world.broadcast(None)
     start = fresh_start(subject)
     if document is not None:
         start = start_from(Content.from_dict(document), History())

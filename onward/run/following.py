@@ -123,7 +123,7 @@ class Following:
         """Take over the signals."""
         self.stop.install()
 
-    def abandon(self) -> None:
+    def abandon(self, status: str = "KILLED") -> None:
         """Leave a run that was opened, and never entered."""
         self._world.close()
         self.on_close()

@@ -66,9 +66,9 @@ class Lifecycle:
         self._pipeline.open()
         self._heartbeat.start()
 
-    def abandon(self) -> None:
+    def abandon(self, status: str = "KILLED") -> None:
         """End an attempt that was opened, and never entered."""
-        self._attempt.try_to_end("KILLED", self._attempt.first_epoch - 1)
+        self._attempt.try_to_end(status, self._attempt.first_epoch - 1)
         self.release()
 
     def release(self) -> None:

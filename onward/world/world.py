@@ -105,14 +105,19 @@ class World:
         self.lives.store = lasting
 
     def connect(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        """Make the group.
+        """Make the group, once every rank has come so far.
 
         Args:
             timeout_seconds: How long ranks wait for one another from here on.
+
+        Raises:
+            RankStopped: A rank could not come so far.
+            RankLost: One is gone.
         """
         self._timeout = timeout_seconds
         if self.is_alone:
             return
+        self._meet()
         import torch
         import torch.distributed as dist
         from torch.distributed import distributed_c10d
@@ -134,6 +139,16 @@ class World:
                 world_size=self.size, timeout=timeout,
             )  # fmt: skip
             self._group = dist.group.WORLD
+
+    def _meet(self) -> None:
+        """Wait for all ranks: where they can be stopped, which they cannot as a group is made."""
+        self._store.set(f"ready/{self.rank}", "")
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        while not self._has(*(f"ready/{rank}" for rank in others)):
+            for rank in others:
+                if self._has(f"ended/{rank}"):
+                    raise self._ended(rank)
+            time.sleep(LOOK_SECONDS)
 
     def from_leader(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what rank 0 makes, as JSON has it; the others wait for it.
@@ -301,12 +316,15 @@ class World:
         try:
             for rank in range(self.size):
                 if rank != self.rank and self._store.check([f"ended/{rank}"]):
-                    ended = json.loads(self._store.get(f"ended/{rank}"))
-                    told = ended["error"] or _("its loop has fewer steps than that of others")
-                    return RankStopped(rank, told, ended["code"] or 1)
+                    return self._ended(rank)
             return RankLost(self._silent(), reason)
         except RuntimeError:  # the store is gone
             return RankLost([] if self.is_leader else [0], reason)
+
+    def _ended(self, rank: int) -> RankStopped:
+        ended = json.loads(self._store.get(f"ended/{rank}"))
+        told = ended["error"] or _("its loop has fewer steps than that of others")
+        return RankStopped(rank, told, ended["code"] or 1)
 
     def _silent(self) -> list[int]:
         """Return the ranks that do not tell that they live."""
