@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import sys
 
@@ -17,7 +18,7 @@ from onward.options.command import script_of, train_command
 from onward.run import rng
 from onward.run.agreement import Agreement
 from onward.run.ranks import for_rank, of_rank
-from onward.run.shares import Shares, is_divisible, share_of
+from onward.run.shares import Shares, is_divisible, share_of, tell_undivided
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system.environment import Ranks
@@ -67,6 +68,23 @@ def test_what_divides_itself_is_left_as_it_is():
     assert not is_divisible(DataLoader(rows, batch_size=None))
     assert not is_divisible(DataLoader(Stream(), batch_size=4))
     assert not is_divisible([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_told"), [("plain", False), ("sampler", False), ("list", True)]
+)
+def test_a_loader_that_nobody_divides_is_told(kind, is_told, caplog):
+    """Each rank would train on the same."""
+    rows = TensorDataset(torch.arange(8))
+    sampler = DistributedSampler(rows, num_replicas=2, rank=0)
+    loader = {
+        "plain": DataLoader(rows, batch_size=4),
+        "sampler": DataLoader(rows, batch_size=4, sampler=sampler),
+        "list": [rows[:4], rows[4:]],
+    }[kind]
+    with caplog.at_level(logging.WARNING, "onward"):
+        tell_undivided(loader)
+    assert ("list cannot be divided here" in caplog.text) == is_told
 
 
 def test_shares_leave_out_what_is_done():

@@ -13,7 +13,7 @@ from onward.errors import UsageError
 from onward.metrics import STEP
 from onward.run import order as orders
 from onward.run.feeds import Feed, tell_doubts
-from onward.run.shares import share_of
+from onward.run.shares import share_of, tell_undivided
 from onward.run.state import TrainState
 from onward.words.language import _
 from onward.world import ALONE, World
@@ -113,6 +113,7 @@ class Passes:
         self._has_ended = False  # one of the unit's
         self._is_inside = False  # a batch, of which nobody can tell how much is done
         self._has_told_doubts = self._has_told_rest = self._has_told_gradients = False
+        self._has_told_undivided = False
 
     def begin_unit(self, state: TrainState) -> None:
         """Begin an epoch, or a step."""
@@ -246,4 +247,7 @@ class Passes:
             yield batch
 
     def _tell_doubts(self, loader: Any) -> None:
+        if not (self._world.is_alone or self._has_told_undivided):
+            tell_undivided(loader)
+            self._has_told_undivided = True
         self._has_told_doubts = self._has_told_doubts or tell_doubts(loader)

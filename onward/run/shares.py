@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,10 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from onward.run.signals import SIGNALS
+from onward.words.language import _
 from onward.world import World
+
+log = logging.getLogger(__name__)
 
 
 def share_of(indices: torch.Tensor, world: World) -> tuple[torch.Tensor, float]:
@@ -43,10 +47,25 @@ def is_divisible(loader: Any) -> bool:
     """
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return False
-    samplers = (loader.sampler, getattr(loader.batch_sampler, "sampler", None))
-    has_own = any(isinstance(sampler, DistributedSampler) for sampler in samplers)
-    keeps_place = hasattr(loader, "state_dict")
-    return not (has_own or keeps_place or isinstance(loader.dataset, IterableDataset))
+    is_other = divides(loader) or hasattr(loader, "state_dict")
+    return not (is_other or isinstance(loader.dataset, IterableDataset))
+
+
+def divides(loader: Any) -> bool:
+    """Tell whether a loader has a sampler that gives each rank samples of its own."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    return any(isinstance(sampler, DistributedSampler) for sampler in samplers)
+
+
+def tell_undivided(loader: Any) -> None:
+    """Warn of a loader that nobody divides, as far as can be told."""
+    if not (is_divisible(loader) or divides(loader)):
+        log.warning(
+            _("%s cannot be divided here: each rank trains on all that it yields there. Let it "
+              "yield each rank's own, or take a DataLoader over a dataset that is indexed"),
+            type(loader).__name__,
+        )  # fmt: skip
 
 
 class Shares:
