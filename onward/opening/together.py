@@ -50,8 +50,6 @@ def open_run(
         TrainError: Another of its kinds, on rank 0.
     """
     world.open()
-    if world.is_alone:
-        return opening.open_run(kind, given, _gone_on(launch, world), reporter, world)
     if not world.is_leader:
         try:
             return _follow(kind, reporter, world)
@@ -68,6 +66,8 @@ def open_run(
 
     world.from_leader("opened", lead)
     assert run is not None
+    if world.is_alone:
+        return run
     try:
         _connect(world, run.options)
         content = run.start.content
