@@ -22,7 +22,7 @@ from onward.run.shares import Shares, is_divisible, share_of, tell_undivided
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system.environment import Ranks
-from onward.world import ALONE, World
+from onward.world import ALONE, World, lives
 
 
 def test_alone_nothing_is_imported_for_it(monkeypatch):
@@ -307,8 +307,9 @@ def test_what_is_no_lost_rank_is_left_alone():
     assert ALONE.blame(RuntimeError("Connection closed by peer")) is None
 
 
-def test_the_next_life_knows_the_run(tmp_path):
-    """By the launcher's file, which only rank 0 writes."""
+def test_the_next_life_knows_the_run(tmp_path, monkeypatch):
+    """By the launcher's file, which only rank 0 writes; not another run of the same process."""
+    monkeypatch.setattr(lives, "_has_run", False)
     file = tmp_path / "lives.json"
     first, other = (
         World(Ranks(rank, 2, lives_file=str(file), launcher=("onward",))) for rank in (0, 1)
@@ -318,11 +319,13 @@ def test_the_next_life_knows_the_run(tmp_path):
     first.lives.remember("r", 0)
     first.lives.remember("r", 7)
     assert json.loads(file.read_text()) == {"run_id": "r", "step": 7}
+    assert first.lives.run_id() is None
+    monkeypatch.setattr(lives, "_has_run", False)  # as in a new process
     assert World(Ranks(1, 2, life=1, lives_file=str(file))).lives.run_id() == "r"
 
 
 @pytest.mark.parametrize(
-    ("lives", "code", "count"),
+    ("planned", "code", "count"),
     [
         ([(0, 0, 5)], 0, 1),
         ([(1, -9, 3), (0, -9, 6), (0, 0, 9)], 0, 3),  # it goes on
@@ -334,14 +337,14 @@ def test_the_next_life_knows_the_run(tmp_path):
         ([(0, -9, n) for n in range(7)] + [(0, 0, 9)], 0, 8),
     ],
 )
-def test_ranks_are_started_anew_as_long_as_it_goes_on(monkeypatch, lives, code, count):
+def test_ranks_are_started_anew_as_long_as_it_goes_on(monkeypatch, planned, code, count):
     """After a code that another life would end by too, or that was asked for, they are not."""
     from onward.cli import launching
 
     seen = []
 
     def live(words, num_ranks):
-        rank, ended, step = lives[len(seen)]
+        rank, ended, step = planned[len(seen)]
         seen.append(step)
         if step >= 0:
             World(Ranks(lives_file=launching_file())).lives.remember("r", step)

@@ -236,12 +236,16 @@ class Passes:
     def _each(self, feed: Feed, epoch: int) -> Iterator[Any]:
         """Yield the batches of a pass, as many on each rank."""
         batches = feed.iterate(epoch)
+        if self._world.is_alone:
+            yield from batches
+            return
+        is_divided = feed.is_divided
         while True:
             batch = next(batches, _END)
-            if not (self._world.is_alone or feed.is_divided):
-                if self._world.agree([batch is _END])[0]:  # some rank has no more
-                    return
-            elif batch is _END:
+            is_over = batch is _END
+            if not is_divided:  # one rank may have fewer
+                is_over = bool(self._world.agree([is_over])[0])
+            if is_over:
                 return
             self.batch_weight = feed.batch_weight
             yield batch

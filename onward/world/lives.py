@@ -11,6 +11,7 @@ from onward.system.environment import Ranks
 from onward.system.files import atomic_write, make_folder
 
 _KEY = "onward/run"
+_has_run = False  # whether this process has opened one already
 
 
 class Lives:
@@ -35,6 +36,8 @@ class Lives:
         """Return the run of the life before; None: this is the first, or it got to none."""
         if not (self._ranks.launcher or self._ranks.life):  # a job of that name may have been
             return None
+        if _has_run:  # another one that this process opens is of its own
+            return None
         if self._file is not None:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 return str(json.loads(self._file.read_text())["run_id"])
@@ -46,6 +49,8 @@ class Lives:
 
     def remember(self, run_id: str, step: int) -> None:
         """Let the next life know the run; and the launcher, that it goes on: rank 0 alone does."""
+        global _has_run
+        _has_run = True
         if self._ranks.rank:
             return
         if self._file is not None:
