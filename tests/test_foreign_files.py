@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import onward
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.manifest import is_own_file
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointDamaged, UnsafeFile
+from onward.script import source
 from onward.tracking.artifacts import Artifacts, is_of_a_run
 
 VERBS = {
@@ -320,3 +322,26 @@ def test_every_file_of_a_checkpoint_is_one_of_a_run(root, commit):
     assert all(map(is_of_a_run, files))
     inside = [file.removeprefix("checkpoints/epoch_1/") for file in files]
     assert all(map(is_own_file, inside))
+
+
+@pytest.mark.parametrize("name", ["shard-00001.json", "shard-00001-00000.pth"])
+def test_what_other_ranks_write_is_of_a_run_too(name):
+    """Else a server that keeps files on this machine could not be gone on with."""
+    assert is_own_file(name)
+    assert is_of_a_run(f"checkpoints/epoch_3/{name}")
+    assert is_of_a_run("logs/attempt_2_rank_1.log")
+    assert not is_of_a_run(f"checkpoints/{name}")
+
+
+def test_every_file_of_a_loop_of_ones_own_is_one_of_a_run(tracking, monkeypatch):
+    """Its script, and how that was edited between two attempts, too."""
+    resumed = {}
+    for num_epochs, code in enumerate(("first\n", "second\n"), 1):
+        monkeypatch.setattr(source, "script_code", lambda code=code: code)
+        with onward.open_run({}, **resumed) as run:
+            list(run.epochs(range(num_epochs)))
+        resumed = {"resume_run": run.run_id}
+    files = [name for _file, name in tracking.artifacts(tracking.get_run(run.run_id))._walk("")]
+    assert "code/script.py" in files
+    assert [name for name in files if not is_of_a_run(name)] == []
+    assert is_of_a_run("code/script.patch")

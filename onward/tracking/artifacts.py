@@ -26,11 +26,12 @@ _LAYOUT = re.compile(
     r"""(?: checkpoints/ (?: index\.(?:json|html)
                          | (?:epoch|global_step)_[0-9]+/
                            (?: checkpoint\.pth (?:/part-[0-9]{5})?
+                             | shard-[0-9]{5}(?:\.json|-[0-9]{5}\.pth)
                              | (?:manifest|checkpoint_metrics)\.json ) )
           | data/processed_data\.(?:json|npz (?:/part-[0-9]{5,})?)
-          | logs/attempt_[0-9]+(_rank_[0-9]+)?\.log
+          | logs/attempt_[0-9]+(?:_rank_[0-9]+)?\.log
           | figures/[a-z_]+\.png
-          | code/diff\.patch ) (?:\.tmp)?""",
+          | code/(?:diff\.patch|script\.(?:py|patch)) ) (?:\.tmp)?""",
     re.VERBOSE,
 )
 
