@@ -17,7 +17,7 @@ from onward.metrics import History
 from onward.options.command import script_of, train_command
 from onward.run import rng
 from onward.run.agreement import Agreement
-from onward.run.ranks import for_rank, of_rank
+from onward.run.ranks import for_rank, of_rank, restore_on_rank
 from onward.run.shares import Shares, is_divisible, share_of, tell_undivided
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
@@ -130,6 +130,18 @@ def test_a_place_of_its_own_fits_no_other_number():
     feed = {"taken": 3, "place": {"x": 1}}
     with pytest.raises(CheckpointError, match=r"each of 2 ranks, and there are 3"):
         for_rank(content(ranks=[{}, {}], feeds={"batches 0": feed}), World(Ranks(0, 3)), 0)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [{"feeds": {"batches 0": 3}}, {"feeds": {"batches 0": {}}}, {"ranks": [{"rng": {}}, {}]},
+     {"ranks": [{"rng": {}, "feeds": {}, "epoch_sums": {"loss": "many"}}] * 2}],
+)  # fmt: skip
+def test_what_others_wrote_of_ranks_is_refused_in_one_line(hostile):
+    """And not by an error of Python's own."""
+    state = TrainState({})
+    with pytest.raises(CheckpointError, match="has of each rank cannot be read"):
+        restore_on_rank(state, content(**hostile), World(Ranks(0, 3)), 0)
 
 
 def test_what_ranks_had_is_written_only_where_there_were_some():

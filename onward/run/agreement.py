@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
+from onward.checkpoint.handover import Saver
 from onward.errors import RankStopped
 from onward.monitor import Best
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.world import World
-
-
-class Watched(Protocol):
-    """What may end training at its next step."""
-
-    def check(self) -> None:
-        """Raise what has ended it."""
-        ...
 
 
 class Agreement:
@@ -32,7 +24,7 @@ class Agreement:
         pipeline: What may have ended saving on this one.
     """
 
-    def __init__(self, world: World, stop: StopRequest, pipeline: Watched) -> None:
+    def __init__(self, world: World, stop: StopRequest, pipeline: Saver) -> None:
         self._world, self._stop, self._pipeline = world, stop, pipeline
         self._is_stopping = False  # as agreed
 

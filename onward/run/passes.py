@@ -170,7 +170,7 @@ class Passes:
         for indices in order.after(state.epoch_step):
             state.updates.begin()
             self._is_inside = True
-            if not is_whole:
+            if not (is_whole or self._world.is_alone):
                 indices, self.batch_weight = share_of(indices, self._world)
             yield indices
             self._is_inside = False

@@ -12,7 +12,7 @@ from onward.checkpoint.content import Content
 from onward.errors import CheckpointError
 from onward.run import rng
 from onward.run.sharded import own_of, put_own
-from onward.run.state import TrainState
+from onward.run.state import MISFITS, TrainState
 from onward.words.language import _
 from onward.world import World
 
@@ -38,7 +38,10 @@ def restore_on_rank(state: TrainState, saved: Content, world: World, seed: int) 
     Raises:
         CheckpointError: It does not fit.
     """
-    content = for_rank(saved, world, seed)
+    try:
+        content = for_rank(saved, world, seed)
+    except MISFITS as error:  # whoever can write to the store writes there what they like
+        raise CheckpointError(_("what the checkpoint has of each rank cannot be read")) from error
     state.restore(content)
     if len(content.ranks) == world.size:  # else the model has rank 0's
         buffers = content.ranks[world.rank].get(_BUFFERS, {})

@@ -156,6 +156,8 @@ def test_sharded_weights_are_saved_in_pieces_and_end_the_same(calm, job, trackin
     """FSDP2: a rank dies twice; each rank writes what it holds, and its own batch norm."""
     first, second = steps((6, 20), (4, 12))
     told = job.run(2, f"1:{first}:KILL:1", f"0:{second}:KILL:2", FSDP="1")
+    logs = client(tracking_uri).list_artifacts(only_run(tracking_uri).info.run_id, "logs")
+    assert {"logs/attempt_3.log", "logs/attempt_3_rank_1.log"} <= {log.path for log in logs}
     assert told.count("starting all anew, from the newest checkpoint") == 2, told
     expect_as(calm, 2, tracking_uri, job.folder, attempts=3, FSDP="1")
 
