@@ -47,8 +47,15 @@ settings.register_profile("suite", max_examples=60, deadline=None, database=None
 settings.load_profile("suite")
 
 
+@pytest.fixture
+def surroundings():
+    """What a test stands in is put back after it, not by a `monkeypatch.undo()` inside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path, monkeypatch):
+def isolated(tmp_path, surroundings):
     """Give the test an empty folder to work in, and put back what a process has one of."""
     environment = dict(os.environ)
     signals = {number: signal.getsignal(number) for number in SIGNALS}
@@ -60,12 +67,12 @@ def isolated(tmp_path, monkeypatch):
     for name in environment:
         if name.startswith(("MLFLOW_", "TRAIN_", "ONWARD_")):
             del os.environ[name]
-    monkeypatch.setattr(invocation, "_script", None)
-    monkeypatch.setattr(script_open, "_open", None)
-    monkeypatch.setattr(shell, "_program", "onward")
+    surroundings.setattr(invocation, "_script", None)
+    surroundings.setattr(script_open, "_open", None)
+    surroundings.setattr(shell, "_program", "onward")
     os.environ["TRAIN_HOME"] = str(tmp_path / "home")
     os.environ["LC_ALL"] = "C.UTF-8"  # the messages in English, whoever runs the tests
-    monkeypatch.chdir(tmp_path)
+    surroundings.chdir(tmp_path)
     yield
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)
@@ -76,11 +83,11 @@ def isolated(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def pauses(monkeypatch):
+def pauses(surroundings):
     """Let no test wait before a transfer is tried again; return how long each pause would be."""
     asked = []
-    monkeypatch.setattr(transfers_module, "time", SimpleNamespace(sleep=asked.append))
-    monkeypatch.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.01)
+    surroundings.setattr(transfers_module, "time", SimpleNamespace(sleep=asked.append))
+    surroundings.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.01)
     return asked
 
 
