@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -100,5 +99,5 @@ def _dates(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     is_known = numbers.is_valid().to_numpy()
     ordinals = numbers.fill_null(0).to_numpy()
     begun = pandas.PeriodIndex.from_ordinals(ordinals, freq=freq).to_timestamp()
-    moments = np.where(is_known, begun.to_numpy().astype("datetime64[us]"), np.datetime64("NaT"))
-    return pa.chunked_array([pa.array(moments, pa.timestamp("us"))])
+    moments = begun.to_numpy().astype("datetime64[us]")
+    return pa.chunked_array([pa.array(moments, pa.timestamp("us"), mask=~is_known)])
