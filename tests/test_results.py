@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import zipfile
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -507,17 +508,16 @@ def test_only_the_programs_code_goes_into_a_model(tmp_path, monkeypatch):
         (package / name).write_text(name)
     (package / "link.py").symlink_to(package / ".env")
     monkeypatch.syspath_prepend(tmp_path)
-    code = tmp_path / "code"
-    assert model_files._copy_code(package.name, code) == [
-        f"{code}/onward",
-        f"{code}/{package.name}",
-    ]
-    copied = {str(p.relative_to(code / package.name)) for p in (code / package.name).rglob("*.*")}
-    assert copied == {"__init__.py", "a.py", "inner/b.py", "inner/zh.po"}
-    library = [p for p in (code / "onward").rglob("*") if p.is_file()]
-    assert {p.suffix for p in library} == {".py", ".po"}
-    assert code / "onward" / "cli" / "main.py" in library
-    assert model_files._copy_code("onward", tmp_path / "once") == [f"{tmp_path}/once/onward"]
+    loader, code = model_files._pack_code(f"{package.name}.inner.b", tmp_path / "code")
+    assert [Path(file).name for file in code] == [f"{loader}.zip", f"{loader}.py"]
+    packed = {Path(name) for name in zipfile.ZipFile(code[0]).namelist()}
+    own = {str(p.relative_to(package.name)) for p in packed if p.parts[0] == package.name}
+    assert own == {"__init__.py", "a.py", "inner/b.py", "inner/zh.po"}
+    library = [path for path in packed if path.parts[0] == "onward"]
+    assert {path.suffix for path in library} == {".py", ".po"}
+    assert Path("onward/cli/main.py") in library
+    _, of_the_library = model_files._pack_code("onward.metrics", tmp_path / "once")
+    assert len(zipfile.ZipFile(of_the_library[0]).namelist()) == len(library)
 
 
 def test_a_model_that_somebody_deleted_is_logged_anew(trained, tracking):

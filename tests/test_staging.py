@@ -1,6 +1,7 @@
 """Staging: what is set aside is the state at that time, whatever training does after it."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -127,6 +128,18 @@ def test_a_tensor_of_another_kind_gets_another_buffer(other):
     staged.wait()
     assert torch.equal(staged.state["w"], other)
     assert staged.state["w"].dtype == other.dtype
+
+
+def test_the_memory_of_the_buffers_is_given_back():
+    """The model of a finished run is made after it, and needs as much."""
+    stager = Stager()
+    staged = stager.stage({"weight": torch.ones(4)})
+    staged.wait()
+    buffer = weakref.ref(staged.state["weight"])
+    staged.release()
+    del staged
+    stager.close()
+    assert buffer() is None
 
 
 def test_buffers_are_lent_once_at_a_time():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from onward.errors import NonFinite, UsageError
 from onward.options.command import Standing, train_command
@@ -18,11 +18,14 @@ from onward.run.run import Run
 from onward.system import environment
 from onward.words.language import _
 from train.schedule import Schedule
-from train.strategy import Strategy, spread, strategy_for
+from train.strategy import Strategy, gradient_norm, spread, strategy_for
 from train.subject import TaskSubject
 from train.task import Task
 
 log = logging.getLogger(f"onward.{__name__}")
+
+# Of the limit: a norm up to here would be scaled by 1, however its quotient is rounded.
+_SURELY_WITHIN = 0.999
 
 
 def train(run: Run) -> None:
@@ -93,10 +96,10 @@ def train_epoch(
     for indices in strategy.order(task.num_samples, options.batch_size):
         optimizer.zero_grad(set_to_none=True)
         loss, num_samples = strategy.backward(task, indices)
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = gradient_norm(parameters)
         # IMPORTANT: refused before the step, so that the weights are never touched by NaN.
-        _refuse_non_finite(loss, norm, run, optimizer)
-        if options.max_grad_norm:
+        norm_value = _require_finite(loss, norm, run, optimizer)
+        if options.max_grad_norm and norm_value > _SURELY_WITHIN * options.max_grad_norm:
             clip_grads_with_norm_(parameters, options.max_grad_norm, norm)
         optimizer.step()
         run.mean("train_loss").add(loss, num_samples)
@@ -132,15 +135,15 @@ def _warn_of_horizon(run: Run, schedule: Schedule, options: Any) -> None:
         log.warning(_("A fork may stretch it: %s"), fork)
 
 
-def _refuse_non_finite(
-    loss: torch.Tensor,
-    norm: torch.Tensor,
-    run: Run,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    if math.isfinite((loss + norm).item()):  # one transfer for both
-        return
+def _require_finite(
+    loss: torch.Tensor, norm: torch.Tensor, run: Run, optimizer: torch.optim.Optimizer
+) -> float:
+    """Return the norm of the gradients; refuse what no step can be made of."""
+    found = {"loss": loss.item(), "gradient norm": norm.item()}
+    if math.isfinite(sum(found.values())):
+        return found["gradient norm"]
     lr = optimizer.param_groups[0]["lr"]
-    for what, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+    for what, value in found.items():
         if not math.isfinite(value):
             raise NonFinite(what, value, run.state.epoch + 1, run.step + 1, lr)
+    return math.inf  # their sum alone is too large

@@ -10,12 +10,13 @@ give the same bits, which nothing else does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from onward.errors import UsageError
 from onward.run import rng
@@ -72,6 +73,13 @@ def spread(model: nn.Module, run: Run, options: Any) -> None:
         raise UsageError(told.format(reason=" ".join(str(error).split())[:300])) from error
 
 
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Return the norm of all gradients, of all pieces of them where ranks hold pieces."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gather = getattr(norm, "full_tensor", None)
+    return norm if gather is None else gather()
+
+
 def require_parts(options: Any, num_ranks: int) -> None:
     """Refuse parts that cannot be dealt out to so many ranks.
 
@@ -112,7 +120,12 @@ class Averaged:
     def backward(self, task: Task, indices: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Add the gradient up, in `accumulation_steps` parts."""
         losses, weight = [], self._run.batch_weight
-        parts = indices.tensor_split(min(self._num_parts, len(indices)))
+        num_parts = min(self._num_parts, len(indices))
+        if num_parts == 1 and weight == 1:
+            loss = task.loss(self._model, indices)
+            loss.backward()
+            return loss.detach(), len(indices)
+        parts = indices.tensor_split(num_parts)
         for number, part in enumerate(parts, 1):
             with self._apart(number < len(parts)):
                 loss = task.loss(self._model, part) * (len(part) / len(indices))

@@ -187,6 +187,7 @@ class Pipeline:
             self._shared.changed.notify_all()
         self._items.put(None)
         self._writer.join()
+        self._stager.close()
         return self._shared.error
 
     def close(self, ending: Callable[[], None], drain_seconds: float) -> bool:
@@ -240,7 +241,8 @@ class Pipeline:
         def is_done() -> bool:
             nothing_left = not (shared.num_writing or shared.spooled)
             is_away = shared.offline or self._is_stalled()
-            return nothing_left or is_away or shared.error is not None or self._is_stopping()
+            is_stopping = self.seconds_left() < math.inf
+            return nothing_left or is_away or is_stopping or shared.error is not None
 
         with shared.changed:
             while not shared.changed.wait_for(is_done, LOOK_SECONDS):
@@ -250,9 +252,6 @@ class Pipeline:
     def _wait_seconds(self) -> float:
         """Return how long room on the disk may still be waited for."""
         return min(self._ends_at - time.monotonic(), self.seconds_left())
-
-    def _is_stopping(self) -> bool:
-        return self.seconds_left() < math.inf
 
     def check(self) -> None:
         """Raise what ended one of the threads, or was given to `fail`."""

@@ -88,6 +88,10 @@ class Stager:
         threading.Thread(target=_copy_all, args=(later, staged), daemon=True).start()
         return staged
 
+    def close(self) -> None:
+        """Give the memory back, once nothing is staged any more: what follows may need it."""
+        self._buffers.clear()
+
     def _copy_now(
         self, state: Mapping[str, Any], staged: Staged, may_wait: MayWait | None
     ) -> list[Copy]:

@@ -357,7 +357,11 @@ def set_threads(num_threads: int) -> None:
     import torch
 
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:  # does the same, without importing torch's compiler, which takes more than a second
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # for whoever compiles later
+        torch.set_deterministic_debug_mode("warn")
 
 
 def describe(device: str, threads: int, num_ranks: int = 1) -> dict[str, object]:

@@ -7,8 +7,8 @@ next try, and deleted.
 from __future__ import annotations
 
 import importlib
-import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,16 @@ from onward.words.language import _
 MODEL_NAME = "model"  # so that `runs:/<run ID>/model` is the one that was logged last
 REGISTERED_ALIAS = "newest"  # of a registered model: the version that was registered last
 _PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pyarrow")  # what loading a model needs
+
+_FORWARD = '''"""What MLflow loads of a model: its code is in the archive beside this module."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("{archive}")))
+
+from {loader} import _load_pyfunc  # noqa: E402, F401
+'''
 
 
 class ServedModel(NamedTuple):
@@ -219,11 +229,11 @@ def _save(path: Path, content: Path, served: ServedModel, model: Any) -> None:
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    code = _copy_code(served.loader.partition(".")[0], path.with_name("code"))
+    loader, code = _pack_code(served.loader, path.with_name("code"))
     pins = environment.versions((*_PACKAGES, *served.packages)).items()
     mlflow.pyfunc.save_model(
         path,
-        loader_module=served.loader,
+        loader_module=loader,
         data_path=content,
         code_paths=code,
         mlflow_model=Model(model_uuid=model.model_id, model_id=model.model_id),
@@ -233,18 +243,30 @@ def _save(path: Path, content: Path, served: ServedModel, model: Any) -> None:
     )
 
 
-def _copy_code(package: str, to: Path) -> list[str]:
-    """Copy the code of this library and of a package, and nothing that somebody put beside it."""
-    copied = []
-    for name in dict.fromkeys((__name__.partition(".")[0], package)):
-        [folder] = importlib.import_module(name).__path__
-        for file in Path(folder).rglob("*"):
-            if file.suffix in (".py", ".po") and file.is_file() and not file.is_symlink():
-                target = to / name / file.relative_to(folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
-        copied.append(str(to / name))
-    return copied
+def _pack_code(loader: str, to: Path) -> tuple[str, list[str]]:
+    """Pack the code of this library and of the loader's package, and nothing put beside it.
+
+    It is an archive, and a module that imports from it: hundreds of files would be as many
+    requests, which takes as many times as long as the server is away.
+
+    Args:
+        loader: The module whose `_load_pyfunc` reads a model.
+        to: An empty folder.
+
+    Returns:
+        The module that MLflow is to import in its place, and the files.
+    """
+    name = f"load_{loader.replace('.', '_')}"  # of each loader another: Python keeps what it has
+    archive, module = to / f"{name}.zip", to / f"{name}.py"
+    to.mkdir()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for package in dict.fromkeys((__name__.partition(".")[0], loader.partition(".")[0])):
+            [folder] = importlib.import_module(package).__path__
+            for file in sorted(Path(folder).rglob("*")):
+                if file.suffix in (".py", ".po") and file.is_file() and not file.is_symlink():
+                    packed.write(file, f"{package}/{file.relative_to(folder).as_posix()}")
+    module.write_text(_FORWARD.format(archive=archive.name, loader=loader))
+    return name, [str(archive), str(module)]
 
 
 def _signature(columns: tuple[str, ...]) -> Any:

@@ -11,9 +11,11 @@ import io
 import re
 import string
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-_FOLDER = Path(__file__).with_name("locale")
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
 _ORIGINAL = ("en", "c", "posix")
 _translations = gettext.NullTranslations()
 _spoken = "en"
@@ -28,8 +30,8 @@ def choose(languages: Iterable[str]) -> None:
         name = re.split(r"[^a-z]", language.lower())[0]
         if name in _ORIGINAL:
             return
-        file = _FOLDER / f"{name}.po"
-        if name and file.exists():
+        file = _catalog(name)
+        if name and file.is_file():
             _spoken, _translations = name, _compiled(file)
             return
 
@@ -75,7 +77,13 @@ def retold(sentence: str, messages: Iterable[str], parts: Mapping[str, Iterable[
     return sentence
 
 
-def _compiled(file: Path) -> gettext.GNUTranslations:
+def _catalog(name: str) -> Traversable:
+    from importlib.resources import files  # also where the package is an archive, as in a model
+
+    return files(__package__) / "locale" / f"{name}.po"
+
+
+def _compiled(file: Traversable) -> gettext.GNUTranslations:
     # Late: whoever reads English does not wait for it.
     from babel.messages.mofile import write_mo
     from babel.messages.pofile import read_po

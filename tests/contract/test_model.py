@@ -123,10 +123,12 @@ def test_a_stranger_loads_it(finished, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(told["numbers"], finished.numbers, rtol=1e-5)
-    [code] = {Path(file).parents[1] for file in told["files"]}
-    assert code.name == "code", told
-    assert str(code) in told["path"]
-    assert not list(code.parent.rglob("*.pkl"))
+    [archive] = {Path(file).parents[1] for file in told["files"]}
+    assert (archive.parent.name, archive.suffix) == ("code", ".zip"), told
+    assert str(archive) in told["path"]
+    stored = [path for path in archive.parents[1].rglob("*") if path.is_file()]
+    assert not [path for path in stored if path.suffix == ".pkl"]
+    assert len(stored) < 15, stored  # each is a request to a server
 
 
 def test_mlflow_serves_it(finished, tmp_path):
