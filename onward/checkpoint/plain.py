@@ -12,6 +12,8 @@ from onward.system.files import size_in_words
 from onward.system.pickled import MAX_PICKLE_BYTES
 from onward.words.language import _
 
+_BUILTINS = frozenset({type(None), bool, int, float, str, bytes})
+
 
 def to_plain(
     value: Any, where: str = "checkpoint", tensor: Callable[[str, Any], Any] | None = None
@@ -37,7 +39,7 @@ def to_plain(
         return whole_tensor(where, value) if tensor is None else tensor(where, value)
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or type(value) in (bool, int, float, str, bytes):
+    if type(value) in _BUILTINS:
         return value
     if isinstance(value, Mapping):
         return {
@@ -45,6 +47,8 @@ def to_plain(
             for k, v in value.items()
         }
     if type(value) in (list, tuple):
+        if _BUILTINS.issuperset(map(type, value)):  # such as losses, one of each epoch so far
+            return type(value)(value)
         return type(value)(to_plain(v, f"{where}[{i}]", tensor) for i, v in enumerate(value))
     raise CheckpointError(
         _(
