@@ -26,6 +26,7 @@ from onward.opening.changes import (
     resumed_options,
 )
 from onward.opening.copies import announce, forked_from, from_contents
+from onward.opening.finishing import finish_drafts
 from onward.opening.identity import describe, hide_secrets, identity, keep_data
 from onward.opening.restored import report_doubted
 from onward.opening.source import (
@@ -175,6 +176,10 @@ class _Way:
                       "with fork=true"),
                 )  # fmt: skip
             now = wait_until_free(tracking, record, launch.take_over)
+            ask = self.opening.questions.ask
+            has_finished = finish_drafts(tracking, now, store, folder, self.kind, ask)
+            if has_finished:
+                now = tracking.get_run(record.run_id)
             if now is not record:  # in the meantime it may have committed more
                 source = find_source(now, store, launch.resume_epoch, self.kind)
         if source.is_newest and not launch.fork:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import io
 import json
 import logging
 import math
@@ -26,7 +25,9 @@ from onward.errors import RankLost, RankStopped, TrainError, UsageError
 from onward.system import processes
 from onward.system.environment import Ranks
 from onward.words.language import _
+from onward.world.board import Board
 from onward.world.lives import Lives
+from onward.world.packed import packed, unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +52,14 @@ class World:
     Attributes:
         rank: The number of this process.
         size: How many there are.
+        leads_host: Whether it is the first on its machine.
         lives: By which a later life of them knows the run of this one.
     """
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self._ranks = ranks or Ranks()
         self.rank, self.size = self._ranks.rank, self._ranks.size
+        self.leads_host = self._ranks.local_rank == 0
         self._store: Any = None  # of this life
         self.lives = Lives(self._ranks)
         self._group: Any = None
@@ -142,13 +145,19 @@ class World:
 
     def _meet(self) -> None:
         """Wait for all ranks: where they can be stopped, which they cannot as a group is made."""
-        self._store.set(f"ready/{self.rank}", "")
+        self.board.post(f"ready/{self.rank}")
+        self.wait_for_all("ready")
+
+    def wait_for_all(self, name: str) -> list[str]:
+        """Return the notes of that name of all other ranks; raise if one of them ends."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        while not self._has(*(f"ready/{rank}" for rank in others)):
+        names = [f"{name}/{rank}" for rank in others]
+        while not self.board.has(*names):
             for rank in others:
-                if self._has(f"ended/{rank}"):
+                if self.board.has(f"ended/{rank}"):
                     raise self._ended(rank)
             time.sleep(LOOK_SECONDS)
+        return [self._store.get(name).decode() for name in names]
 
     def from_leader(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what rank 0 makes, as JSON has it; the others wait for it.
@@ -186,11 +195,11 @@ class World:
             RankLost: The store is gone, and rank 0 with it.
         """
         key = self._numbered(name)
-        while not self._has(key):
+        while not self.board.has(key):
             time.sleep(LOOK_SECONDS)
         document = json.loads(self._store.get(key))
         if "error" in document:
-            self._store.set(f"heard/{self.rank}", "")
+            self.board.post(f"heard/{self.rank}")
             raise RankStopped(0, document["error"], document["code"])
         return document["value"]
 
@@ -198,7 +207,7 @@ class World:
         """Let the others hear of an error before the store may end with this process."""
         ends, keys = time.monotonic() + ANSWER_SECONDS, [f"heard/{r}" for r in range(1, self.size)]
         with contextlib.suppress(RankLost):
-            while not self._has(*keys) and time.monotonic() < ends:
+            while not self.board.has(*keys) and time.monotonic() < ends:
                 time.sleep(LOOK_SECONDS)
 
     def _numbered(self, name: str) -> str:
@@ -206,11 +215,10 @@ class World:
         number = self._told[name] = self._told.get(name, 0) + 1
         return f"{name}/{number}"
 
-    def _has(self, *keys: str) -> bool:
-        try:
-            return bool(self._store.check(list(keys)))
-        except RuntimeError as error:
-            raise RankLost([0], _("its store is gone")) from error
+    @property
+    def board(self) -> Board:
+        """What ranks can leave notes on, from any thread."""
+        return Board(self._store)
 
     # Collectives: of the training thread only.
 
@@ -265,7 +273,7 @@ class World:
         import torch
         import torch.distributed as dist
 
-        mine = _packed(state)
+        mine = packed(state)
         with self._together():
             sizes = [torch.zeros(1, dtype=torch.int64) for _rank in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
@@ -276,7 +284,7 @@ class World:
             dist.gather(padded, places if self.is_leader else None, 0, group=self._group)
         if not self.is_leader:
             return []
-        return [_unpacked(place[: int(n)]) for place, n in zip(places, sizes, strict=True)]
+        return [unpacked(place[: int(n)]) for place, n in zip(places, sizes, strict=True)]
 
     def broadcast(self, state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Return what rank 0 gives: tensors and builtins."""
@@ -285,15 +293,15 @@ class World:
         import torch
         import torch.distributed as dist
 
-        packed = _packed({"": state}) if self.is_leader else torch.empty(0, dtype=torch.uint8)
-        size = torch.tensor([len(packed)])
+        sent = packed({"": state}) if self.is_leader else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor([len(sent)])
         with self._together():
             dist.broadcast(size, 0, group=self._group)
             if not self.is_leader:
-                packed = torch.empty(int(size), dtype=torch.uint8)
-            for chunk in packed.split(CHUNK_BYTES):
+                sent = torch.empty(int(size), dtype=torch.uint8)
+            for chunk in sent.split(CHUNK_BYTES):
                 dist.broadcast(chunk, 0, group=self._group)
-        found: Mapping[str, Any] | None = state if self.is_leader else _unpacked(packed)[""]
+        found: Mapping[str, Any] | None = state if self.is_leader else unpacked(sent)[""]
         return found
 
     # How it ends.
@@ -356,7 +364,7 @@ class World:
     def wait_for_leader(self, seconds_left: Callable[[], float]) -> None:
         """Let rank 0 end first: an agent ends the others with the first that fails."""
         with contextlib.suppress(RankLost):
-            while not self._has("closed") and seconds_left() > 0:
+            while not self.board.has("closed") and seconds_left() > 0:
                 time.sleep(LOOK_SECONDS)
 
     def closed(self) -> None:
@@ -382,19 +390,3 @@ def _leave(group: Any) -> None:
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError, ValueError, AssertionError):
             dist.destroy_process_group(group)
-
-
-def _packed(state: Mapping[str, Any]) -> torch.Tensor:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-
-
-def _unpacked(packed: torch.Tensor) -> Mapping[str, Any]:
-    import torch
-
-    file = io.BytesIO(packed.numpy().tobytes())
-    state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
