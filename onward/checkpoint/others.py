@@ -26,12 +26,14 @@ from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.bringing import bring_part, remove_part
 from onward.checkpoint.uploads import Uploads
 from onward.errors import RankFilesMissing, RankLost, StoreUnavailable, Superseded
+from onward.system.threads import bounded
 from onward.words.language import _
 from onward.world import World
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05  # between two looks for an answer
+END_SECONDS = 5.0  # that the last words may take
 SERVE_SECONDS = 0.2  # between two looks for what rank 0 asks
 _WRITTEN, _FAILED = "written", "failed"
 
@@ -147,13 +149,22 @@ class Bringer:
             note = _WRITTEN if is_written else _FAILED
             self._world.board.post(f"written/{self._world.rank}/{name}", note)
 
-    def close(self) -> None:
-        """Listen no more. What was not asked for stays on this disk."""
+    def close(self, log_file: Path) -> None:
+        """Listen no more. What was not asked for stays on this disk.
+
+        Args:
+            log_file: That of the rank, which goes to the store too, if that answers soon.
+        """
+        if not self._thread.is_alive():
+            return
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join(SERVE_SECONDS * 5)
+        self._thread.join(END_SECONDS)
         with contextlib.suppress(RankLost):
             self._remove_left()
+        with contextlib.suppress(OSError):
+            if bounded(lambda: self._open().upload(log_file, "logs"), END_SECONDS):
+                log_file.unlink()
+                log_file.parent.rmdir()
 
     def _serve(self) -> None:
         board = self._world.board

@@ -203,10 +203,10 @@ class RankWriter:
             self._items.put(None)
             self._thread.join()
 
-    def end(self) -> None:
-        """Bring nothing more: rank 0 has ended."""
+    def end(self, log_file: Path) -> None:
+        """Bring nothing more but the rank's log: rank 0 has ended."""
         if self._bringer is not None:
-            self._bringer.close()
+            self._bringer.close(log_file)
 
     def _write_all(self) -> None:
         while (item := self._items.get()) is not None:

@@ -74,6 +74,12 @@ class RunFolder:
         """Return the spools of attempts whose publication is not complete, oldest first."""
         return [spool for spool in self.all_spools() if (spool.folder / JOURNAL_FILE).exists()]
 
+    def clear_before(self, attempt: int) -> None:
+        """Remove what ranks of earlier attempts have left, where no checkpoint can come of it."""
+        for spool in self.all_spools():
+            if spool.attempt < attempt and not spool.read_journal() and not spool.list():
+                spool.discard()
+
     def all_spools(self) -> list[Spool]:
         """Return the spools of all attempts of which there is anything, oldest first."""
         names = [path.name for path in self.path.glob("attempt_*")]

@@ -107,6 +107,7 @@ class Opening:
         record = self._named(record)
         folder = self.folder(record)
         folder.acquire()
+        folder.clear_before(attempt.number)
         spool = folder.spool(attempt.number)
         self._reporter.log_to(spool.log_file)
         is_off = options.upload == "off"

@@ -130,7 +130,9 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _sees(folder: Path, marker: str) -> bool:
-    """Tell whether this rank has the disk of rank 0, and not just a folder of that name."""
+    """Tell whether this rank has the TRAIN_HOME of rank 0, and not just a folder of that name."""
+    if not folder.is_relative_to(environment.home()):
+        return False
     try:
         return read_plain(folder / _MARKER_FILE, 100) == marker.encode()
     except (OSError, ValueError):
@@ -167,7 +169,8 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
     if not is_shared:
         host = _own_folder(told["run_id"])
         folder = host.spool(number).folder
-    reporter.log_to(folder / f"attempt_{number}_rank_{world.rank}.log")
+    log_file = folder / f"attempt_{number}_rank_{world.rank}.log"
+    reporter.log_to(log_file)
     world.board.post(f"apart/{world.rank}", "no" if is_shared else "yes")
     stored = Stored(told["run_id"], told["data_fingerprint"], options, NO_FILES)
     subject = kind.open(options, stored)
@@ -188,5 +191,6 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
         pipeline = RankPipeline(files, bringer, options.upload == "off")
         if world.leads_host:
             host.acquire()
-    life = Following(options, pipeline, world, host)
+            host.clear_before(number)
+    life = Following(options, pipeline, world, log_file, host)
     return Run(subject, attempt, pipeline, life, start, reporter, world)

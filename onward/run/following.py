@@ -115,9 +115,9 @@ class RankPipeline:
         """Write what is set aside."""
         self._writer.close()
 
-    def end(self) -> None:
-        """Bring nothing more to the store."""
-        self._writer.end()
+    def end(self, log_file: Path) -> None:
+        """Bring nothing more to the store but the rank's log."""
+        self._writer.end(log_file)
 
 
 class Following:
@@ -127,7 +127,8 @@ class Following:
         options: Those of the run.
         pipeline: Of this rank.
         world: The ranks.
-        host: This disk's folder for the run, which this rank holds; None: another does.
+        log_file: The rank's log.
+        host: This disk's folder for the run, where rank 0 has another disk; else None.
     """
 
     def __init__(
@@ -135,9 +136,11 @@ class Following:
         options: RunOptions,
         pipeline: RankPipeline,
         world: World,
+        log_file: Path = Path(),
         host: RunFolder | None = None,
     ) -> None:
-        self._options, self._pipeline, self._world, self._host = options, pipeline, world, host
+        self._options, self._pipeline, self._world = options, pipeline, world
+        self._log_file, self._host = log_file, host
         self.stop = StopRequest(environment.seconds_left(options.max_minutes), world.has_agent)
         self.folder = Path()
         self.progress: Mapping[str, float] = {}
@@ -171,7 +174,7 @@ class Following:
                 grace = self._options.grace_seconds
                 self._world.wait_for_leader(lambda: self.stop.seconds_left(grace))
         finally:
-            self._pipeline.end()
+            self._pipeline.end(self._log_file)
             self.stop.uninstall()
             self._leave()
 
