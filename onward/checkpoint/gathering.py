@@ -66,23 +66,19 @@ class Gathering:
         if self.others is not None and manifest.missing_ranks:
             self.others.ask(manifest.name)
 
-    def is_spared(self, manifest: Manifest, path: str) -> bool:
-        """Tell whether a file stays as the name is made free: its rank has brought it already."""
-        ranks = manifest.missing_ranks if self.others is None else ()
-        return any(path.startswith(f"shard-{rank:05d}") for rank in ranks)
-
     def clear(self, manifest: Manifest) -> bool:
-        """Make the name free but for what is spared; tell whether anything is."""
+        """Make a name free but for what other ranks have brought already; tell whether they have.
+
+        They have where nobody waits for them: their machines may have been there before this one.
+        """
+        ranks = manifest.missing_ranks if self.others is None else []
+        spared = tuple(f"shard-{rank:05d}" for rank in ranks)
         remote = f"{ROOT}/{manifest.name}"
-        if not any(self.is_spared(manifest, path) for path in self._artifacts.list(remote)):
+        if not ranks or all(self._index_of(manifest, rank) is None for rank in ranks):
             return False
         # IMPORTANT: the manifest goes first; what is left without one is no checkpoint.
         self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
-
-        def goes(path: str) -> bool:
-            return is_own_file(path) and not self.is_spared(manifest, path)
-
-        self._artifacts.delete(remote, goes)
+        self._artifacts.delete(remote, lambda path: is_own_file(path) and path[:11] not in spared)
         return True
 
     def complete(self, folder: Path, manifest: Manifest) -> Manifest:

@@ -11,6 +11,7 @@ manifests themselves.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -174,8 +175,7 @@ class CheckpointStore:
 
         Args:
             folder: What `write_checkpoint` wrote.
-            manifest: What it returned. Where it lacks files of ranks that bring theirs themselves,
-                they are waited for; see `gathering`.
+            manifest: What it returned. Ranks that it lacks are waited for; see `gathering`.
             check_lease: Called before each file and before the manifest; raises to stop.
             link: Makes of the manifest, whose files are those that went up, the one to commit.
 
@@ -192,10 +192,9 @@ class CheckpointStore:
             self._names.add(name)
             return is_clear
 
+        begin = functools.partial(self.gathering.begin, manifest)
         with self.gathering.answering(manifest, check_lease):
-            here, cut = self.uploads.bring(
-                folder, manifest, check_lease, clear, lambda: self.gathering.begin(manifest)
-            )
+            here, cut = self.uploads.bring(folder, manifest, check_lease, clear, begin)
             cut = self.gathering.complete(here, cut)
         check_lease()
         linked = link(cut)

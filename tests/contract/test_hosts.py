@@ -128,7 +128,7 @@ def test_what_lost_machines_have_brought_is_finished(calm, hosts, tracking_uri):
     told, _other = hosts.run(
         script=UNFINISHED, names="cd", code=1, DIE_AT="global_step_14", RESUME_RUN=run_id
     )
-    assert "Resuming at step 6 " in told
+    assert "Resuming training from epoch 1, step 7 of it" in told
     env = environment(hosts.folder / "e" / "home", tracking_uri)
     done = subprocess.run([BIN / "onward", "sync", run_id], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
