@@ -45,12 +45,13 @@ class Gathering:
         read: Returns what a small file of them holds.
 
     Attributes:
+        artifacts: The run's files.
         others: The ranks that are asked to bring their files, and waited for; None: what is in the
             store is all there is.
     """
 
     def __init__(self, artifacts: Artifacts, read: Callable[[str], bytes]) -> None:
-        self._artifacts, self._read = artifacts, read
+        self.artifacts, self._read = artifacts, read
         self.others: Others | None = None
 
     def answering(
@@ -77,8 +78,8 @@ class Gathering:
         if not ranks or all(self._index_of(manifest, rank) is None for rank in ranks):
             return False
         # IMPORTANT: the manifest goes first; what is left without one is no checkpoint.
-        self._artifacts.delete(f"{remote}/{MANIFEST_FILE}")
-        self._artifacts.delete(remote, lambda path: is_own_file(path) and path[:11] not in spared)
+        self.artifacts.delete(f"{remote}/{MANIFEST_FILE}")
+        self.artifacts.delete(remote, lambda path: is_own_file(path) and path[:11] not in spared)
         return True
 
     def complete(self, folder: Path, manifest: Manifest) -> Manifest:
@@ -98,7 +99,7 @@ class Gathering:
         draft = folder / DRAFT_FILE
         atomic_write(draft, lambda file: file.write(manifest.to_json()))
         # IMPORTANT: after the files that it lists. With it others can do what follows.
-        retried(lambda: self._artifacts.upload(draft, remote, give_away=True))
+        retried(lambda: self.artifacts.upload(draft, remote, give_away=True))
         texts = {rank: self._awaited(manifest, rank) for rank in sorted(missing)}
         for rank, text in texts.items():
             (folder / index_file(rank)).write_bytes(text)
@@ -108,7 +109,7 @@ class Gathering:
             Shards(folder, whole, name, is_verified=True).require(parts)
         except CheckpointDamaged as error:
             raise RankFilesMissing(min(missing), name, str(error)) from error
-        sizes = self._artifacts.sizes(remote)
+        sizes = self.artifacts.sizes(remote)
         for entry in whole.shard_files:
             if sizes.get(entry.path, -1) not in (None, entry.bytes):
                 told = _("{path} is missing").format(path=entry.path)
@@ -123,7 +124,7 @@ class Gathering:
                 time.sleep(LOOK_SECONDS)
         text = self._index_of(manifest, rank)
         if text is None or (sha256 and hashlib.sha256(text).hexdigest() != sha256):
-            told = _("nothing of it is at {uri}").format(uri=self._artifacts.uri)
+            told = _("nothing of it is at {uri}").format(uri=self.artifacts.uri)
             raise RankFilesMissing(rank, manifest.name, told)
         return text
 
@@ -173,12 +174,12 @@ class Gathering:
             for rank in range(draft.world):
                 text = self._index_of(draft, rank)
                 if text is None:
-                    told = _("nothing of it is at {uri}").format(uri=self._artifacts.uri)
+                    told = _("nothing of it is at {uri}").format(uri=self.artifacts.uri)
                     raise RankFilesMissing(rank, name, told)
                 texts.append(text)
             whole = with_ranks(draft, texts)
             try:
-                fetch_files(self._artifacts, whole, temporary, name, Moved())
+                fetch_files(self.artifacts, whole, temporary, name, Moved())
             except FileNotFoundError as error:
                 found = _("{path} is missing").format(path=error)
                 raise CheckpointDamaged(name, found) from error

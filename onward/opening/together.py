@@ -13,12 +13,14 @@ from typing import Any
 
 from onward.checkpoint.bringing import rank_folder
 from onward.checkpoint.content import Content
+from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.others import Bringer
 from onward.checkpoint.spool import RunFolder
 from onward.errors import Interrupted
 from onward.metrics import History
 from onward.opening import open as opening
 from onward.opening.begin import fresh_start, rank_files, start_from
+from onward.opening.fetching import fetch_asked, host_files
 from onward.opening.finishing import bring_waiting
 from onward.options.request import Launch
 from onward.options.run_options import RunOptions
@@ -111,7 +113,7 @@ def _connect(world: World, options: RunOptions) -> None:
 
 def _facts(run: Run) -> dict[str, Any]:
     """Return what the other ranks need to know of a run."""
-    attempt = run.attempt
+    attempt, files = run.attempt, run.start.files
     assert isinstance(run.life, Lifecycle)
     marker = secrets.token_hex(16)
     atomic_write(run.life.folder / _MARKER_FILE, lambda file: file.write(marker.encode()))
@@ -126,6 +128,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "folder": str(run.life.folder),
         "marker": marker,
         "artifact_uri": run.life.artifact_uri,
+        "checkpoint": None if files is None else [files.manifest.name, files.manifest.to_dict()],
     }
 
 
@@ -145,15 +148,18 @@ def _own_folder(run_id: str) -> RunFolder:
     return RunFolder(environment.run_folder(uri, path_part(run_id, "run_id")))
 
 
-def _reply(question: Mapping[str, Any], world: World) -> None:
+def _reply(question: Mapping[str, Any], world: World) -> Any:
     """Do what rank 0 asks while it opens the run: one rank of each other machine does."""
     if not world.leads_host:
-        return
+        return None
+    if "fetch" in question:
+        return fetch_asked(question, open_files, world)
     folder, files = _own_folder(question["run_id"]), open_files(question["uri"])
     try:
         bring_waiting(folder, question["attempt"], files, question["bring"])
     except OSError as error:  # rank 0 sees what is not there
         log.warning("%s", error)
+    return None
 
 
 def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
@@ -176,19 +182,23 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
     subject = kind.open(options, stored)
     _connect(world, options)
     document = world.broadcast(None)
+    open_artifacts = functools.partial(open_files, told["artifact_uri"])
     start = fresh_start(subject)
     if document is not None:
         start = start_from(Content.from_dict(document), History())
+    if told["checkpoint"] is not None:
+        name, manifest = told["checkpoint"]
+        files = host_files(Manifest.from_dict(manifest, name), open_artifacts)
+        start = dataclasses.replace(start, files=files)
     attempt = Followed(
         told["run_id"], told["attempt"], told["first_epoch"], told["link"], told["unit"]
     )
-    files = rank_files(folder, number, options, world)
+    pieces = rank_files(folder, number, options, world)
     if host is None:
-        pipeline = RankPipeline(files)
+        pipeline = RankPipeline(pieces)
     else:
-        open_artifacts = functools.partial(open_files, told["artifact_uri"])
         bringer = Bringer(world, rank_folder(folder, world.rank), open_artifacts)
-        pipeline = RankPipeline(files, bringer, options.upload == "off")
+        pipeline = RankPipeline(pieces, bringer, options.upload == "off")
         if world.leads_host:
             host.acquire()
             host.clear_before(number)

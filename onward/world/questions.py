@@ -22,16 +22,23 @@ class Questions:
     def __init__(self, world: World) -> None:
         self._world, self._number = world, 0
 
-    def ask(self, question: Mapping[str, Any]) -> list[Any]:
+    def ask(
+        self, question: Mapping[str, Any], meanwhile: Callable[[], object] = lambda: None
+    ) -> list[Any]:
         """Return what the others answer, as JSON has it; alone nobody does.
+
+        Args:
+            question: What they are asked.
+            meanwhile: What rank 0 does until they answer.
 
         Raises:
             RankStopped: One of them has ended.
         """
-        if self._world.is_alone:
-            return []
         self._number += 1
         self._world.tell(OPENED, {_NUMBER: self._number, **question})
+        meanwhile()
+        if self._world.is_alone:
+            return []
         return [json.loads(text) for text in self._world.wait_for_all(f"answer/{self._number}")]
 
     def answer(self, reply: Callable[[Mapping[str, Any]], Any]) -> Any:

@@ -53,6 +53,7 @@ class World:
         rank: The number of this process.
         size: How many there are.
         leads_host: Whether it is the first on its machine.
+        host_ranks: Those that it leads there; none where it does not.
         lives: By which a later life of them knows the run of this one.
     """
 
@@ -60,6 +61,8 @@ class World:
         self._ranks = ranks or Ranks()
         self.rank, self.size = self._ranks.rank, self._ranks.size
         self.leads_host = self._ranks.local_rank == 0
+        num_here = self._ranks.local_size if self.leads_host else 0
+        self.host_ranks = range(self.rank, self.rank + num_here)
         self._store: Any = None  # of this life
         self.lives = Lives(self._ranks)
         self._group: Any = None
