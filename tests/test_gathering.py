@@ -58,7 +58,7 @@ class Ranks:
 
     @property
     def board(self):
-        return Board(self.notes)
+        return Board(self.notes, 60.0)
 
 
 def piece(rank):
@@ -280,7 +280,7 @@ def test_without_a_board_nobody_waits(serving, hosts):
     with pytest.raises(RankFilesMissing, match="its store is gone"):
         store.put(hosts[0].spool(1).path(NAME), manifest)
     with pytest.raises(RankLost):
-        Board(notes).post("x")
+        Board(notes, 60.0).post("x")
 
 
 def test_a_part_that_is_removed_leaves_no_folder(write, hosts):

@@ -159,6 +159,8 @@ class Bringer:
             return
         self._over.set()
         self._thread.join(END_SECONDS)
+        if self._thread.is_alive():  # in a call that nobody answers
+            return
         with contextlib.suppress(RankLost):
             self._remove_left()
         with contextlib.suppress(OSError):

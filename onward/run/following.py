@@ -15,7 +15,7 @@ from onward.checkpoint.pieces import Piece
 from onward.checkpoint.rank_files import RankFiles, RankWriter
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.staging import MayWait
-from onward.errors import Interrupted, RankStopped, UsageError
+from onward.errors import Interrupted, RankLost, RankStopped, UsageError
 from onward.metrics import EPOCH, History, Point
 from onward.options.run_options import RunOptions
 from onward.run.signals import StopRequest
@@ -167,6 +167,8 @@ class Following:
     def close(self, error: BaseException | None, state: TrainState | None) -> None:
         """Say how this rank ends, and wait for rank 0, if it is there."""
         try:
+            if isinstance(error, RankLost):
+                log.warning("%s", error)
             self._world.end(error)
             self._pipeline.close()
             # After a fault of this rank the others wait for it in vain until its process has ended.

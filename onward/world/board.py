@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from onward.errors import RankLost
+from onward.system.threads import bounded
 from onward.words.language import _
+
+T = TypeVar("T")
 
 
 class Board:
     """Short notes by name, which end with the life of the ranks: what is to last is elsewhere.
 
-    Each method raises `RankLost` where the store is gone, and rank 0 with it.
+    Each method raises `RankLost` where the store is gone, and rank 0 with it, or where it does not
+    answer: a link that was cut is told by nobody, and the store's own client waits for ever.
 
     Args:
         store: That of the ranks.
+        seconds: How long it may take to answer.
     """
 
-    def __init__(self, store: Any) -> None:
-        self._store = store
+    def __init__(self, store: Any, seconds: float) -> None:
+        self._store, self._seconds = store, seconds
 
     def post(self, name: str, note: str = "") -> None:
         """Leave a note, in place of the one of that name."""
-        with self._there():
-            self._store.set(name, note)
+        self._answered(lambda: self._store.set(name, note))
 
     def has(self, *names: str) -> bool:
         """Tell whether there are notes of all those names."""
-        with self._there():
-            return bool(self._store.check(list(names)))
+        return bool(self._answered(lambda: self._store.check(list(names))))
 
     def read(self, name: str) -> str | None:
         """Return a note; None: there is none yet."""
-        with self._there():
+
+        def find() -> str | None:
             # What is there is returned at once; for the rest `get` would wait.
             return self._store.get(name).decode() if self._store.check([name]) else None
 
+        return self._answered(find)
+
     def count(self, name: str, number: int = 0) -> int:
         """Add to a number that all ranks count by; return it."""
-        with self._there():
-            return int(self._store.add(name, number))
+        return int(self._answered(lambda: self._store.add(name, number)))
 
-    @contextlib.contextmanager
-    def _there(self) -> Iterator[None]:
+    def _answered(self, act: Callable[[], T]) -> T:
+        found: list[T] = []
         try:
-            yield
+            bounded(lambda: found.append(act()), self._seconds)
         except RuntimeError as error:
             raise RankLost([0], _("its store is gone")) from error
+        if not found:
+            raise RankLost([0], _("its store does not answer"))
+        return found[0]

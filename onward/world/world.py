@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from onward.errors import RankLost, RankStopped, TrainError, UsageError
 from onward.system import processes
 from onward.system.environment import Ranks
+from onward.system.threads import bounded
 from onward.words.language import _
 from onward.world.board import Board
 from onward.world.lives import Lives
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.02  # between two looks at the store
 ANSWER_SECONDS = 1.0  # in which a rank that lives tells so, after another is lost
+LOST_SECONDS = 5.0  # in which the store tells who is lost
 CHUNK_BYTES = 1 << 28  # of a state that is sent
 TIMEOUT_SECONDS = 600.0  # for which ranks wait for one another; `open` may have another
 # In what collectives raise, also those of the training itself, where a rank is gone.
@@ -116,9 +118,7 @@ class World:
         Args:
             timeout_seconds: How long ranks wait for one another from here on.
 
-        Raises:
-            RankStopped: A rank could not come so far.
-            RankLost: One is gone.
+        Raises: `RankStopped` where a rank could not come so far, `RankLost` where one is gone.
         """
         self._timeout = timeout_seconds
         if self.is_alone:
@@ -193,9 +193,7 @@ class World:
     def hear(self, name: str) -> Any:
         """Wait for what rank 0 tells by that name, for as long as it takes; return it.
 
-        Raises:
-            RankStopped: Rank 0 could not.
-            RankLost: The store is gone, and rank 0 with it.
+        Raises: `RankStopped` where rank 0 could not, `RankLost` where its store is gone.
         """
         key = self._numbered(name)
         while not self.board.has(key):
@@ -221,7 +219,7 @@ class World:
     @property
     def board(self) -> Board:
         """What ranks can leave notes on, from any thread."""
-        return Board(self._store)
+        return Board(self._store, self._timeout)
 
     # Collectives: of the training thread only.
 
@@ -324,13 +322,19 @@ class World:
 
     def _lost(self, error: BaseException) -> TrainError:
         reason = _WHERE.sub("", " ".join(str(error).split())).partition(". ")[0][:200]
-        try:
+        found: list[TrainError] = []
+
+        def look() -> None:
             for rank in range(self.size):
                 if rank != self.rank and self._store.check([f"ended/{rank}"]):
-                    return self._ended(rank)
-            return RankLost(self._silent(), reason)
-        except RuntimeError:  # the store is gone
-            return RankLost([] if self.is_leader else [0], reason)
+                    found.append(self._ended(rank))
+                    return
+            found.append(RankLost(self._silent(), reason))
+
+        # The store may be gone, or beyond a link that was cut: then it never answers.
+        with contextlib.suppress(RuntimeError):
+            bounded(look, LOST_SECONDS)
+        return found[0] if found else RankLost([] if self.is_leader else [0], reason)
 
     def _ended(self, rank: int) -> RankStopped:
         ended = json.loads(self._store.get(f"ended/{rank}"))
