@@ -14,6 +14,7 @@
     ├── UnsafeValue (ValueError)                6   the store or the server says what cannot be used
     ├── UnsafeFile (PermissionError)            6   a link, a pipe, a device in place of a file
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
+    │   ├── RankFilesMissing                    7   what a rank is to bring there itself is not
     │   └── StoreRefused                        7   what will not go away by itself
     │       └── RequestTooLarge                 7   a gateway takes no request of that size
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
@@ -264,6 +265,21 @@ class StoreUnavailable(TrainError, ConnectionError):
 
     exit_code = 7
     retry_after = 0.0  # seconds that the server asks to wait
+
+
+class RankFilesMissing(StoreUnavailable):
+    """What a rank is to bring to the store is not there, so that nothing is committed.
+
+    Args:
+        rank: The rank.
+        name: The checkpoint.
+        reason: Why, as far as it is known.
+    """
+
+    def __init__(self, rank: int, name: str, reason: str):
+        self.rank, self.name, self.reason = rank, name, reason
+        told = _("the files of rank {rank} for {name} are not in the store: {reason}")
+        super().__init__(told.format(rank=rank, name=name, reason=reason))
 
 
 class StoreRefused(StoreUnavailable):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -134,16 +134,26 @@ def wait_for(condition, seconds: float = 120):
     raise AssertionError(f"did not happen within {seconds} s")
 
 
-class Server:
-    """A real `mlflow server` on 127.0.0.1, which can be stopped and started again."""
+ASK = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)"
 
-    def __init__(self, folder: Path) -> None:
+
+class Server:
+    """A real `mlflow server`, which can be stopped and started again.
+
+    Args:
+        folder: Its files.
+        host: Its address.
+        prefix: Words that run a command where it is to run.
+    """
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
+        self._host, self._prefix = host, prefix
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
+        self.address = f"http://{host}:{self.port}"
         self._process = None
 
     def start(self) -> None:
@@ -152,7 +162,8 @@ class Server:
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+                    *self._prefix,
+                    *(BIN / "mlflow", "server", "--host", self._host, "--port", str(self.port)),
                     *(
                         "--workers",
                         "1",
@@ -167,7 +178,14 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(lambda: self._process.poll() is not None or _answers(f"{self.address}/health"))
+        check = [*self._prefix, sys.executable, "-c", ASK, f"{self.address}/health"]
+
+        def answers() -> bool:
+            if self._prefix:
+                return subprocess.run(check, capture_output=True).returncode == 0
+            return _answers(f"{self.address}/health")
+
+        wait_for(lambda: self._process.poll() is not None or answers())
         assert self._process.poll() is None, (self.folder / "server.log").read_text()
 
     def stop(self) -> None:

@@ -8,7 +8,8 @@ import torch
 from onward.checkpoint.index import Origin, index_file
 from onward.checkpoint.pieces import Piece
 from onward.checkpoint.rank_files import RankFiles, RankWriter
-from onward.errors import CheckpointDamaged, CheckpointError
+from onward.errors import CheckpointDamaged, UsageError
+from onward.run.following import RankPipeline
 
 NAME = "epoch_1"
 
@@ -87,11 +88,12 @@ def test_a_hostile_index_is_refused(tmp_path):
         take(first, tmp_path / "to")
 
 
-def test_a_rank_that_sees_no_common_folder_refuses(tmp_path):
-    """On another machine, before anything is set aside."""
-    writer = RankWriter(RankFiles(tmp_path / "elsewhere", 1, 2, 1, 60.0))
-    with pytest.raises(CheckpointError, match=r"rank 1 does not see .* share TRAIN_HOME"):
-        writer.save({"epoch": 1, "step": 5, "epoch_step": 0}, [piece(1)], None)
+def test_what_is_to_stay_on_another_disk_is_refused(tmp_path):
+    """With upload=off and a machine between, before anything is set aside."""
+    pipeline = RankPipeline(ranks(tmp_path, 2)[1], is_refused=True)
+    assert pipeline.save({}, {}, kept=True)
+    with pytest.raises(UsageError, match="a store that all of them reach"):
+        pipeline.save({}, {}, kept=True, pieces=[piece(1)])
 
 
 def test_pieces_are_written_in_the_background(tmp_path):

@@ -20,7 +20,7 @@ from onward.run.agreement import Agreement
 from onward.run.ranks import for_rank, of_rank, restore_on_rank
 from onward.run.shares import Shares, is_divisible, share_of, tell_undivided
 from onward.run.signals import StopRequest
-from onward.run.state import TrainState
+from onward.run.state import Start, TrainState
 from onward.system.environment import Ranks
 from onward.world import ALONE, World, lives
 
@@ -139,9 +139,9 @@ def test_a_place_of_its_own_fits_no_other_number():
 )  # fmt: skip
 def test_what_others_wrote_of_ranks_is_refused_in_one_line(hostile):
     """And not by an error of Python's own."""
-    state = TrainState({})
+    state, start = TrainState({}), Start(content(**hostile), History())
     with pytest.raises(CheckpointError, match="has of each rank cannot be read"):
-        restore_on_rank(state, content(**hostile), World(Ranks(0, 3)), 0)
+        restore_on_rank(state, start, World(Ranks(0, 3)), 0)
 
 
 def test_what_ranks_had_is_written_only_where_there_were_some():

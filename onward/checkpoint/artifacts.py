@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +36,10 @@ class Artifacts(Protocol):
 
     def size(self, path: str) -> int | None:
         """Return the size of a file in bytes; None where it is not told."""
+        ...
+
+    def sizes(self, path: str) -> Mapping[str, int | None]:
+        """Return name and size of the files directly in a folder; None where it is not told."""
         ...
 
     def download(self, path: str, local_file: Path, max_bytes: int) -> str:

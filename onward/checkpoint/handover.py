@@ -60,6 +60,10 @@ class Spooled:
     stall_seconds: float
     write_seconds: float
 
+    def timings(self, upload_seconds: float) -> Timings:
+        """Return what its commit cost in all."""
+        return Timings(self.stall_seconds, self.write_seconds, upload_seconds, self.manifest.bytes)
+
 
 @dataclass
 class Shared:

@@ -27,11 +27,13 @@ ROOT = "checkpoints"  # the folder of all, among the files of a run
 CHECKPOINT_FILE = "checkpoint.pth"
 METRICS_FILE = "checkpoint_metrics.json"
 MANIFEST_FILE = "manifest.json"
+DRAFT_FILE = "draft.json"  # a manifest that lacks the files of ranks that bring theirs themselves
 NAME = re.compile(r"(?:epoch|global_step)_(?:0|[1-9][0-9]{0,17})")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}(/part-[0-9]{5})?")
 _SHARD_FILE = r"shard-[0-9]{5}(?:-[0-9]{5}\.pth|\.json)"  # of what each rank has; see `index`
 _OWN_FILE = re.compile(  # those of a checkpoint; in a local store some may not be whole yet
-    rf"(?:{CHECKPOINT_FILE}(?:/part-[0-9]{{5}})?|{METRICS_FILE}|{MANIFEST_FILE}|{_SHARD_FILE})"
+    rf"(?:{CHECKPOINT_FILE}(?:/part-[0-9]{{5}})?|{METRICS_FILE}|{MANIFEST_FILE}|{DRAFT_FILE}"
+    rf"|{_SHARD_FILE})"
     r"(?:\.tmp)?"
 )
 _LAYOUT = re.compile(r"[a-z][a-z0-9_+]{0,31}")
@@ -128,6 +130,13 @@ class Manifest:
     def indexes(self) -> tuple[FileEntry, ...]:
         """Those that tell what is in the others, one for each rank."""
         return tuple(e for e in self.shard_files if e.path.endswith(".json"))
+
+    @property
+    def missing_ranks(self) -> list[int]:
+        """Those of which nothing is listed, though each has a part: they bring it themselves."""
+        told = {entry.path for entry in self.indexes}
+        ranks = range(self.world if self.layout else 0)
+        return [rank for rank in ranks if f"shard-{rank:05d}.json" not in told]
 
     @property
     def bytes(self) -> int:
@@ -291,7 +300,7 @@ def is_file_entry(entry: object) -> bool:
         isinstance(entry, dict)
         and isinstance(entry.get("path"), str)
         and _PATH.fullmatch(entry["path"]) is not None
-        and entry["path"] != MANIFEST_FILE
+        and entry["path"] not in (MANIFEST_FILE, DRAFT_FILE)
         and is_count(entry.get("bytes"))
         and is_fingerprint(entry.get("sha256"))
     )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onward.checkpoint.handover import Item, Publishing, Shared, Spooled, Timings, Totals
-from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.manifest import Manifest, checkpoint_name
 from onward.checkpoint.pieces import Piece
 from onward.checkpoint.policy import find_best
 from onward.checkpoint.rank_files import RankFiles
@@ -30,7 +30,7 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.spooling import PIECES, write_item
 from onward.checkpoint.staging import MayWait, Staged, Stager
 from onward.checkpoint.transfers import show_upload
-from onward.errors import StoreRefused, UnsafeFile
+from onward.errors import RankFilesMissing, StoreRefused, UnsafeFile
 from onward.monitor import UNDECLARED, Monitor
 from onward.words.language import _
 
@@ -80,6 +80,7 @@ class Pipeline:
         self.seconds_left: Callable[[], float] = lambda: math.inf
         self.rank_files: RankFiles | None = None  # where other ranks put their pieces
         self.is_paused = False  # whether the newest checkpoint could not be written
+        self.has_left = False  # whether one stays here which ranks that are gone are to complete
         self._ends_at = math.inf  # when the end of training has waited long enough
         self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
         self._writer = self._thread(self._write_all)
@@ -241,8 +242,8 @@ class Pipeline:
         def is_done() -> bool:
             nothing_left = not (shared.num_writing or shared.spooled)
             is_away = shared.offline or self._is_stalled()
-            is_stopping = self.seconds_left() < math.inf
-            return nothing_left or is_away or is_stopping or shared.error is not None
+            is_over = shared.error is not None or self.seconds_left() < math.inf
+            return nothing_left or is_away or is_over
 
         with shared.changed:
             while not shared.changed.wait_for(is_done, LOOK_SECONDS):
@@ -279,6 +280,7 @@ class Pipeline:
                 if not self.is_paused:
                     log.warning(_("Saving is paused, training goes on: %s"), error)
                 self.is_paused = True
+                self.spool.removed(checkpoint_name(item.staged.state))
             finally:
                 item.staged.release()
             with self._shared.changed:
@@ -348,12 +350,7 @@ class Pipeline:
         upload_seconds = time.monotonic() - started
         self.publisher.refresh_page()
         self.spool.remove(manifest.name)
-        self.timings = Timings(
-            stall_seconds=spooled.stall_seconds,
-            write_seconds=spooled.write_seconds,
-            upload_seconds=upload_seconds,
-            bytes=manifest.bytes,
-        )
+        self.timings = spooled.timings(upload_seconds)
         self.totals.add(self.timings)
         with self._shared.changed:
             self._shared.spooled.remove(spooled)
@@ -379,6 +376,11 @@ class Pipeline:
         """Wait for the next try; return False if meanwhile the checkpoint was overtaken."""
         shared = self._shared
         with shared.changed:
+            if isinstance(error, RankFilesMissing) and self.rank_files and self.rank_files.is_lost:
+                log.warning("%s", error)
+                shared.spooled = [other for other in shared.spooled if other is not spooled]
+                self.has_left, shared.uploading = True, None
+                return False
             if not shared.offline:
                 told = _("%s. What is saved waits on this disk, and is published later")
                 if isinstance(error, StoreRefused | UnsafeFile):

@@ -2,12 +2,14 @@
 
 They meet on one disk, in the folder of rank 0's attempt: each rank's folder has its name only when
 all of it is written, so what is there is whole. From there on it is a checkpoint as any other: one
-uploader brings it to the store, and commits it.
+uploader brings it to the store, and commits it. Ranks that do not see that disk write to their own,
+and bring it to the store themselves; see `others`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import shutil
 import threading
@@ -17,14 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onward.checkpoint.bringing import rank_folder
 from onward.checkpoint.hashed import PART_BYTES
 from onward.checkpoint.index import MAX_INDEX_BYTES, Origin, parse_index
 from onward.checkpoint.manifest import FileEntry, checkpoint_name
+from onward.checkpoint.others import Bringer, Others
 from onward.checkpoint.pieces import Piece, add_shard, write_shard
 from onward.checkpoint.staging import MayWait, Staged, Stager
-from onward.errors import CheckpointError
 from onward.system.files import make_folder, read_plain, rename_over
 from onward.words.language import _
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.02  # between two looks whether the others have written
 _FAILED = ".failed"  # behind the name of what a rank could not write
@@ -46,31 +51,32 @@ class RankFiles:
         world: How many there are.
         attempt: The number of the attempt.
         timeout_seconds: How long rank 0 waits for the others' files.
+        others: To rank 0 those that do not see the folder; None: there are none.
     """
 
     def __init__(
-        self, folder: Path, rank: int, world: int, attempt: int, timeout_seconds: float
-    ) -> None:
-        self._folder, self._rank, self._world = folder, rank, world
-        self._attempt, self._timeout = attempt, timeout_seconds
+        self, folder: Path, rank: int, world: int, attempt: int, timeout_seconds: float,
+        others: Others | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self._rank, self._world = folder, rank, world
+        self._attempt, self._timeout, self.others = attempt, timeout_seconds, others
         self._lost = threading.Event()
 
     def lose(self) -> None:
         """Wait for nobody any more: a rank is gone."""
         self._lost.set()
+        if self.others is not None:
+            self.others.lose()
 
-    def require_shared(self) -> None:
-        """Make sure that this rank sees the folder.
+    @property
+    def is_lost(self) -> bool:
+        """Whether a rank is gone."""
+        return self._lost.is_set()
 
-        Raises:
-            CheckpointError: It does not.
-        """
-        if not self._folder.is_dir():
-            raise CheckpointError(
-                _("rank {rank} does not see '{folder}' of rank 0, where the ranks put their pieces "
-                  "of a checkpoint: ranks with sharded weights are to be on one machine so far, or "
-                  "to share TRAIN_HOME").format(rank=self._rank, folder=self._folder)
-            )  # fmt: skip
+    def forget(self, name: str) -> None:
+        """Let the others remove a checkpoint that nobody needs on a disk any more."""
+        if self.others is not None:
+            self.others.leave(name)
 
     def write(self, name: str, step: int, pieces: Sequence[Piece]) -> None:
         """Write what this rank holds; where that fails, rank 0 hears of it.
@@ -93,6 +99,8 @@ class RankFiles:
     ) -> Written:  # fmt: skip
         """Write what rank 0 holds into a folder, and move there what the others have written.
 
+        What is written on another disk is waited for, and stays there.
+
         Args:
             to: Where to.
             name: The checkpoint.
@@ -107,7 +115,9 @@ class RankFiles:
         entries = list(add_shard(to, self._origin(step), pieces, None, PART_BYTES).entries)
         for rank in range(1, self._world):
             place, origin = self._place(rank, name), self._origin(step)._replace(rank=rank)
-            self._wait(place, rank, name, seconds_left)
+            self._wait(rank, name, seconds_left)
+            if self._is_elsewhere(rank):
+                continue
             index = parse_index(read_plain(place / origin.index_file, MAX_INDEX_BYTES), rank, name)
             if index.origin != origin:
                 told = _("what rank {rank} has written of {name} is of another step")
@@ -118,12 +128,23 @@ class RankFiles:
             self._forget(place.parent)
         return Written(entries)
 
-    def _wait(self, place: Path, rank: int, name: str, seconds_left: Callable[[], float]) -> None:
+    def _is_elsewhere(self, rank: int) -> bool:
+        return self.others is not None and rank in self.others.ranks
+
+    def _has_written(self, rank: int, name: str) -> bool | None:
+        """Tell whether a rank has written a checkpoint; None: it is about to."""
+        if self._is_elsewhere(rank):
+            assert self.others is not None
+            return self.others.has_written(rank, name)
+        place = self._place(rank, name)
+        has_failed = place.with_name(f"{name}{_FAILED}").exists()
+        return True if place.is_dir() else False if has_failed else None
+
+    def _wait(self, rank: int, name: str, seconds_left: Callable[[], float]) -> None:
         ends = time.monotonic() + self._timeout
-        while not place.is_dir():
-            has_failed = place.with_name(f"{name}{_FAILED}").exists()
+        while not (has_written := self._has_written(rank, name)):
             is_over = time.monotonic() >= ends or seconds_left() <= 0 or self._lost.is_set()
-            if has_failed or is_over:
+            if has_written is False or is_over:
                 told = _("the files of rank {rank} for {name} did not come")
                 raise TimeoutError(told.format(rank=rank, name=name))
             time.sleep(LOOK_SECONDS)
@@ -138,7 +159,7 @@ class RankFiles:
                 path.rmdir()
 
     def _place(self, rank: int, name: str) -> Path:
-        return self._folder / f"rank_{rank}" / name
+        return rank_folder(self.folder, rank) / name
 
     def _origin(self, step: int) -> Origin:
         return Origin(self._rank, self._world, self._attempt, step)
@@ -149,10 +170,11 @@ class RankWriter:
 
     Args:
         files: Where to.
+        bringer: Brings it to the store, where rank 0 does not see that; None: it does.
     """
 
-    def __init__(self, files: RankFiles) -> None:
-        self._files = files
+    def __init__(self, files: RankFiles, bringer: Bringer | None = None) -> None:
+        self._files, self._bringer = files, bringer
         self._stager = Stager()
         self._staged: Staged | None = None
         self._items: queue.SimpleQueue[tuple[str, int, Staged] | None] = queue.SimpleQueue()
@@ -163,8 +185,9 @@ class RankWriter:
     ) -> None:
         """Set the pieces aside; see `Pipeline.save`."""
         if not self._thread.is_alive():
-            self._files.require_shared()
             self._thread.start()
+            if self._bringer is not None:
+                self._bringer.start()
         self._staged = self._stager.stage({"pieces": list(pieces)}, may_wait)
         self._items.put((checkpoint_name(state), state["step"], self._staged))
 
@@ -180,13 +203,22 @@ class RankWriter:
             self._items.put(None)
             self._thread.join()
 
+    def end(self, log_file: Path) -> None:
+        """Bring nothing more but the rank's log: rank 0 has ended."""
+        if self._bringer is not None:
+            self._bringer.close(log_file)
+
     def _write_all(self) -> None:
         while (item := self._items.get()) is not None:
             name, step, staged = item
+            is_written = False
             try:
                 staged.wait()
                 self._files.write(name, step, staged.state["pieces"])
-            except OSError:
-                continue  # rank 0 tells, which waits for it
+                is_written = True
+            except OSError as error:
+                log.warning("%s", error)  # rank 0 tells, which waits for it
             finally:
                 staged.release()
+                if self._bringer is not None:
+                    self._bringer.tell(name, is_written)

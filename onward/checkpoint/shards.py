@@ -87,10 +87,18 @@ class Shard:
         index: What is in them.
         name: The checkpoint, for messages.
         is_verified: Whether they are known to be what the index says; else they are compared.
+        fetch: Brings a file to the folder before it is opened; default: all are there.
     """
 
-    def __init__(self, folder: Path, index: Index, name: str, is_verified: bool = False) -> None:
-        self.index = index
+    def __init__(
+        self,
+        folder: Path,
+        index: Index,
+        name: str,
+        is_verified: bool = False,
+        fetch: Callable[[FileEntry], object] = lambda entry: None,
+    ) -> None:
+        self.index, self._fetch = index, fetch
         self._folder, self._name, self._is_verified = folder, name, is_verified
         self._opened: dict[int, Mapping[str, Tensor]] = {}
         self._listed: dict[int, list[Placed]] = {}
@@ -137,6 +145,7 @@ class Shard:
         if file in self._opened:
             return self._opened[file]
         entry, listed = self.index.files[file], self._listed.get(file, [])
+        self._fetch(entry)
         if not self._is_verified:
             verify_file(self._folder, entry, self._name)
         tensors = load_tensors([self._folder / entry.path], self._name)
@@ -174,6 +183,7 @@ class Shards:
         name: The checkpoint, for messages.
         is_verified: Whether each file is known to be what the manifest says; else it is compared
             when it is opened. Indexes always are.
+        fetch: Brings a file of tensors to the folder before it is opened; default: all are there.
 
     Raises:
         CheckpointDamaged: A rank's index is missing or wrong; ranks do not agree; a tensor is not
@@ -181,7 +191,12 @@ class Shards:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, name: str, is_verified: bool = False
+        self,
+        folder: Path,
+        manifest: Manifest,
+        name: str,
+        is_verified: bool = False,
+        fetch: Callable[[FileEntry], object] = lambda entry: None,
     ) -> None:
         self._name = name
         entries = {entry.path: entry for entry in manifest.shard_files}
@@ -197,7 +212,7 @@ class Shards:
                 named.add(entry.path)
                 if entries.get(entry.path) != entry:
                     self._refuse(_("{path} is not the file that its index names"), entry.path)
-            self._shards.append(Shard(folder, index, name, is_verified))
+            self._shards.append(Shard(folder, index, name, is_verified, fetch))
         for path in entries.keys() - named:
             self._refuse(_("{path} is in no index"), path)
         self._tensors = self._gathered()

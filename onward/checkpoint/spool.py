@@ -8,6 +8,7 @@
     attempt_3/global_step_4321/         one inside an epoch
     attempt_3/epoch_12/uploaded.txt     hash and path of each of its files that is there already
     attempt_3/epoch_12.cut/             the same in smaller parts, while they go up
+    attempt_3/rank_1/epoch_12/          what another rank has of it, on whatever disk that writes to
 
 All of it is fsynced before it counts, and any of it can be published again: the journal, the
 checkpoints, and in each checkpoint the whole history of metrics with their recorded times.
@@ -19,7 +20,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,18 @@ class RunFolder:
 
     def waiting(self) -> list[Spool]:
         """Return the spools of attempts whose publication is not complete, oldest first."""
-        folders = [path.parent.name for path in self.path.glob(f"attempt_*/{JOURNAL_FILE}")]
-        numbers = [int(found[1]) for found in map(_ATTEMPT.fullmatch, folders) if found]
+        return [spool for spool in self.all_spools() if (spool.folder / JOURNAL_FILE).exists()]
+
+    def clear_before(self, attempt: int) -> None:
+        """Remove what ranks of earlier attempts have left, where no checkpoint can come of it."""
+        for spool in self.all_spools():
+            if spool.attempt < attempt and not spool.read_journal() and not spool.list():
+                spool.discard()
+
+    def all_spools(self) -> list[Spool]:
+        """Return the spools of all attempts of which there is anything, oldest first."""
+        names = [path.name for path in self.path.glob("attempt_*")]
+        numbers = [int(found[1]) for found in map(_ATTEMPT.fullmatch, names) if found]
         return [self.spool(number) for number in sorted(numbers)]
 
 
@@ -86,6 +97,7 @@ class Spool:
 
     def __init__(self, folder: Path, attempt: int) -> None:
         self.folder, self.attempt = folder, attempt
+        self.removed: Callable[[str], object] = lambda name: None  # is told what is not needed
 
     @property
     def log_file(self) -> Path:
@@ -119,6 +131,7 @@ class Spool:
             (self.path(name) / MANIFEST_FILE).unlink()
         for path in (self.path(name), self.path(f"{name}{CUT}")):
             shutil.rmtree(path, ignore_errors=True)
+        self.removed(name)
 
     def free_bytes(self) -> int:
         """Return how much room the disk has."""

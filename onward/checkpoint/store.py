@@ -11,6 +11,7 @@ manifests themselves.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -24,6 +25,7 @@ from onward.checkpoint.content import Content
 from onward.checkpoint.downloads import fetch_files
 from onward.checkpoint.foreign import Foreign
 from onward.checkpoint.format import load_content
+from onward.checkpoint.gathering import Gathering
 from onward.checkpoint.manifest import (
     MANIFEST_FILE,
     NAME,
@@ -67,6 +69,7 @@ class CheckpointStore:
         self._unfinished: set[str] = set()  # those whose upload this object has begun, not ended
         self._foreign = Foreign(artifacts, run_id)
         self.uploads = Uploads(artifacts)
+        self.gathering = Gathering(artifacts, self._read)
         self._told: set[str] = set()  # what the store refuses, and that was told
 
     @property
@@ -75,9 +78,14 @@ class CheckpointStore:
         return self._artifacts.folder
 
     @property
+    def uri(self) -> str:
+        """The address of the run's files."""
+        return self._artifacts.uri
+
+    @property
     def where(self) -> str:
         """Where the files lie, for messages."""
-        return str(self.folder or self._artifacts.uri)
+        return str(self.folder or self.uri)
 
     def list(self, level: int = logging.WARNING) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first.
@@ -167,7 +175,7 @@ class CheckpointStore:
 
         Args:
             folder: What `write_checkpoint` wrote.
-            manifest: What it returned.
+            manifest: What it returned. Ranks that it lacks are waited for; see `gathering`.
             check_lease: Called before each file and before the manifest; raises to stop.
             link: Makes of the manifest, whose files are those that went up, the one to commit.
 
@@ -179,12 +187,15 @@ class CheckpointStore:
         def clear() -> bool:
             # IMPORTANT: a name is written again only after its manifest is gone. So is the rest: an
             # earlier upload may have been cut into other parts.
-            is_clear = name not in self._names or self._clear(name)
+            is_clear = name not in self._names or self._clear(manifest)
             self._unfinished.add(name)
             self._names.add(name)
             return is_clear
 
-        here, cut = self.uploads.bring(folder, manifest, check_lease, clear)
+        begin = functools.partial(self.gathering.begin, manifest)
+        with self.gathering.answering(manifest, check_lease):
+            here, cut = self.uploads.bring(folder, manifest, check_lease, clear, begin)
+            cut = self.gathering.complete(here, cut)
         check_lease()
         linked = link(cut)
         text = linked.to_json()
@@ -247,7 +258,7 @@ class CheckpointStore:
         self._unfinished.discard(name)
         self._foreign.tell(name, foreign)
 
-    def _clear(self, name: str) -> bool:
+    def _clear(self, manifest: Manifest) -> bool:
         """Make a name free for another upload, also where the store refuses to delete.
 
         There its manifest is replaced by one that lists nothing: from then on it is no checkpoint,
@@ -256,7 +267,10 @@ class CheckpointStore:
         Returns:
             Whether nothing is left there.
         """
+        name = manifest.name
         try:
+            if self.gathering.clear(manifest):
+                return False
             self.delete(name)
             return True
         except StoreUnavailable as error:

@@ -26,7 +26,7 @@ class Uploads:
     """
 
     def __init__(self, artifacts: Artifacts) -> None:
-        self._artifacts = artifacts
+        self.artifacts = artifacts
         self.part_size = PartSize()
         self.moved = 0.0  # when a file has arrived, on the monotonic clock
         self._clean: set[str] = set()  # those that held nothing when their upload began
@@ -38,6 +38,7 @@ class Uploads:
         manifest: Manifest,
         check_lease: Callable[[], object],
         clear: Callable[[], bool],
+        begin: Callable[[], object] = lambda: None,
     ) -> tuple[Path, Manifest]:
         """Bring all files of a checkpoint but its manifest to the store.
 
@@ -50,6 +51,7 @@ class Uploads:
             manifest: What it returned.
             check_lease: Called before each file; raises to stop.
             clear: Makes the name free before the first file; tells whether nothing is left there.
+            begin: Called once it is free.
 
         Returns:
             The folder of the files that went up, and the manifest that lists them.
@@ -65,7 +67,7 @@ class Uploads:
                 # What went up whole is cleared away for the parts: it must not count as there.
                 (folder / UPLOADED_FILE).unlink(missing_ok=True)
             try:
-                self._send_all(here, cut, check_lease, clear)
+                self._send_all(here, cut, check_lease, clear, begin)
             except Smaller:
                 continue
             return here, cut
@@ -81,8 +83,9 @@ class Uploads:
         manifest: Manifest,
         check_lease: Callable[[], object],
         clear: Callable[[], bool],
+        begin: Callable[[], object],
     ) -> None:
-        name, artifacts, part_size = manifest.name, self._artifacts, self.part_size
+        name, artifacts, part_size = manifest.name, self.artifacts, self.part_size
         remote = f"{ROOT}/{name}"
         check_lease()
         done = noted(folder)
@@ -90,6 +93,7 @@ class Uploads:
             done = set()
             (self._clean.add if clear() else self._clean.discard)(name)
         is_clean = name in self._clean
+        begin()
 
         def send(entry: FileEntry) -> None:
             check_lease()

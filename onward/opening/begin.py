@@ -13,6 +13,7 @@ from pathlib import Path
 from onward.attempts.attempt import END_SECONDS, Attempt
 from onward.attempts.heartbeat import Beat
 from onward.checkpoint.content import Content
+from onward.checkpoint.others import Others
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.rank_files import RankFiles
@@ -39,6 +40,7 @@ from onward.tracking.record import RunRecord
 from onward.words.language import _
 from onward.words.redact import redact
 from onward.world import ALONE, World
+from onward.world.questions import Questions
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Opening:
         world: World = ALONE,
     ) -> None:
         self.tracking, self.launch, self.launched = tracking, launch, launched
-        self._reporter, self.world = reporter, world
+        self._reporter, self.world, self.questions = reporter, world, Questions(world)
         self._attempt: Attempt | None = None  # once it is begun
         self._folders: dict[str, RunFolder] = {}
 
@@ -105,6 +107,7 @@ class Opening:
         record = self._named(record)
         folder = self.folder(record)
         folder.acquire()
+        folder.clear_before(attempt.number)
         spool = folder.spool(attempt.number)
         self._reporter.log_to(spool.log_file)
         is_off = options.upload == "off"
@@ -149,7 +152,11 @@ class Opening:
         folder = self._folders[attempt.run_id]
         finish = functools.partial(_finish, self.tracking, attempt, pipeline, subject)
         place = pipeline.spool.folder
-        pipeline.rank_files = rank_files(place, attempt.number, subject.options, self.world)
+        if not self.world.is_alone:
+            others = Others(self.world)
+            files = rank_files(place, attempt.number, subject.options, self.world, others)
+            pipeline.rank_files, pipeline.spool.removed = files, files.forget
+            pipeline.publisher.store.gathering.others = others
         life = Lifecycle(attempt, pipeline, folder, subject.options, finish, self.world)
         return Run(subject, attempt, pipeline, life, start, self._reporter, self.world)
 
@@ -171,9 +178,12 @@ class Opening:
                 folder.release()
 
 
-def rank_files(folder: Path, attempt: int, options: RunOptions, world: World) -> RankFiles:
+def rank_files(
+    folder: Path, attempt: int, options: RunOptions, world: World, others: Others | None = None
+) -> RankFiles:
     """Return where ranks meet that have pieces of a checkpoint."""
-    return RankFiles(folder, world.rank, world.size, attempt, 60 * options.rank_minutes)
+    seconds = 60 * options.rank_minutes
+    return RankFiles(folder, world.rank, world.size, attempt, seconds, others)
 
 
 def _command_tag() -> dict[str, str]:

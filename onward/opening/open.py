@@ -8,6 +8,7 @@ nothing that existed is changed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 
 from onward.attempts.attempt import Attempt
 from onward.attempts.heartbeat import Beat, wait_until_free
+from onward.checkpoint.content import Content
+from onward.checkpoint.host_files import HostFiles
+from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.store import CheckpointStore
 from onward.errors import Interrupted, RunNotUsable
 from onward.opening import drift
 from onward.opening.begin import Opening, fresh_start, start_from
@@ -26,6 +31,8 @@ from onward.opening.changes import (
     resumed_options,
 )
 from onward.opening.copies import announce, forked_from, from_contents
+from onward.opening.fetching import get_apart, host_files
+from onward.opening.finishing import finish_drafts
 from onward.opening.identity import describe, hide_secrets, identity, keep_data
 from onward.opening.restored import report_doubted
 from onward.opening.source import (
@@ -166,7 +173,8 @@ class _Way:
             for spool in publish_waiting(tracking, record, store, folder, self.kind):
                 tell_overtaken(record, spool)
             record = tracking.get_run(record.run_id)
-        source = find_source(record, store, launch.resume_epoch, self.kind)
+        get = functools.partial(self._get, store)
+        source = find_source(record, store, launch.resume_epoch, self.kind, get)
         if source.is_newest and not launch.fork:
             if not folder.acquire():
                 raise RunNotUsable(
@@ -175,14 +183,25 @@ class _Way:
                       "with fork=true"),
                 )  # fmt: skip
             now = wait_until_free(tracking, record, launch.take_over)
+            ask = self.opening.questions.ask
+            has_finished = finish_drafts(tracking, now, store, folder, self.kind, ask)
+            if has_finished:
+                now = tracking.get_run(record.run_id)
             if now is not record:  # in the meantime it may have committed more
-                source = find_source(now, store, launch.resume_epoch, self.kind)
+                source = find_source(now, store, launch.resume_epoch, self.kind, get)
         if source.is_newest and not launch.fork:
             # One that was unfinished when it was asked for is not refused since it has ended now.
             now = dataclasses.replace(source.record, status=asked.status)
             return self._in_place(dataclasses.replace(source, record=now))
         folder.release()
         return self._fork(source)
+
+    def _get(self, store: CheckpointStore, manifest: Manifest) -> Content:
+        """Return a checkpoint: of several ranks what rank 0 needs, since each reads its own."""
+        world = self.opening.world
+        if world.is_alone or self.opening.launch.fork or not manifest.shard_files:
+            return store.get(manifest)
+        return get_apart(manifest, store.gathering.artifacts, world, self.opening.questions)
 
     def _in_place(self, source: Source) -> Run:
         opening, record, tracking = self.opening, source.record, self.opening.tracking
@@ -205,6 +224,8 @@ class _Way:
         start = fresh_start(subject)
         if source.content is not None:
             start = start_from(source.content, published)
+            if _is_apart(source):
+                start = dataclasses.replace(start, files=_host_files(source))
         tags = identity(subject, start.monitor)
         pipeline = opening.begin(subject, record, attempt, tags, start, source)
         if source.content is None:
@@ -242,6 +263,8 @@ class _Way:
         if source.content is None:
             why = _("has no checkpoint yet, so there is no fork of it")
             raise RunNotUsable(source.record.run_id, why)
+        if source.manifest is not None and _is_apart(source):  # what is written anew is whole
+            source = dataclasses.replace(source, content=source.store.get(source.manifest))
         options = forked_options(source, self.given, self.kind)
         asked = {"resume_epoch": source.manifest.key if source.manifest else None, "fork": True}
         report_doubted(source.record, source.doubted, self.given)
@@ -259,6 +282,7 @@ class _Way:
         subject = self.kind.open(options, stored)
         log.info(_("Forking run '%s' at epoch %d"), source.record.run_id, source.epoch)
         content = source.content
+        assert content is not None
         if options.seed != source.options.seed:
             content = dataclasses.replace(
                 content, rng=rng.fresh("fork", options.seed, source.epoch)
@@ -273,6 +297,16 @@ class _Way:
         tags = {FILE_TAG: path.name}
         experiment_id = self.opening.tracking.experiment_id()
         return from_contents(self.opening, subject, [content], tags, experiment_id)
+
+
+def _is_apart(source: Source) -> bool:
+    """Tell whether a content has markers, and each rank is to read its own pieces."""
+    return bool(source.content and source.content.layout and source.manifest)
+
+
+def _host_files(source: Source) -> HostFiles:
+    assert source.manifest is not None
+    return host_files(source.manifest, lambda: source.store.gathering.artifacts)
 
 
 def _announce(source: Source, options: RunOptions, kind: Kind) -> None:

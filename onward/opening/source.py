@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 
 from onward.checkpoint.chain import find_break
@@ -43,6 +43,8 @@ from onward.words.redact import redact
 from onward.words.shell import command
 
 log = logging.getLogger(__name__)
+
+Get = Callable[[Manifest], Content]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,11 @@ def open_store(tracking: Tracking, record: RunRecord, folder: RunFolder) -> Chec
 
 
 def find_source(
-    record: RunRecord, store: CheckpointStore, resume_epoch: str | None, kind: Kind
+    record: RunRecord,
+    store: CheckpointStore,
+    resume_epoch: str | None,
+    kind: Kind,
+    get: Get | None = None,
 ) -> Source:
     """Choose a checkpoint, download it, verify it, load it.
 
@@ -185,6 +191,7 @@ def find_source(
             "latest" for the newest: then a damaged one is passed over with a warning, and the next
             older is taken.
         kind: What it trains.
+        get: Downloads a checkpoint and verifies it; default: as the store does.
 
     Raises:
         RunNotUsable: It is not of this program, or trains something else.
@@ -195,12 +202,12 @@ def find_source(
     manifests = store.list()
     if not manifests:
         return _never_committed(record, store, resume_epoch, kind)
-    newest_wanted = resume_epoch in (None, "latest")
+    newest_wanted, get = resume_epoch in (None, "latest"), get or store.get
     if newest_wanted:
-        manifest, content = _newest_good(store, manifests)
+        manifest, content = _newest_good(get, manifests)
     else:
         manifest = pick(record.run_id, manifests, str(resume_epoch))
-        content = _get_or_name_others(store, manifest, manifests)
+        content = _get_or_name_others(get, manifest, manifests)
     good = [m for m in manifests if not newest_wanted or m.order <= manifest.order]
     if manifest.hmac is not None and not store.has_key:
         log.warning(
@@ -277,21 +284,19 @@ def pick(run_id: str, manifests: list[Manifest], wanted: str) -> Manifest:
     raise CheckpointNotFound(run_id, named, [m.key for m in manifests])
 
 
-def _get_or_name_others(
-    store: CheckpointStore, manifest: Manifest, manifests: list[Manifest]
-) -> Content:
+def _get_or_name_others(get: Get, manifest: Manifest, manifests: list[Manifest]) -> Content:
     try:
-        return store.get(manifest)
+        return get(manifest)
     except CheckpointDamaged as error:
         others = [m.key for m in manifests if m != manifest]
         raise CheckpointDamaged(error.name, error.found, others) from error
 
 
-def _newest_good(store: CheckpointStore, manifests: list[Manifest]) -> tuple[Manifest, Content]:
+def _newest_good(get: Get, manifests: list[Manifest]) -> tuple[Manifest, Content]:
     first_error: CheckpointDamaged | None = None
     for manifest in reversed(manifests):
         try:
-            return manifest, store.get(manifest)
+            return manifest, get(manifest)
         except CheckpointDamaged as error:
             first_error = first_error or error
             log.warning(_("%s. Falling back to the one before it"), error)

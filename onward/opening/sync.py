@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 
+from onward.checkpoint.bringing import parts_in
 from onward.checkpoint.format import load_content
 from onward.checkpoint.spool import Spool
 from onward.errors import RunNotUsable
 from onward.opening.begin import Opening
 from onward.opening.copies import forked_from, from_contents
+from onward.opening.finishing import finish_elsewhere
 from onward.opening.source import find_run, local_folder, open_store
-from onward.opening.waiting import good_checkpoints, publish_waiting, tell_overtaken
+from onward.opening.waiting import publish_waiting, tell_overtaken, whole_checkpoints
 from onward.options.command import train_command
 from onward.options.request import Launch
 from onward.run.subject import Kind, require_kind, stored_of
@@ -44,7 +46,7 @@ def sync_run(
         why = _("is being trained by a process here, which publishes it itself")
         raise RunNotUsable(run_id, why)
     try:
-        if not folder.waiting():
+        if not folder.waiting() and not parts_in(folder):
             log.info(_("Nothing of run '%s' waits on this disk"), run_id)
         store = open_store(tracking, record, folder)
         for spool in publish_waiting(tracking, record, store, folder, kind):
@@ -56,6 +58,7 @@ def sync_run(
                 )  # fmt: skip
             else:
                 tell_overtaken(record, spool)
+        finish_elsewhere(tracking, tracking.get_run(run_id), store, folder, kind)
     finally:
         folder.release()
 
@@ -68,7 +71,7 @@ def fork_spool(
     Returns:
         The ID of the new run, which is KILLED: it can be resumed.
     """
-    manifests = good_checkpoints(spool)
+    manifests = whole_checkpoints(spool)
     paths = [spool.path(manifest.name) for manifest in manifests]
     contents = [
         load_content(path, manifest, str(path))

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onward.checkpoint.bringing import rank_folder
 from onward.checkpoint.content import Content
+from onward.checkpoint.manifest import Manifest
+from onward.checkpoint.others import Bringer
+from onward.checkpoint.spool import RunFolder
 from onward.errors import Interrupted
 from onward.metrics import History
 from onward.opening import open as opening
 from onward.opening.begin import fresh_start, rank_files, start_from
+from onward.opening.fetching import fetch_asked, host_files
+from onward.opening.finishing import bring_waiting
 from onward.options.request import Launch
 from onward.options.run_options import RunOptions
 from onward.run.following import Followed, Following, RankPipeline
+from onward.run.lifecycle import Lifecycle
 from onward.run.run import Run
 from onward.run.subject import NO_FILES, Kind, Stored
+from onward.system import environment
+from onward.system.files import atomic_write, read_plain
+from onward.system.untrusted import path_part
 from onward.terminal.report import Reporter
+from onward.tracking.connect import open_files, prepare
 from onward.words.language import _
 from onward.world import World
+from onward.world.questions import OPENED, Questions
 
 log = logging.getLogger(__name__)
+
+_MARKER_FILE = "marker.txt"  # by which other ranks know whether they have the disk of rank 0
 
 
 def open_run(
@@ -64,7 +80,7 @@ def open_run(
         world.lives.remember(run.run_id, 0)
         return _facts(run)
 
-    world.from_leader("opened", lead)
+    world.from_leader(OPENED, lead)
     assert run is not None
     if world.is_alone:
         return run
@@ -97,7 +113,10 @@ def _connect(world: World, options: RunOptions) -> None:
 
 def _facts(run: Run) -> dict[str, Any]:
     """Return what the other ranks need to know of a run."""
-    attempt = run.attempt
+    attempt, files = run.attempt, run.start.files
+    assert isinstance(run.life, Lifecycle)
+    marker = secrets.token_hex(16)
+    atomic_write(run.life.folder / _MARKER_FILE, lambda file: file.write(marker.encode()))
     return {
         "run_id": run.run_id,
         "attempt": attempt.number,
@@ -107,7 +126,40 @@ def _facts(run: Run) -> dict[str, Any]:
         "data_fingerprint": run.subject.data_fingerprint,
         "options": json.dumps(run.options.to_dict()),
         "folder": str(run.life.folder),
+        "marker": marker,
+        "artifact_uri": run.life.artifact_uri,
+        "checkpoint": None if files is None else [files.manifest.name, files.manifest.to_dict()],
     }
+
+
+def _sees(folder: Path, marker: str) -> bool:
+    """Tell whether this rank has the TRAIN_HOME of rank 0, and not just a folder of that name."""
+    if not folder.is_relative_to(environment.home()):
+        return False
+    try:
+        return read_plain(folder / _MARKER_FILE, 100) == marker.encode()
+    except (OSError, ValueError):
+        return False
+
+
+def _own_folder(run_id: str) -> RunFolder:
+    """Return the folder for the run on the disk of this rank."""
+    uri, _calls = prepare()
+    return RunFolder(environment.run_folder(uri, path_part(run_id, "run_id")))
+
+
+def _reply(question: Mapping[str, Any], world: World) -> Any:
+    """Do what rank 0 asks while it opens the run: one rank of each other machine does."""
+    if not world.leads_host:
+        return None
+    if "fetch" in question:
+        return fetch_asked(question, open_files, world)
+    folder, files = _own_folder(question["run_id"]), open_files(question["uri"])
+    try:
+        bring_waiting(folder, question["attempt"], files, question["bring"])
+    except OSError as error:  # rank 0 sees what is not there
+        log.warning("%s", error)
+    return None
 
 
 def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
@@ -115,21 +167,40 @@ def _follow(kind: Kind, reporter: Reporter, world: World) -> Run:
 
     What it trains on is where rank 0 has put it on this machine, or is made anew.
     """
-    told = world.hear("opened")
+    told = Questions(world).answer(lambda question: _reply(question, world))
     options = kind.declared.from_dict(json.loads(told["options"]))
-    folder, number = Path(told["folder"]), told["attempt"]
-    if folder.is_dir():  # on the machine of rank 0, which stores it
-        reporter.log_to(folder / f"attempt_{told['attempt']}_rank_{world.rank}.log")
+    number, host = told["attempt"], None
+    is_shared = _sees(Path(told["folder"]), told["marker"])
+    folder = Path(told["folder"])
+    if not is_shared:
+        host = _own_folder(told["run_id"])
+        folder = host.spool(number).folder
+    log_file = folder / f"attempt_{number}_rank_{world.rank}.log"
+    reporter.log_to(log_file)
+    world.board.post(f"apart/{world.rank}", "no" if is_shared else "yes")
     stored = Stored(told["run_id"], told["data_fingerprint"], options, NO_FILES)
     subject = kind.open(options, stored)
     _connect(world, options)
     document = world.broadcast(None)
+    open_artifacts = functools.partial(open_files, told["artifact_uri"])
     start = fresh_start(subject)
     if document is not None:
         start = start_from(Content.from_dict(document), History())
+    if told["checkpoint"] is not None:
+        name, manifest = told["checkpoint"]
+        files = host_files(Manifest.from_dict(manifest, name), open_artifacts)
+        start = dataclasses.replace(start, files=files)
     attempt = Followed(
         told["run_id"], told["attempt"], told["first_epoch"], told["link"], told["unit"]
     )
-    pipeline = RankPipeline(rank_files(folder, number, options, world))
-    life = Following(options, pipeline, world)
+    pieces = rank_files(folder, number, options, world)
+    if host is None:
+        pipeline = RankPipeline(pieces)
+    else:
+        bringer = Bringer(world, rank_folder(folder, world.rank), open_artifacts)
+        pipeline = RankPipeline(pieces, bringer, options.upload == "off")
+        if world.leads_host:
+            host.acquire()
+            host.clear_before(number)
+    life = Following(options, pipeline, world, log_file, host)
     return Run(subject, attempt, pipeline, life, start, reporter, world)

@@ -10,6 +10,7 @@ from typing import Any
 
 from onward.attempts.attempt import ENDED_WORDS, VANISHED, Attempt
 from onward.attempts.spans import first_epochs
+from onward.checkpoint.bringing import parts_in
 from onward.checkpoint.format import load_content
 from onward.checkpoint.hashed import verify
 from onward.checkpoint.manifest import Manifest
@@ -17,7 +18,7 @@ from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder, Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import show_upload
-from onward.errors import CheckpointDamaged, CheckpointError, RunNotUsable
+from onward.errors import CheckpointDamaged, CheckpointError, RankFilesMissing, RunNotUsable
 from onward.metrics import EPOCH, UNITS, Point
 from onward.opening.source import find_source
 from onward.options.run_options import RunOptions
@@ -40,8 +41,9 @@ log = logging.getLogger(__name__)
 def waiting_runs(home: Path, tracking_uri: str) -> list[str]:
     """Return the IDs of the runs of that server of which something waits on this disk."""
     prefix = environment.run_prefix(tracking_uri)
-    found = home.glob(f"runs/{prefix}*/attempt_*/journal.json")
-    names = {path.parents[1].name.removeprefix(prefix) for path in found}
+    runs = home.glob(f"runs/{prefix}*")
+    found = [run for run in runs if RunFolder(run).waiting() or parts_in(RunFolder(run))]
+    names = {run.name.removeprefix(prefix) for run in found}
     return sorted(name for name in names if is_path_part(name))
 
 
@@ -67,14 +69,14 @@ def publish_waiting(
     overtaken = []
     for spool in folder.waiting():
         if spool.attempt != record.attempts:
-            if good_checkpoints(spool):
+            if whole_checkpoints(spool):
                 overtaken.append(spool)
             else:
                 spool.discard()  # it left nothing that could be a run
             continue
         journal = spool.read_journal()
         if not is_journal(journal, record, spool.attempt):
-            journal = _lost_journal(tracking, record)
+            journal = lost_journal(tracking, record)
         attempt = Attempt.from_journal(tracking, journal)
         manifests = _publish(tracking, record, store, spool, attempt)
         for log_file in spool.log_files():
@@ -145,7 +147,7 @@ def _publish(
     waiting = [m for m in good_checkpoints(spool) if m.order >= newest]
     if waiting:
         folder = spool.path(waiting[-1].name)
-        content = load_content(folder, waiting[-1], str(folder))
+        content = load_content(folder, waiting[-1], str(folder), is_whole=False)
         retention = Retention.of(RunOptions.known_of(content.config))
         published = tracking.published(record.run_id, record.metrics)
         publisher = Publisher(
@@ -157,7 +159,13 @@ def _publish(
         needed = [m for m in waiting if m not in gone]
         with show_upload(spool, needed):
             for manifest in needed:
-                publisher.commit(manifest)
+                try:
+                    publisher.commit(manifest)
+                except RankFilesMissing as error:
+                    log.warning(
+                        _("%s. What is here of it is there: it is committed once they are"), error
+                    )
+        waiting = [m for m in waiting if any(m.is_same(n) for n in publisher.manifests)]
     return [*stored, *waiting]
 
 
@@ -170,7 +178,7 @@ def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Att
     Publisher(attempt, store, spool, retention, store.list(), points_here, published).show()
 
 
-def _lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
+def lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:
     """Return what can be told of the run's newest attempt without what it recorded."""
     number = record.attempts
     child_id = record.child_of(number) or record.run_id
@@ -213,7 +221,10 @@ def _are_points(rows: object) -> bool:
 
 
 def good_checkpoints(spool: Spool) -> list[Manifest]:
-    """Return the checkpoints in the spool, verified, oldest first."""
+    """Return what is whole of the checkpoints in the spool, verified, oldest first.
+
+    Of some the files of other ranks may be elsewhere.
+    """
     good = []
     for manifest in spool.list():
         folder = spool.path(manifest.name)
@@ -223,3 +234,8 @@ def good_checkpoints(spool: Spool) -> list[Manifest]:
         except CheckpointDamaged as error:
             log.warning(_("%s: it is not published"), error)
     return good
+
+
+def whole_checkpoints(spool: Spool) -> list[Manifest]:
+    """Return those of which all is in the spool."""
+    return [manifest for manifest in good_checkpoints(spool) if not manifest.missing_ranks]

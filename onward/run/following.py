@@ -10,15 +10,18 @@ from typing import Any
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.handover import Noting, Timings
+from onward.checkpoint.others import Bringer
 from onward.checkpoint.pieces import Piece
 from onward.checkpoint.rank_files import RankFiles, RankWriter
+from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.staging import MayWait
-from onward.errors import Interrupted, RankStopped
+from onward.errors import Interrupted, RankLost, RankStopped, UsageError
 from onward.metrics import EPOCH, History, Point
 from onward.options.run_options import RunOptions
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system import environment
+from onward.words.language import _
 from onward.world import World
 
 log = logging.getLogger(__name__)
@@ -64,14 +67,18 @@ class RankPipeline:
 
     Args:
         files: Where this rank puts its pieces of what is spread over all.
+        bringer: Brings them to the store; None: rank 0 does, which sees them.
+        is_refused: Whether they cannot come together: they are to stay on the disk of rank 0.
     """
 
     timings: Timings | None = None
     condition = ""
 
-    def __init__(self, files: RankFiles) -> None:
+    def __init__(
+        self, files: RankFiles, bringer: Bringer | None = None, is_refused: bool = False
+    ) -> None:
         self.publisher: Noting = _Unpublished()
-        self._writer = RankWriter(files)
+        self._writer, self._is_refused = RankWriter(files, bringer), is_refused
 
     def check(self) -> None:
         """Leave it to rank 0, which hears of it."""
@@ -89,7 +96,17 @@ class RankPipeline:
         required: bool = False,
         pieces: Sequence[Piece] | None = None,
     ) -> bool:
-        """Set this rank's pieces aside; the rest is rank 0's, which has been given it."""
+        """Set this rank's pieces aside; the rest is rank 0's, which has been given it.
+
+        Raises:
+            UsageError: Rank 0 could never have them.
+        """
+        if pieces is not None and self._is_refused:
+            raise UsageError(
+                _("upload=off keeps checkpoints on the disk of rank 0, which this rank does not "
+                  "see: ranks with sharded weights on several machines need a store that all of "
+                  "them reach")
+            )  # fmt: skip
         if pieces is not None:
             self._writer.save(state, pieces, may_wait)
         return True
@@ -97,6 +114,10 @@ class RankPipeline:
     def close(self) -> None:
         """Write what is set aside."""
         self._writer.close()
+
+    def end(self, log_file: Path) -> None:
+        """Bring nothing more to the store but the rank's log."""
+        self._writer.end(log_file)
 
 
 class Following:
@@ -106,10 +127,20 @@ class Following:
         options: Those of the run.
         pipeline: Of this rank.
         world: The ranks.
+        log_file: The rank's log.
+        host: This disk's folder for the run, where rank 0 has another disk; else None.
     """
 
-    def __init__(self, options: RunOptions, pipeline: RankPipeline, world: World) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        pipeline: RankPipeline,
+        world: World,
+        log_file: Path = Path(),
+        host: RunFolder | None = None,
+    ) -> None:
         self._options, self._pipeline, self._world = options, pipeline, world
+        self._log_file, self._host = log_file, host
         self.stop = StopRequest(environment.seconds_left(options.max_minutes), world.has_agent)
         self.folder = Path()
         self.progress: Mapping[str, float] = {}
@@ -125,12 +156,19 @@ class Following:
 
     def abandon(self, status: str = "KILLED") -> None:
         """Leave a run that was opened, and never entered."""
+        self._leave()
+
+    def _leave(self) -> None:
         self._world.close()
+        if self._host is not None:
+            self._host.release()
         self.on_close()
 
     def close(self, error: BaseException | None, state: TrainState | None) -> None:
         """Say how this rank ends, and wait for rank 0, if it is there."""
         try:
+            if isinstance(error, RankLost):
+                log.warning("%s", error)
             self._world.end(error)
             self._pipeline.close()
             # After a fault of this rank the others wait for it in vain until its process has ended.
@@ -138,9 +176,9 @@ class Following:
                 grace = self._options.grace_seconds
                 self._world.wait_for_leader(lambda: self.stop.seconds_left(grace))
         finally:
+            self._pipeline.end(self._log_file)
             self.stop.uninstall()
-            self._world.close()
-            self.on_close()
+            self._leave()
 
     def require_saved(self) -> None:
         """Leave it to rank 0."""

@@ -33,6 +33,7 @@ class Lifecycle:
 
     Attributes:
         folder: Where the attempt's files are on this disk.
+        artifact_uri: Where they go.
         progress: What the heartbeat tells.
         stop: Whether a signal has asked to stop.
         on_close: Called at the very end.
@@ -49,6 +50,7 @@ class Lifecycle:
     ) -> None:
         self._attempt, self._pipeline, self._folder = attempt, pipeline, folder
         self._world, self.folder = world, pipeline.spool.folder
+        self.artifact_uri = pipeline.publisher.store.uri
         self.stop = StopRequest(environment.seconds_left(options.max_minutes), world.has_agent)
         pipeline.seconds_left = lambda: self.stop.seconds_left(options.grace_seconds)
         self.progress: Mapping[str, float] = {}

@@ -12,7 +12,7 @@ from onward.checkpoint.content import Content
 from onward.errors import CheckpointError
 from onward.run import rng
 from onward.run.sharded import own_of, put_own
-from onward.run.state import MISFITS, TrainState
+from onward.run.state import MISFITS, Start, TrainState
 from onward.words.language import _
 from onward.world import World
 
@@ -32,22 +32,34 @@ def of_rank(content: Content, spread: Mapping[str, Any] | None = None) -> dict[s
     return own | ({_BUFFERS: buffers} if any(buffers.values()) else {})
 
 
-def restore_on_rank(state: TrainState, saved: Content, world: World, seed: int) -> None:
+def restore_on_rank(state: TrainState, start: Start, world: World, seed: int) -> None:
     """Bring a state to where a checkpoint is, as this rank is to go on; see `for_rank`.
+
+    Args:
+        state: Of this rank.
+        start: Where the attempt begins: at a checkpoint.
+        world: The ranks.
+        seed: The run's.
 
     Raises:
         CheckpointError: It does not fit.
     """
+    assert start.content is not None, "else there is nothing to restore"
+    files = start.files
     try:
-        content = for_rank(saved, world, seed)
+        content = for_rank(start.content, world, seed)
     except MISFITS as error:  # whoever can write to the store writes there what they like
         raise CheckpointError(_("what the checkpoint has of each rank cannot be read")) from error
-    state.restore(content)
+    state.restore(content, None if files is None else files.shards())
     if len(content.ranks) == world.size:  # else the model has rank 0's
         buffers = content.ranks[world.rank].get(_BUFFERS, {})
         for name, part in state.parts.items():
             if isinstance(buffers, Mapping) and isinstance(buffers.get(name), Mapping):
                 put_own(part, buffers[name], name)
+    if files is not None:
+        world.agree([0.0])  # all on this machine have read theirs
+        if world.leads_host:
+            files.remove()
 
 
 def for_rank(content: Content, world: World, seed: int) -> Content:

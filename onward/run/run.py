@@ -136,7 +136,7 @@ class Run:
         state.updates.watch(state.optimizers)
         state.updates.watch_others(weights_of(state.parts))
         if self.start.content is not None:
-            restore_on_rank(state, self.start.content, self.world, self.options.seed)
+            restore_on_rank(state, self.start, self.world, self.options.seed)
 
     def epochs(self, numbers: Sequence[int]) -> Iterator[int]:
         """Yield what is left of `numbers`, one for each epoch of the whole run.

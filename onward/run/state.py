@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from onward.checkpoint.content import Content
+from onward.checkpoint.host_files import HostFiles
 from onward.checkpoint.shards import Shards
 from onward.errors import CheckpointError
 from onward.metrics import EPOCH, STEP, History
@@ -78,11 +79,13 @@ class Start:
         content: The checkpoint to go on from; None: from the beginning.
         published: The metric values that MLflow has of the run already.
         monitor: The metric that decides which epoch is best.
+        files: Where pieces of it are read as they are needed; None: the content is whole.
     """
 
     content: Content | None
     published: History
     monitor: Monitor = UNDECLARED
+    files: HostFiles | None = None
 
 
 @dataclass

@@ -86,6 +86,7 @@ class Ranks(NamedTuple):
         has_agent: Whether there is one, that sends its signals on and ends them all together.
         lives_file: Where one life tells the next, on rank 0's machine, what to go on with.
         launcher: The words before the script that start all of them again; none: not known.
+        local_size: How many there are on its machine.
     """
 
     rank: int = 0
@@ -95,13 +96,16 @@ class Ranks(NamedTuple):
     has_agent: bool = False
     lives_file: str = ""
     launcher: tuple[str, ...] = ()
+    local_size: int = 1
 
 
 def ranks() -> Ranks:
     """Return what the environment says of this process among others that train with it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT", "LOCAL_WORLD_SIZE")
     texts = [os.environ.get(name, "") for name in names]
-    rank, size, local_rank, life = (int(text) if text.isdecimal() else 0 for text in texts)
+    rank, size, local_rank, life, local_size = (
+        int(text) if text.isdecimal() else 0 for text in texts
+    )
     has_agent = "TORCHELASTIC_RUN_ID" in os.environ
     if size > 1 and not rank < size:
         told = _("WORLD_SIZE={size} and RANK={rank}: ranks are numbered from 0")
@@ -111,7 +115,14 @@ def ranks() -> Ranks:
         job = hashlib.sha256(os.environ["TORCHELASTIC_RUN_ID"].encode()).hexdigest()[:16]
         lives_file = str(home() / "lives" / f"{job}.json")
     return Ranks(
-        rank, max(size, 1), local_rank, life, has_agent, lives_file, tuple(launcher.split())
+        rank,
+        max(size, 1),
+        local_rank,
+        life,
+        has_agent,
+        lives_file,
+        tuple(launcher.split()),
+        max(local_size, 1),
     )
 
 

@@ -27,7 +27,7 @@ _LAYOUT = re.compile(
                          | (?:epoch|global_step)_[0-9]+/
                            (?: checkpoint\.pth (?:/part-[0-9]{5})?
                              | shard-[0-9]{5}(?:\.json|-[0-9]{5}\.pth)
-                             | (?:manifest|checkpoint_metrics)\.json ) )
+                             | (?:manifest|draft|checkpoint_metrics)\.json ) )
           | data/processed_data\.(?:json|npz (?:/part-[0-9]{5,})?)
           | logs/attempt_[0-9]+(?:_rank_[0-9]+)?\.log
           | figures/[a-z_]+\.png
@@ -105,9 +105,13 @@ class Artifacts:
 
     def size(self, path: str) -> int | None:
         """Return the size of the file at `path`, None if there is none or it is not told."""
+        return self.sizes(posixpath.dirname(path)).get(posixpath.basename(path))
+
+    def sizes(self, path: str) -> dict[str, int | None]:
+        """Return name and size of the files directly in a folder; None where it is not told."""
         with self._translated(_("listing '{path}' at {uri}"), path):
-            found = self._repository.list_artifacts(posixpath.dirname(path) or None)
-        return next((info.file_size for info in found if info.path == path), None)
+            found = self._repository.list_artifacts(path or None)
+        return {posixpath.basename(i.path): i.file_size for i in found if not i.is_dir}
 
     def download(self, path: str, local_file: Path, max_bytes: int) -> str:
         """Fetch the file at `path` into a file of our own; return the SHA-256 of what came.

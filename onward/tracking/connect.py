@@ -6,6 +6,7 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from onward.tracking.artifacts import Artifacts
 from onward.tracking.database import open_store
 from onward.tracking.translate import translated
 from onward.words.language import _
@@ -23,6 +24,13 @@ def open_client() -> tuple[str, Any, BoundedCalls | None]:
     Raises:
         StoreUnavailable: It is of a kind that MLflow does not open.
     """
+    uri, calls = prepare()
+    with translated(_("connecting")):
+        return uri, open_store(uri), calls
+
+
+def prepare() -> tuple[str, BoundedCalls | None]:
+    """Return that server's address, and how it is called; nothing is asked of it."""
     import mlflow
     from urllib3.exceptions import HTTPWarning
 
@@ -34,8 +42,19 @@ def open_client() -> tuple[str, Any, BoundedCalls | None]:
     warnings.filterwarnings("once", category=HTTPWarning)
     uri = mlflow.get_tracking_uri()
     with translated(_("connecting")):
-        calls = _bound_calls(uri) if uri.startswith(("http:", "https:")) else None
-        return uri, open_store(uri), calls
+        return uri, _bound_calls(uri) if uri.startswith(("http:", "https:")) else None
+
+
+def open_files(artifact_uri: str) -> Artifacts:
+    """Return the files of a run, for one who asks nothing else of the server.
+
+    Args:
+        artifact_uri: As the server tells it to others.
+
+    Raises:
+        StoreUnavailable: They cannot be reached from here.
+    """
+    return Artifacts(artifact_uri, prepare()[0])
 
 
 def _bound_calls(uri: str) -> BoundedCalls:

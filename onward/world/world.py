@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import io
 import json
 import logging
 import math
@@ -25,8 +24,11 @@ from typing import TYPE_CHECKING, Any
 from onward.errors import RankLost, RankStopped, TrainError, UsageError
 from onward.system import processes
 from onward.system.environment import Ranks
+from onward.system.threads import bounded
 from onward.words.language import _
+from onward.world.board import Board
 from onward.world.lives import Lives
+from onward.world.packed import packed, unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.02  # between two looks at the store
 ANSWER_SECONDS = 1.0  # in which a rank that lives tells so, after another is lost
+LOST_SECONDS = 5.0  # in which the store tells who is lost
 CHUNK_BYTES = 1 << 28  # of a state that is sent
 TIMEOUT_SECONDS = 600.0  # for which ranks wait for one another; `open` may have another
 # In what collectives raise, also those of the training itself, where a rank is gone.
@@ -51,12 +54,17 @@ class World:
     Attributes:
         rank: The number of this process.
         size: How many there are.
+        leads_host: Whether it is the first on its machine.
+        host_ranks: Those that it leads there; none where it does not.
         lives: By which a later life of them knows the run of this one.
     """
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self._ranks = ranks or Ranks()
         self.rank, self.size = self._ranks.rank, self._ranks.size
+        self.leads_host = self._ranks.local_rank == 0
+        num_here = self._ranks.local_size if self.leads_host else 0
+        self.host_ranks = range(self.rank, self.rank + num_here)
         self._store: Any = None  # of this life
         self.lives = Lives(self._ranks)
         self._group: Any = None
@@ -110,9 +118,7 @@ class World:
         Args:
             timeout_seconds: How long ranks wait for one another from here on.
 
-        Raises:
-            RankStopped: A rank could not come so far.
-            RankLost: One is gone.
+        Raises: `RankStopped` where a rank could not come so far, `RankLost` where one is gone.
         """
         self._timeout = timeout_seconds
         if self.is_alone:
@@ -142,13 +148,19 @@ class World:
 
     def _meet(self) -> None:
         """Wait for all ranks: where they can be stopped, which they cannot as a group is made."""
-        self._store.set(f"ready/{self.rank}", "")
+        self.board.post(f"ready/{self.rank}")
+        self.wait_for_all("ready")
+
+    def wait_for_all(self, name: str) -> list[str]:
+        """Return the notes of that name of all other ranks; raise if one of them ends."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        while not self._has(*(f"ready/{rank}" for rank in others)):
+        names = [f"{name}/{rank}" for rank in others]
+        while not self.board.has(*names):
             for rank in others:
-                if self._has(f"ended/{rank}"):
+                if self.board.has(f"ended/{rank}"):
                     raise self._ended(rank)
             time.sleep(LOOK_SECONDS)
+        return [self._store.get(name).decode() for name in names]
 
     def from_leader(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what rank 0 makes, as JSON has it; the others wait for it.
@@ -181,16 +193,14 @@ class World:
     def hear(self, name: str) -> Any:
         """Wait for what rank 0 tells by that name, for as long as it takes; return it.
 
-        Raises:
-            RankStopped: Rank 0 could not.
-            RankLost: The store is gone, and rank 0 with it.
+        Raises: `RankStopped` where rank 0 could not, `RankLost` where its store is gone.
         """
         key = self._numbered(name)
-        while not self._has(key):
+        while not self.board.has(key):
             time.sleep(LOOK_SECONDS)
         document = json.loads(self._store.get(key))
         if "error" in document:
-            self._store.set(f"heard/{self.rank}", "")
+            self.board.post(f"heard/{self.rank}")
             raise RankStopped(0, document["error"], document["code"])
         return document["value"]
 
@@ -198,7 +208,7 @@ class World:
         """Let the others hear of an error before the store may end with this process."""
         ends, keys = time.monotonic() + ANSWER_SECONDS, [f"heard/{r}" for r in range(1, self.size)]
         with contextlib.suppress(RankLost):
-            while not self._has(*keys) and time.monotonic() < ends:
+            while not self.board.has(*keys) and time.monotonic() < ends:
                 time.sleep(LOOK_SECONDS)
 
     def _numbered(self, name: str) -> str:
@@ -206,11 +216,10 @@ class World:
         number = self._told[name] = self._told.get(name, 0) + 1
         return f"{name}/{number}"
 
-    def _has(self, *keys: str) -> bool:
-        try:
-            return bool(self._store.check(list(keys)))
-        except RuntimeError as error:
-            raise RankLost([0], _("its store is gone")) from error
+    @property
+    def board(self) -> Board:
+        """What ranks can leave notes on, from any thread."""
+        return Board(self._store, self._timeout)
 
     # Collectives: of the training thread only.
 
@@ -265,7 +274,7 @@ class World:
         import torch
         import torch.distributed as dist
 
-        mine = _packed(state)
+        mine = packed(state)
         with self._together():
             sizes = [torch.zeros(1, dtype=torch.int64) for _rank in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
@@ -276,7 +285,7 @@ class World:
             dist.gather(padded, places if self.is_leader else None, 0, group=self._group)
         if not self.is_leader:
             return []
-        return [_unpacked(place[: int(n)]) for place, n in zip(places, sizes, strict=True)]
+        return [unpacked(place[: int(n)]) for place, n in zip(places, sizes, strict=True)]
 
     def broadcast(self, state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Return what rank 0 gives: tensors and builtins."""
@@ -285,15 +294,15 @@ class World:
         import torch
         import torch.distributed as dist
 
-        packed = _packed({"": state}) if self.is_leader else torch.empty(0, dtype=torch.uint8)
-        size = torch.tensor([len(packed)])
+        sent = packed({"": state}) if self.is_leader else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor([len(sent)])
         with self._together():
             dist.broadcast(size, 0, group=self._group)
             if not self.is_leader:
-                packed = torch.empty(int(size), dtype=torch.uint8)
-            for chunk in packed.split(CHUNK_BYTES):
+                sent = torch.empty(int(size), dtype=torch.uint8)
+            for chunk in sent.split(CHUNK_BYTES):
                 dist.broadcast(chunk, 0, group=self._group)
-        found: Mapping[str, Any] | None = state if self.is_leader else _unpacked(packed)[""]
+        found: Mapping[str, Any] | None = state if self.is_leader else unpacked(sent)[""]
         return found
 
     # How it ends.
@@ -313,13 +322,19 @@ class World:
 
     def _lost(self, error: BaseException) -> TrainError:
         reason = _WHERE.sub("", " ".join(str(error).split())).partition(". ")[0][:200]
-        try:
+        found: list[TrainError] = []
+
+        def look() -> None:
             for rank in range(self.size):
                 if rank != self.rank and self._store.check([f"ended/{rank}"]):
-                    return self._ended(rank)
-            return RankLost(self._silent(), reason)
-        except RuntimeError:  # the store is gone
-            return RankLost([] if self.is_leader else [0], reason)
+                    found.append(self._ended(rank))
+                    return
+            found.append(RankLost(self._silent(), reason))
+
+        # The store may be gone, or beyond a link that was cut: then it never answers.
+        with contextlib.suppress(RuntimeError):
+            bounded(look, LOST_SECONDS)
+        return found[0] if found else RankLost([] if self.is_leader else [0], reason)
 
     def _ended(self, rank: int) -> RankStopped:
         ended = json.loads(self._store.get(f"ended/{rank}"))
@@ -356,7 +371,7 @@ class World:
     def wait_for_leader(self, seconds_left: Callable[[], float]) -> None:
         """Let rank 0 end first: an agent ends the others with the first that fails."""
         with contextlib.suppress(RankLost):
-            while not self._has("closed") and seconds_left() > 0:
+            while not self.board.has("closed") and seconds_left() > 0:
                 time.sleep(LOOK_SECONDS)
 
     def closed(self) -> None:
@@ -382,19 +397,3 @@ def _leave(group: Any) -> None:
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError, ValueError, AssertionError):
             dist.destroy_process_group(group)
-
-
-def _packed(state: Mapping[str, Any]) -> torch.Tensor:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-
-
-def _unpacked(packed: torch.Tensor) -> Mapping[str, Any]:
-    import torch
-
-    file = io.BytesIO(packed.numpy().tobytes())
-    state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return state

@@ -1,0 +1,105 @@
+"""A checkpoint that several ranks saved, on a machine that reads a part of it.
+
+    resumed/4f1c…/shard-00001-00000.pth     verified, as its name is there
+
+The ranks of a machine share what is downloaded: the first that needs a file fetches it, and the
+others wait for that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+
+from onward.checkpoint.artifacts import Artifacts
+from onward.checkpoint.downloads import fetch_files
+from onward.checkpoint.manifest import FileEntry, Manifest
+from onward.checkpoint.shards import Shards
+from onward.errors import CheckpointDamaged
+from onward.system.files import exclusively, make_folder, rename_over
+from onward.system.threads import each
+from onward.terminal.progress import Moved
+from onward.words.language import _
+
+_NUM_THREADS = 4
+
+
+class HostFiles:
+    """The files of one checkpoint on this machine.
+
+    Args:
+        home: Where this user's files lie.
+        manifest: What was committed.
+        open_artifacts: Opens the run's files, where one is not here yet.
+
+    Attributes:
+        moved: Counts what was downloaded.
+    """
+
+    def __init__(
+        self, home: Path, manifest: Manifest, open_artifacts: Callable[[], Artifacts]
+    ) -> None:
+        self.manifest, self._open, self.moved = manifest, open_artifacts, Moved()
+        # By its content: what another attempt has left under the same name is another's.
+        self.folder = home / "resumed" / manifest.digest[:32]
+
+    @cached_property
+    def _artifacts(self) -> Artifacts:
+        return self._open()
+
+    def fetch(self, entry: FileEntry) -> None:
+        """Make sure that a file is here, and is what the manifest says.
+
+        Raises:
+            CheckpointDamaged: It is not, in the store, or is missing there.
+            StoreUnavailable: The store does not answer.
+        """
+        path = self.folder / entry.path
+        if path.exists():
+            return
+        make_folder(path.parent)
+        with exclusively(self.folder / f"{entry.path.replace('/', '-')}.lock"):
+            if path.exists():
+                return
+            only = dataclasses.replace(self.manifest, files=(entry,))
+            with tempfile.TemporaryDirectory(dir=self.folder) as private:
+                try:
+                    fetch_files(
+                        self._artifacts, only, Path(private), self.manifest.name, self.moved
+                    )
+                except FileNotFoundError as error:
+                    found = _("{path} is missing").format(path=error)
+                    raise CheckpointDamaged(self.manifest.name, found) from error
+                rename_over(Path(private) / entry.path, path)
+
+    def fetch_all(self, entries: Iterable[FileEntry]) -> None:
+        """Do so with several, some at a time."""
+        list(each(self.fetch, entries, _NUM_THREADS))
+
+    def shards(self) -> Shards:
+        """Return what all ranks saved: a file is fetched as something of it is read.
+
+        Raises:
+            CheckpointDamaged: The indexes are not those of one checkpoint.
+        """
+        self.fetch_all(self.manifest.indexes)
+        name = self.manifest.name
+        return Shards(self.folder, self.manifest, name, is_verified=True, fetch=self.fetch)
+
+    def of_ranks(self, ranks: range, num_ranks: int) -> list[FileEntry]:
+        """Return the files that those of so many ranks are to read, as far as can be told.
+
+        With as many ranks as saved it these are what each has written. Each file is one rank's.
+        """
+        world = self.manifest.world
+        saved = (f"shard-{v:05d}-" for v in range(world) if v * num_ranks // world in ranks)
+        prefixes = tuple(saved)
+        return [e for e in self.manifest.shard_files if e.path.startswith(prefixes)]
+
+    def remove(self) -> None:
+        """Remove them: all have read what they hold."""
+        shutil.rmtree(self.folder, ignore_errors=True)

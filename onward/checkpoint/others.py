@@ -1,0 +1,205 @@
+"""Ranks whose machines do not share the disk of rank 0: each brings its files to the store itself.
+
+What they tell each other about it is on the board of the ranks, and lasts as long as these do:
+
+    apart/R         whether rank R is one of them
+    written/R/NAME  that it has written what it holds of a checkpoint; or that it could not
+    asked           the number of what rank 0 asks for, and which checkpoint all are to bring
+    brought/R       the number of what it was asked for, and what became of it
+    lease/…         whether the attempt still has the run, asked before each file
+    left/K          the K-th checkpoint that nobody needs on a disk any more
+
+All of that is a hint. What is in the store is the truth: where a rank's index is, its files are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from onward.checkpoint.artifacts import Artifacts
+from onward.checkpoint.bringing import bring_part, remove_part
+from onward.checkpoint.uploads import Uploads
+from onward.errors import RankFilesMissing, RankLost, StoreUnavailable, Superseded
+from onward.system.threads import bounded
+from onward.words.language import _
+from onward.world import World
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.05  # between two looks for an answer
+END_SECONDS = 5.0  # that the last words may take
+SERVE_SECONDS = 0.2  # between two looks for what rank 0 asks
+_WRITTEN, _FAILED = "written", "failed"
+
+
+class Others:
+    """Those ranks, as rank 0 sees them.
+
+    Args:
+        world: The ranks.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world, self._lost = world, threading.Event()
+        self._number = self._num_left = 0
+
+    @cached_property
+    def ranks(self) -> frozenset[int]:
+        """Which they are; known once all have met."""
+        others = range(1, self._world.size)
+        return frozenset(r for r in others if self._world.board.read(f"apart/{r}") == "yes")
+
+    def lose(self) -> None:
+        """Wait for nobody any more: a rank is gone."""
+        self._lost.set()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody is waited for."""
+        return self._lost.is_set()
+
+    def has_written(self, rank: int, name: str) -> bool | None:
+        """Tell whether a rank has written a checkpoint; None: it is about to."""
+        told = self._world.board.read(f"written/{rank}/{name}")
+        return None if told is None else told == _WRITTEN
+
+    def ask(self, name: str) -> None:
+        """Let all of them bring what they have of a checkpoint; its name is free."""
+        self._number += 1
+        self._tell("asked", json.dumps([self._number, name]))
+
+    def brought(self, rank: int, name: str) -> str | None:
+        """Return the SHA-256 of a rank's index, once it has brought what was asked for last.
+
+        Raises:
+            RankFilesMissing: It could not.
+        """
+        try:
+            told = self._world.board.read(f"brought/{rank}") or "[0, null, null]"
+        except RankLost as error:
+            raise RankFilesMissing(rank, name, str(error)) from error
+        number, sha256, reason = json.loads(told)
+        if number != self._number:
+            return None
+        if reason is not None:
+            raise RankFilesMissing(rank, name, reason)
+        return str(sha256)
+
+    def leave(self, name: str) -> None:
+        """Let them remove what they have of a checkpoint."""
+        self._num_left += 1
+        self._tell(f"left/{self._num_left}", name)
+
+    def _tell(self, name: str, note: str) -> None:
+        with contextlib.suppress(RankLost):  # nobody is there to hear it
+            self._world.board.post(name, note)
+
+    @contextlib.contextmanager
+    def answering(self, check_lease: Callable[[], object]) -> Iterator[None]:
+        """Answer, while the block runs, whether the attempt still has the run."""
+        over = threading.Event()
+
+        def answer() -> None:
+            board = self._world.board
+            with contextlib.suppress(RankLost, Superseded):  # then there is no answer
+                answered = 0
+                while not over.wait(LOOK_SECONDS):
+                    if (asked := board.count("lease/asked")) > answered:
+                        with contextlib.suppress(StoreUnavailable):
+                            check_lease()
+                            board.post("lease/answered", str(asked))
+                            answered = asked
+
+        threading.Thread(target=answer, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+
+class Bringer:
+    """Such a rank, as it sees itself: brings what it has written, when rank 0 asks for it.
+
+    Args:
+        world: The ranks.
+        folder: Where this one has what it has written.
+        open_artifacts: Opens the run's files.
+    """
+
+    def __init__(self, world: World, folder: Path, open_artifacts: Callable[[], Artifacts]) -> None:
+        self._world, self._folder, self._open = world, folder, open_artifacts
+        self._uploads: Uploads | None = None
+        self._number = self._num_left = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self._thread.start()
+
+    def tell(self, name: str, is_written: bool) -> None:
+        """Let rank 0 know what became of a checkpoint on this disk."""
+        with contextlib.suppress(RankLost):
+            note = _WRITTEN if is_written else _FAILED
+            self._world.board.post(f"written/{self._world.rank}/{name}", note)
+
+    def close(self, log_file: Path) -> None:
+        """Listen no more. What was not asked for stays on this disk.
+
+        Args:
+            log_file: That of the rank, which goes to the store too, if that answers soon.
+        """
+        if not self._thread.is_alive():
+            return
+        self._over.set()
+        self._thread.join(END_SECONDS)
+        if self._thread.is_alive():  # in a call that nobody answers
+            return
+        with contextlib.suppress(RankLost):
+            self._remove_left()
+        with contextlib.suppress(OSError):
+            if bounded(lambda: self._open().upload(log_file, "logs"), END_SECONDS):
+                log_file.unlink()
+                log_file.parent.rmdir()
+
+    def _serve(self) -> None:
+        board = self._world.board
+        with contextlib.suppress(RankLost):
+            while not self._over.wait(SERVE_SECONDS):
+                self._remove_left()
+                number, name = json.loads(board.read("asked") or "[0, null]")
+                if number != self._number:
+                    sha256, error = self._bring(name)
+                    board.post(f"brought/{self._world.rank}", json.dumps([number, sha256, error]))
+                    self._number = number
+
+    def _bring(self, name: str) -> tuple[str | None, str | None]:
+        """Bring a checkpoint; return the SHA-256 of its index, or why it is not there."""
+        try:
+            if self._uploads is None:
+                self._uploads = Uploads(self._open())
+            return bring_part(self._uploads, self._folder / name, self._check_lease), None
+        except RankLost:
+            raise
+        except Exception as error:  # of whatever kind: rank 0 waits to hear of it
+            told = str(error) or type(error).__name__
+            log.warning(_("%s could not be brought to the store: %s"), name, told)
+            return None, told[:500]
+
+    def _check_lease(self) -> None:
+        board = self._world.board
+        asked = board.count("lease/asked", 1)
+        while int(board.read("lease/answered") or 0) < asked:
+            if self._over.wait(LOOK_SECONDS):
+                raise StoreUnavailable(_("the ranks have ended"))
+
+    def _remove_left(self) -> None:
+        while (name := self._world.board.read(f"left/{self._num_left + 1}")) is not None:
+            self._num_left += 1
+            remove_part(self._folder / name)
