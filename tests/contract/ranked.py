@@ -1,6 +1,6 @@
 """A loop of one's own on any number of ranks, which does to itself what it is told to.
 
-    ranked.py [RANK:STEP:WHAT:LIFE ...]     FSDP, WORKERS, EPOCHS, STEPS are variables
+    ranked.py [RANK:STEP:WHAT:LIFE ...]     FSDP, WORKERS, EPOCHS, STEPS, ROWS are variables
 
 In the attempt LIFE rank RANK does WHAT after its so-many-th step of it: a signal that it sends
 itself, such as KILL, or its launcher, such as TERM@agent; or ERROR. What ONWARD_ variables say goes
@@ -73,7 +73,7 @@ def main(plan):
             net = DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     workers = int(os.environ.get("WORKERS", 0))
-    rows = Rows(146)
+    rows = Rows(int(os.environ.get("ROWS", 146)))
     loader = DataLoader(rows, batch_size=14, shuffle=True, num_workers=workers)
     num_done = 0
 

@@ -18,9 +18,9 @@ from support import (
     client,
     curves,
     differences,
+    ended,
     environment,
     group_of,
-    index,
     only_run,
     start_logged,
     wait_for,
@@ -87,17 +87,6 @@ def calm(tmp_path_factory):
 @pytest.fixture
 def job(tmp_path, tracking_uri):
     return Job(tmp_path / "job", tracking_uri)
-
-
-def ended(uri, run_id, folder):
-    """Return all that a run has come to."""
-    state = {
-        key: value
-        for key, value in checkpoint(uri, run_id, folder / "read").items()
-        if key.endswith("state_dict") or key in ("epoch", "step", "rng", "ranks", "feeds")
-    }
-    kept = [{k: row[k] for k in ("epoch", "step", "kept")} for row in index(uri, run_id, folder)]
-    return {"state": state, "curves": curves(uri, run_id), "kept": kept}
 
 
 CHAOS = int(os.environ.get("RANKS", "0"))  # `make chaos RANKS=2 KILLS=100`
