@@ -3,9 +3,9 @@
     stepped.py jobs.json [RANK:WHO:NUMBER:STEP ...]
 
 Each word is a job of its own, in a folder of that number with a store `mlflow.db` and what its
-ranks printed: right before RANK makes STEP for the NUMBER-th time, WHO of the ranks dies by SIGKILL.
-Then both are started anew, as a launcher does it, until they end by themselves. Without words one
-job is undisturbed.
+ranks printed: right before RANK makes STEP for the NUMBER-th time, WHO of the ranks is killed by
+SIGKILL. Then both are started anew, as a launcher does it, until they end by themselves. Without
+words one job is undisturbed.
 `jobs.json` gets for each job the exit codes of its lives, and the durable steps of each rank in
 its first one: what it fsyncs, names, removes, uploads, and says to the tracking server.
 """
@@ -42,7 +42,7 @@ from onward.system.files import atomic_write
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
 
-assert alembic and mlflow and onward and pygments and torch
+_IMPORTED = (alembic, mlflow, onward, pygments, torch)
 
 RANKS = 2
 MAX_LIVES = 4
