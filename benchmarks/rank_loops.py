@@ -152,11 +152,12 @@ def kill(events, steps):
                 if (RANK, run.attempt.number, run.step) == (1, 1, steps // 2):
                     note("killed", time.time())
                     os.kill(os.getpid(), signal.SIGKILL)
-    return {"modules": [name for name in sys.modules if not name.startswith("__")]}
+    modules = [name for name in sys.modules if not name.startswith("__")]
+    Path(f"{events}-modules-{RANK}").write_text(json.dumps(modules))
 
 
 def imports(modules):
-    """Import what a life has imported, and nothing else; return the seconds of the process."""
+    """Import what a rank has imported, and nothing else; return the seconds of the process."""
     for name in json.loads(Path(modules).read_text()):
         try:
             importlib.import_module(name)

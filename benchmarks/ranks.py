@@ -144,10 +144,8 @@ def kill(machine, args):
     rows = []
     for number in range(args.rounds):
         events = machine.folder / f"events-{number}"
-        found = machine.ranks(2, "kill", events=events, steps=40)
-        modules = machine.folder / "modules.json"
-        modules.write_text(json.dumps(found["modules"]))
-        imports = statistics.mean(_imports(modules))
+        machine.ranks(2, "kill", events=events, steps=40)
+        imports = max(_imports(events))
         told = [json.loads(line) for line in events.read_text().splitlines()]
         [killed] = [event["time"] for event in told if event["what"] == "killed"]
         own = [event for event in told if event["rank"] == 0]
@@ -159,7 +157,7 @@ def kill(machine, args):
         rows.append([*(after[step] for step in steps), imports])
     names = (
         *("the end of the other rank", "new processes", "their first imports", "the run opened"),
-        *("the next optimizer step", "imports alone, in two processes at once"),
+        *("the next optimizer step", "imports alone, of both at once"),
         "the next step, less imports",
     )
     columns = zip(*([*row, row[4] - row[5]] for row in rows), strict=True)
@@ -167,13 +165,15 @@ def kill(machine, args):
     table(("from the kill to", "seconds"), *zip(names, medians, strict=True))
 
 
-def _imports(modules):
-    """Return how long each of two processes takes that only import."""
-    results = [modules.with_name(f"imports-{rank}.json") for rank in range(2)]
+def _imports(events):
+    """Return how long processes take that only import what each rank has, at the same time."""
+    results = [events.with_name(f"imports-{rank}.json") for rank in range(2)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen([sys.executable, LOOPS, "imports", result, f"modules={modules}"], env=env)
-        for result in results
+        subprocess.Popen(
+            [sys.executable, LOOPS, "imports", result, f"modules={events}-modules-{rank}"], env=env
+        )
+        for rank, result in enumerate(results)
     ]
     for process in started:
         process.wait()
