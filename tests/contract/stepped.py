@@ -150,15 +150,19 @@ def live(life, killed):
         ranks.append(fork.Process(target=train, args=(rank, life, port, own)))
         ranks[-1].start()
     waiting = set(ranks)
-    while waiting:
-        ended = connection.wait([rank.sentinel for rank in waiting], 120)
-        assert ended, f"{os.getcwd()}: no rank ends"
-        waiting -= {rank for rank in waiting if rank.sentinel in ended}
-        if any(rank.exitcode for rank in ranks):
-            for rank in waiting:
-                rank.terminate()
-    for rank in ranks:
-        rank.join()
+    try:
+        while waiting:
+            ended = connection.wait([rank.sentinel for rank in waiting], 120)
+            assert ended, f"{os.getcwd()}: no rank ends"
+            for rank in [rank for rank in waiting if rank.sentinel in ended]:
+                rank.join()
+                waiting.remove(rank)
+            if any(rank.exitcode for rank in ranks):
+                for rank in waiting:
+                    rank.terminate()
+    finally:
+        for rank in waiting:
+            rank.kill()
     return [rank.exitcode for rank in ranks]
 
 

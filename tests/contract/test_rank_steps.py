@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if "STEPS" in os.environ e
 
 STEPPED = Path(__file__).parent / "stepped.py"
 VARIABLES = {"ROWS": "42", "EPOCHS": "2", "OMP_NUM_THREADS": "1", "ONWARD_UPLOAD": "sync"}
+VARIABLES |= {"ONWARD_GRACE_SECONDS": "5"}  # after the last step nobody misses a rank but its files
 PRINTED = 2000  # of what the ranks of a job say
 # What a step is made on, by what its name has; the rest is the attempt's own or made from others.
 OBJECTS = ("manifest", "shard", "rank_1/", "epoch_", "global_step_", "checkpoints/index")
