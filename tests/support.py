@@ -19,6 +19,9 @@ from pathlib import Path
 
 import torch
 
+from onward.checkpoint.format import load_whole
+from onward.checkpoint.hashed import verify_file
+from onward.checkpoint.manifest import MANIFEST_FILE, parse_manifest
 from onward.metrics import is_wall_clock
 from onward.options.declare import OnResume, options_of
 from train.tabular.data import cache
@@ -240,6 +243,29 @@ def checkpoint(tracking_uri: str, run_id: str, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     local = client(tracking_uri).download_artifacts(run_id, path, str(folder))
     return torch.load(local, weights_only=True)
+
+
+def whole(tracking_uri: str, run_id: str, folder: Path) -> dict:
+    """Return the same with the tensors that ranks have saved in pieces."""
+    run = client(tracking_uri).get_run(run_id)
+    path = Path(run.data.tags["mlflow.latest_checkpoint_artifact"]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    local = Path(client(tracking_uri).download_artifacts(run_id, str(path), str(folder)))
+    manifest = parse_manifest((local / MANIFEST_FILE).read_bytes(), local.name)
+    for entry in manifest.files:
+        verify_file(local, entry, local.name)
+    return load_whole(local, manifest, local.name)
+
+
+def ended(tracking_uri: str, run_id: str, folder: Path) -> dict:
+    """Return all that a run has come to that is the same however often it was interrupted."""
+    state = {
+        key: value
+        for key, value in whole(tracking_uri, run_id, folder).items()
+        if key.endswith("state_dict") or key in ("epoch", "step", "rng", "ranks", "feeds")
+    }
+    rows = index(tracking_uri, run_id, folder)
+    return {"state": state, "curves": curves(tracking_uri, run_id), "kept": rows}
 
 
 def index(tracking_uri: str, run_id: str, folder: Path) -> list[dict]:

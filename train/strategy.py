@@ -10,7 +10,7 @@ give the same bits, which nothing else does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -103,7 +103,8 @@ class Averaged:
 
     def __init__(self, run: Run, model: nn.Module, options: Any) -> None:
         self._run, self._num_parts = run, options.accumulation_steps
-        self._model = model
+        self._model: Any = model
+        self._is_sharded = options.strategy == FSDP and not run.world.is_alone
         if options.strategy == DDP and not run.world.is_alone:
             device = next(model.parameters()).device
             # Else the order of its sums changes after its first step, and a resume of 3 ranks or
@@ -133,11 +134,21 @@ class Averaged:
             losses.append(loss.detach())
         return torch.stack(losses).sum(), len(indices) if weight else 0
 
-    def _apart(self, is_apart: bool) -> contextlib.AbstractContextManager[Any]:
-        """Leave the exchange of gradients for a later part."""
+    @contextlib.contextmanager
+    def _apart(self, is_apart: bool) -> Iterator[None]:
+        """Leave the exchange of gradients for a later part.
+
+        Ranks may have different numbers of parts: all exchange once in a step.
+        """
         if is_apart and isinstance(self._model, DistributedDataParallel):
-            return self._model.no_sync()
-        return contextlib.nullcontext()
+            with self._model.no_sync():
+                yield
+            return
+        if self._is_sharded:
+            # Whole gradients, and until the last part whole weights, which any backward pass has.
+            self._model.set_requires_gradient_sync(not is_apart)
+            self._model.set_reshard_after_backward(not is_apart)
+        yield
 
 
 class Parts:

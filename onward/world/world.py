@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import gc
 import json
 import logging
 import math
@@ -105,9 +106,7 @@ class World:
             lasting = distributed_c10d._get_default_store()
         else:
             timeout = datetime.timedelta(seconds=self._timeout)
-            lasting, _rank, _size = next(
-                rendezvous("env://", self.rank, self.size, timeout=timeout)
-            )
+            lasting = next(rendezvous("env://", self.rank, self.size, timeout=timeout))[0]
         # Of this life: the agent's store outlives its workers, and what they said is past.
         self._store = distributed_c10d.PrefixStore(f"onward/{self._ranks.life}", lasting)
         self.lives.store = lasting
@@ -136,8 +135,7 @@ class World:
                 distributed_c10d._set_pg_timeout(timeout, distributed_c10d._get_default_group())
                 self._group = dist.new_group(backend="gloo", timeout=timeout)
                 return
-            has_gpus = torch.cuda.is_available()
-            if has_gpus:
+            if has_gpus := torch.cuda.is_available():
                 torch.cuda.set_device(self._ranks.local_rank)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
@@ -278,8 +276,7 @@ class World:
         with self._together():
             sizes = [torch.zeros(1, dtype=torch.int64) for _rank in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
-            longest = int(max(sizes))
-            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
             padded[: len(mine)] = mine
             places = [torch.empty_like(padded) for _rank in range(self.size)]
             dist.gather(padded, places if self.is_leader else None, 0, group=self._group)
@@ -353,7 +350,10 @@ class World:
 
     def end(self, error: BaseException | None) -> None:
         """Say how this rank ends, and after an error let go those that wait for it."""
-        if self._store is not None and not isinstance(error, RankLost | RankStopped):
+        if isinstance(error, RankLost | RankStopped):
+            # Whoever starts all anew waits for this process: to free all else takes it a second.
+            atexit.register(gc.freeze)
+        elif self._store is not None:
             self._say_end(error)
         if error is not None:
             self.close()

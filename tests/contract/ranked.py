@@ -1,6 +1,6 @@
 """A loop of one's own on any number of ranks, which does to itself what it is told to.
 
-    ranked.py [RANK:STEP:WHAT:LIFE ...]     FSDP, WORKERS, EPOCHS, STEPS are variables
+    ranked.py [RANK:STEP:WHAT:LIFE ...]     FSDP, WORKERS, EPOCHS, STEPS, ROWS, PLAIN are variables
 
 In the attempt LIFE rank RANK does WHAT after its so-many-th step of it: a signal that it sends
 itself, such as KILL, or its launcher, such as TERM@agent; or ERROR. What ONWARD_ variables say goes
@@ -26,16 +26,17 @@ import onward
 class Rows(Dataset):
     """Rows that are noisy anew each time they are read."""
 
-    def __init__(self, number):
+    def __init__(self, number, noise):
         generator = torch.Generator().manual_seed(7)
         self.x = torch.randn(number, 6, generator=generator)
-        self.y = self.x.sum(1, keepdim=True)
+        self.y, self._noise = self.x.sum(1, keepdim=True), noise
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, index):
-        return self.x[index] + 0.1 * torch.randn(6), self.y[index]
+        noise = self._noise * torch.randn(6) if self._noise else 0.0
+        return self.x[index] + noise, self.y[index]
 
 
 def do(what):
@@ -58,9 +59,9 @@ def main(plan):
     torch.set_num_threads(1)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(6, 33), nn.BatchNorm1d(33), nn.Dropout(0.2), nn.GELU(), nn.Linear(33, 1)
-    )
+    is_plain = "PLAIN" in os.environ  # nothing that a rank has of its own
+    of_ranks = [] if is_plain else [nn.BatchNorm1d(33), nn.Dropout(0.2)]
+    model = nn.Sequential(nn.Linear(6, 33), *of_ranks, nn.GELU(), nn.Linear(33, 1))
     number = 100 + rank if is_first() else int.from_bytes(os.urandom(4), "little")
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
@@ -73,7 +74,7 @@ def main(plan):
             net = DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     workers = int(os.environ.get("WORKERS", 0))
-    rows = Rows(146)
+    rows = Rows(int(os.environ.get("ROWS", 146)), 0.0 if is_plain else 0.1)
     loader = DataLoader(rows, batch_size=14, shuffle=True, num_workers=workers)
     num_done = 0
 
