@@ -240,10 +240,9 @@ class Pipeline:
         shared = self._shared
 
         def is_done() -> bool:
-            nothing_left = not (shared.num_writing or shared.spooled)
             is_away = shared.offline or self._is_stalled()
             is_over = shared.error is not None or self.seconds_left() < math.inf
-            return nothing_left or is_away or is_over
+            return is_away or is_over or not (shared.num_writing or shared.spooled)
 
         with shared.changed:
             while not shared.changed.wait_for(is_done, LOOK_SECONDS):

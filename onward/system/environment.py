@@ -115,15 +115,9 @@ def ranks() -> Ranks:
         job = hashlib.sha256(os.environ["TORCHELASTIC_RUN_ID"].encode()).hexdigest()[:16]
         lives_file = str(home() / "lives" / f"{job}.json")
     return Ranks(
-        rank,
-        max(size, 1),
-        local_rank,
-        life,
-        has_agent,
-        lives_file,
-        tuple(launcher.split()),
+        rank, max(size, 1), local_rank, life, has_agent, lives_file, tuple(launcher.split()),
         max(local_size, 1),
-    )
+    )  # fmt: skip
 
 
 def prepare_ranks(num_ranks: int, lives: Path, signals: str) -> None:
