@@ -273,6 +273,19 @@ def test_an_attempt_that_was_overtaken_lets_nobody_upload(serving, hosts, artifa
     assert "shard-00001.json" not in artifacts.list(f"checkpoints/{NAME}")
 
 
+def test_a_note_of_somebody_else_leads_nowhere(serving, hosts):
+    """The names on the board are those of checkpoints, or of nothing."""
+    _store, _manifest, bringer, notes = serving
+    outside = hosts[1].path / "outside"
+    outside.mkdir()
+    notes.set("left/1", "../../outside")
+    notes.set("asked", json.dumps([1, "../../outside"]))
+    bringer.start()
+    wait_for(lambda: "brought/1" in notes)
+    assert json.loads(notes.get("brought/1"))[2]
+    assert outside.is_dir()
+
+
 def test_without_a_board_nobody_waits(serving, hosts):
     """The store of the ranks is gone with one of them."""
     store, manifest, _bringer, notes = serving

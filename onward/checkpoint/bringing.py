@@ -18,6 +18,7 @@ from onward.checkpoint.manifest import NAME, ROOT, FileEntry, Manifest
 from onward.checkpoint.spool import CUT, UPLOADED_FILE, RunFolder
 from onward.checkpoint.transfers import noted
 from onward.checkpoint.uploads import Uploads
+from onward.errors import CheckpointError
 from onward.system.files import read_plain
 
 _RANK = re.compile(r"rank_(0|[1-9][0-9]{0,4})")
@@ -42,6 +43,14 @@ def parts_in(folder: RunFolder) -> list[tuple[int, Path]]:
 
 def _rank_of(part: Path) -> int:
     return int(part.parent.name.removeprefix("rank_"))
+
+
+def step_of(part: Path) -> int:
+    """Return the optimizer steps of which a part is; -1 where it cannot be read."""
+    try:
+        return _manifest_of(part).step
+    except (OSError, ValueError, CheckpointError):
+        return -1
 
 
 def remove_part(part: Path) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.bringing import bring_part, remove_part
+from onward.checkpoint.manifest import NAME
 from onward.checkpoint.uploads import Uploads
 from onward.errors import RankFilesMissing, RankLost, StoreUnavailable, Superseded
 from onward.system.threads import bounded
@@ -175,21 +176,25 @@ class Bringer:
                 self._remove_left()
                 number, name = json.loads(board.read("asked") or "[0, null]")
                 if number != self._number:
-                    sha256, error = self._bring(name)
+                    sha256, error = self._bring(self._place(name))
                     board.post(f"brought/{self._world.rank}", json.dumps([number, sha256, error]))
                     self._number = number
 
-    def _bring(self, name: str) -> tuple[str | None, str | None]:
+    def _place(self, name: str) -> Path:
+        """Return where a checkpoint is; a name that is none leads nowhere else."""
+        return self._folder / (name if NAME.fullmatch(name) else "none")
+
+    def _bring(self, part: Path) -> tuple[str | None, str | None]:
         """Bring a checkpoint; return the SHA-256 of its index, or why it is not there."""
         try:
             if self._uploads is None:
                 self._uploads = Uploads(self._open())
-            return bring_part(self._uploads, self._folder / name, self._check_lease), None
+            return bring_part(self._uploads, part, self._check_lease), None
         except RankLost:
             raise
         except Exception as error:  # of whatever kind: rank 0 waits to hear of it
             told = str(error) or type(error).__name__
-            log.warning(_("%s could not be brought to the store: %s"), name, told)
+            log.warning(_("%s could not be brought to the store: %s"), part.name, told)
             return None, told[:500]
 
     def _check_lease(self) -> None:
@@ -202,4 +207,4 @@ class Bringer:
     def _remove_left(self) -> None:
         while (name := self._world.board.read(f"left/{self._num_left + 1}")) is not None:
             self._num_left += 1
-            remove_part(self._folder / name)
+            remove_part(self._place(name))

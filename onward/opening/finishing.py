@@ -13,7 +13,7 @@ from typing import Any
 from onward.attempts.attempt import ENDED_WORDS
 from onward.attempts.heartbeat import wait_until_free
 from onward.checkpoint.artifacts import Artifacts
-from onward.checkpoint.bringing import bring_part, parts_in, remove_part
+from onward.checkpoint.bringing import bring_part, parts_in, remove_part, step_of
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
@@ -130,18 +130,19 @@ def finish_elsewhere(
     Raises:
         StoreUnavailable: The store does not answer.
     """
-    committed = store.examine()
-    names = {part.name for _number, part in parts_in(folder)}
-    wanted = [name for name in names if committed.get(name) is None]
+    committed = [manifest for manifest in store.examine().values() if manifest is not None]
+    newest = max((manifest.step for manifest in committed), default=-1)
+    parts = [part for _number, part in parts_in(folder)]
+    wanted = [part.name for part in parts if step_of(part) > newest]
 
     def check_lease() -> None:
         now = tracking.get_run(record.run_id)
         if now.attempts != record.attempts:
             raise RunNotUsable(record.run_id, _("was taken over by another attempt meanwhile"))
 
-    if names:
-        artifacts = tracking.artifacts(record)
-        bring_waiting(folder, record.attempts, artifacts, wanted, check_lease)
+    if parts:
+        files = store.gathering.artifacts
+        bring_waiting(folder, record.attempts, files, wanted, check_lease)
     if find_drafts(record, store):
         try:
             now = wait_until_free(tracking, record, take_over=False)

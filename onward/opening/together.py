@@ -134,7 +134,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _sees(folder: Path, marker: str) -> bool:
     """Tell whether this rank has the TRAIN_HOME of rank 0, and not just a folder of that name."""
-    if not folder.is_relative_to(environment.home()):
+    if not folder.resolve().is_relative_to(environment.home().resolve()):
         return False
     try:
         return read_plain(folder / _MARKER_FILE, 100) == marker.encode()
