@@ -25,6 +25,17 @@ import onward
 
 RANK, SIZE = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
+# What a life imports as it needs it.
+LATE = (
+    *(
+        "torch._dynamo",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "alembic.command",
+        "rich.progress",
+    ),
+    *("onward.opening.together", "onward.script.open", "pygments.lexers.python"),
+)
+
 
 def make(width, layout):
     """Return an MLP of three layers as a layout has it, "one", "ddp" or "fsdp"; and AdamW."""
@@ -152,17 +163,12 @@ def kill(events, steps):
                 if (RANK, run.attempt.number, run.step) == (1, 1, steps // 2):
                     note("killed", time.time())
                     os.kill(os.getpid(), signal.SIGKILL)
-    modules = [name for name in sys.modules if not name.startswith("__")]
-    Path(f"{events}-modules-{RANK}").write_text(json.dumps(modules))
 
 
-def imports(modules):
-    """Import what a rank has imported, and nothing else; return the seconds of the process."""
-    for name in json.loads(Path(modules).read_text()):
-        try:
-            importlib.import_module(name)
-        except Exception:  # some modules are made by others, and cannot be imported
-            continue
+def imports():
+    """Import what rank 0 does on its way to a step; return the seconds since the process began."""
+    for name in LATE:
+        importlib.import_module(name)
     return {"seconds": time.time() - psutil.Process().create_time()}
 
 

@@ -145,7 +145,7 @@ def kill(machine, args):
     for number in range(args.rounds):
         events = machine.folder / f"events-{number}"
         machine.ranks(2, "kill", events=events, steps=40)
-        imports = max(_imports(events))
+        imports = max(_imports(machine.folder))
         told = [json.loads(line) for line in events.read_text().splitlines()]
         [killed] = [event["time"] for event in told if event["what"] == "killed"]
         own = [event for event in told if event["rank"] == 0]
@@ -165,16 +165,12 @@ def kill(machine, args):
     table(("from the kill to", "seconds"), *zip(names, medians, strict=True))
 
 
-def _imports(events):
-    """Return how long processes take that only import what each rank has, at the same time."""
-    results = [events.with_name(f"imports-{rank}.json") for rank in range(2)]
+def _imports(folder):
+    """Return how long each of two processes takes that only import what a rank does."""
+    results = [folder / f"imports-{rank}.json" for rank in range(2)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, LOOPS, "imports", result, f"modules={events}-modules-{rank}"], env=env
-        )
-        for rank, result in enumerate(results)
-    ]
+    command = [sys.executable, LOOPS, "imports"]
+    started = [subprocess.Popen([*command, result], env=env) for result in results]
     for process in started:
         process.wait()
     return [json.loads(result.read_text())["seconds"] for result in results]

@@ -1,10 +1,12 @@
 """A loop of one's own on any number of ranks, which does to itself what it is told to.
 
-    ranked.py [RANK:STEP:WHAT:LIFE ...]     FSDP, WORKERS, EPOCHS, STEPS, ROWS, PLAIN are variables
+    ranked.py [RANK:STEP:WHAT:LIFE ...]
+
+Variables: FSDP, WORKERS, EPOCHS, STEPS, ROWS, PLAIN, SEEDED.
 
 In the attempt LIFE rank RANK does WHAT after its so-many-th step of it: a signal that it sends
 itself, such as KILL, or its launcher, such as TERM@agent; or ERROR. What ONWARD_ variables say goes
-to the run. A process that goes on with one has other random numbers at first.
+to the run. A process that goes on with one has other random numbers at first, unless SEEDED.
 """
 
 import os
@@ -62,7 +64,8 @@ def main(plan):
     is_plain = "PLAIN" in os.environ  # nothing that a rank has of its own
     of_ranks = [] if is_plain else [nn.BatchNorm1d(33), nn.Dropout(0.2)]
     model = nn.Sequential(nn.Linear(6, 33), *of_ranks, nn.GELU(), nn.Linear(33, 1))
-    number = 100 + rank if is_first() else int.from_bytes(os.urandom(4), "little")
+    is_seeded = is_first() or "SEEDED" in os.environ
+    number = 100 + rank if is_seeded else int.from_bytes(os.urandom(4), "little")
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(number)
     net = model
