@@ -72,6 +72,7 @@ class Measured(NamedTuple):
 
     start: float  # from the start of the process to the first step
     training: float  # from there to the end of the last step
+    cpu: float  # of the process, in that phase
     end: float  # from there to the end of the process
     whole: float
     peak_bytes: int
@@ -108,16 +109,17 @@ class Bench:
         return Measured(
             steps.first - ended.started,
             steps.last - steps.first,
+            steps.cpu_seconds,
             ended.ended - steps.last,
             ended.seconds,
             ended.peak_bytes,
             told.get("val_loss", tracked),
         )
 
-    def command(self, words: list[str]) -> float:
-        """Return the seconds of a command of Python."""
+    def command(self, words: list[str]) -> processes.Ended:
+        """Run a command of Python."""
         env = processes.environment(self.folder / "home", self.address)
-        return processes.run([sys.executable, *words], self._folder(), env).seconds
+        return processes.run([sys.executable, *words], self._folder(), env)
 
     def _folder(self) -> Path:
         self._number += 1
@@ -173,9 +175,9 @@ def ratio(runs: list[Measured], base: list[Measured], field: str) -> float:
 def in_markdown(found: dict[str, list[Measured]], missing: dict[str, str]) -> str:
     """Return the table of medians."""
     lines = [
-        "| way | start to first step (s) | training (s) | ratio | last step to exit (s) | "
-        "whole process (s) | ratio | peak memory (MB) | loss |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| way | start to first step (s) | training (s) | ratio | its CPU (s) | ratio | last step "
+        "to exit (s) | whole process (s) | ratio | peak memory (MB) | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = next(iter(found.values()))
     for name, runs in found.items():
@@ -183,10 +185,11 @@ def in_markdown(found: dict[str, list[Measured]], missing: dict[str, str]) -> st
         same = "same bits" if m.val_loss == base[0].val_loss else "same in 32 bits"
         lines.append(
             f"| {WAYS[name].title} | {m.start:.1f} | {m.training:.2f} | "
-            f"{ratio(runs, base, 'training'):.2f} | {m.end:.1f} | {m.whole:.1f} | "
+            f"{ratio(runs, base, 'training'):.2f} | {m.cpu:.2f} | {ratio(runs, base, 'cpu'):.2f} | "
+            f"{m.end:.1f} | {m.whole:.1f} | "
             f"{ratio(runs, base, 'whole'):.2f} | {m.peak_bytes / 1e6:.0f} | {same} |"
         )
-    lines += [f"| {name} | not measured: {why} |" + " |" * 7 for name, why in missing.items()]
+    lines += [f"| {name} | not measured: {why} |" + " |" * 9 for name, why in missing.items()]
     return "\n".join(lines)
 
 
@@ -195,7 +198,7 @@ def commands_in_markdown(bench: Bench, rounds: int) -> str:
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for number in range(rounds + 1):
         for name, words in COMMANDS.items():
-            took = bench.command(words)
+            took = bench.command(words).seconds
             if number:
                 seconds[name].append(took)
     lines = ["| process | whole (s) |", "| --- | --- |"]

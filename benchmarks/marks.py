@@ -21,15 +21,16 @@ from typing import NamedTuple
 FOLDER_VARIABLE = "BENCH_FOLDER"
 _STEPS, _TOLD = "steps.bin", "told.json"
 _OPTIMIZERS = "torch.optim.optimizer"
-_RECORD = struct.Struct("ddq")
+_RECORD = struct.Struct("ddqd")
 
 
 class Steps(NamedTuple):
-    """When the first step began, when the last was done, and how many there were."""
+    """When the first step began, when the last was done, how many there were, and their CPU."""
 
     first: float
     last: float
     number: int
+    cpu_seconds: float  # of all threads of the process, from the first to the last
 
 
 def read(folder: Path) -> tuple[Steps, dict[str, float]]:
@@ -54,14 +55,16 @@ class _Clock:
 
     def __init__(self) -> None:
         self.file = os.open(Path(os.environ[FOLDER_VARIABLE], _STEPS), os.O_WRONLY | os.O_CREAT)
-        self.first = self.number = 0
+        self.first = self.number = self.cpu = 0
 
     def before_step(self, *_) -> None:
-        self.first = self.first or time.monotonic()
+        if not self.first:
+            self.first, self.cpu = time.monotonic(), time.process_time()
 
     def after_step(self, *_) -> None:
         self.number += 1
-        os.pwrite(self.file, _RECORD.pack(self.first, time.monotonic(), self.number), 0)
+        cpu = time.process_time() - self.cpu
+        os.pwrite(self.file, _RECORD.pack(self.first, time.monotonic(), self.number, cpu), 0)
 
 
 class _Watch(importlib.abc.MetaPathFinder):

@@ -19,15 +19,16 @@ SAMPLE_SECONDS = 0.05
 
 
 class Ended(NamedTuple):
-    """A process that has ended well: seconds of the monotonic clock, and its peak memory.
+    """A process that has ended well: when, by the monotonic clock, its CPU and its memory.
 
-    The memory is what cannot be dropped, of the process and its children: the sum of RssAnon and,
-    since it is the same pages in all, the largest RssShmem. Libraries and other mapped files are
-    not counted.
+    The peak memory is what cannot be dropped, of the process and its children: the sum of RssAnon
+    and, since it is the same pages in all, the largest RssShmem. Libraries and other mapped files
+    are not counted.
     """
 
     started: float
     ended: float
+    cpu_seconds: float
     peak_bytes: int
 
     @property
@@ -67,7 +68,8 @@ def run(words: list[str], folder: Path, env: dict[str, str]) -> Ended:
         watch = _Watch(child.pid)
         watch.start()
         try:
-            code = child.wait()
+            _pid, status, usage = os.wait4(child.pid, 0)
+            code = child.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
             child.kill()
             raise
@@ -77,7 +79,7 @@ def run(words: list[str], folder: Path, env: dict[str, str]) -> Ended:
             output.seek(0)
             text = output.read().decode(errors="replace")[-4000:]
             raise RuntimeError(f"{' '.join(words)} ended with {code}:\n{text}")
-    return Ended(started, ended, watch.peak_bytes)
+    return Ended(started, ended, usage.ru_utime + usage.ru_stime, watch.peak_bytes)
 
 
 class _Watch(threading.Thread):
