@@ -141,18 +141,16 @@ class Bench:
 
 
 def in_turn(bench: Bench, names: list[str], rounds: int) -> dict[str, list[Measured]]:
-    """Return what each way cost in each round; after one that is thrown away, for the caches.
+    """Return what each way cost in each round.
 
     Raises:
         RuntimeError: They did not train the same.
     """
     found: dict[str, list[Measured]] = {name: [] for name in names}
-    for number in range(rounds + 1):
+    for number in range(1, rounds + 1):
         for name in names:
-            measured = bench.train(name)
-            tell(f"round {number}  {name:22} {measured}")
-            if number:
-                found[name].append(measured)
+            found[name].append(bench.train(name))
+            tell(f"round {number}  {name:22} {found[name][-1]}")
     require_same(found)
     return found
 
@@ -196,11 +194,9 @@ def in_markdown(found: dict[str, list[Measured]], missing: dict[str, str]) -> st
 def commands_in_markdown(bench: Bench, rounds: int) -> str:
     """Return the table of what commands and imports take."""
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, words in COMMANDS.items():
-            took = bench.command(words).seconds
-            if number:
-                seconds[name].append(took)
+            seconds[name].append(bench.command(words).seconds)
     lines = ["| process | whole (s) |", "| --- | --- |"]
     lines += [f"| {name} | {statistics.median(found):.2f} |" for name, found in seconds.items()]
     return "\n".join(lines)
@@ -239,7 +235,7 @@ def machine(rounds: int) -> str:
     state = f"busy with other work too (load {busy:.1f} a core)" if busy > 0.7 else "quiet"
     return (
         f"{time.strftime('%d %B %Y')}, {os.cpu_count()} cores, {state}; Python "
-        f"{platform.python_version()}, {', '.join(versions)}; medians of {rounds} rounds."
+        f"{platform.python_version()}, {', '.join(versions)}; medians over {rounds} rounds."
     )
 
 

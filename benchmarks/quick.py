@@ -30,15 +30,13 @@ STEP = "a step of the loop / bare loop, CPU"
 
 
 def slower(found: Mapping[str, float], recorded: Mapping[str, float]) -> list[str]:
-    """Return a sentence for each ratio that has become more than 10 % worse, or is not recorded."""
-    told = []
-    for name, ratio in found.items():
-        if name not in recorded:
-            told.append(f"{name}: {ratio:.3f}, and nothing is recorded: run with --record")
-        elif ratio > LIMIT * recorded[name]:
-            more = 100 * (ratio / recorded[name] - 1)
-            told.append(f"{name}: {ratio:.3f}, recorded is {recorded[name]:.3f}: {more:.0f} % more")
-    return told
+    """Return a sentence for each ratio that is more than 10 % above the recorded one."""
+    return [
+        f"{name}: {found[name]:.3f}, recorded is {before:.3f}: "
+        f"{100 * (found[name] / before - 1):.0f} % more"
+        for name, before in recorded.items()
+        if name in found and found[name] > LIMIT * before
+    ]
 
 
 def measure(rounds: int, workload: Workload) -> dict[str, float]:
@@ -93,10 +91,11 @@ def main() -> None:
             sys.exit(f"Too busy a machine to record the clock of: {', '.join(missing)}")
         return
     recorded = json.loads(RECORDED.read_text())
-    worse = slower(found, recorded)
-    for name, ratio in recorded.items():
+    for name in {**recorded, **found}:
         today = f"{found[name]:.3f}" if name in found else "not judged, the machine is busy"
-        print(f"{name}: {today}, recorded {ratio:.3f}")
+        before = f"{recorded[name]:.3f}" if name in recorded else "nothing: run with --record"
+        print(f"{name}: {today}, recorded is {before}")
+    worse = slower(found, recorded)
     if worse:
         sys.exit("Slower than recorded:\n" + "\n".join(worse))
 

@@ -69,9 +69,7 @@ def leaves(value):
 
 @pytest.mark.parametrize("background_copy", [False, True])
 @pytest.mark.parametrize("stop_at", [(1, 0), (1, 3), (2, 4)])
-def test_a_resume_on_a_gpu_has_the_same_bits(
-    tracking, deterministic, stop_at, background_copy
-):
+def test_a_resume_on_a_gpu_has_the_same_bits(tracking, deterministic, stop_at, background_copy):
     """Weights, moments and the GPU's random numbers, at the end and inside an epoch."""
     copied = {"background_copy": background_copy}
     whole = train(4, **copied)
