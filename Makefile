@@ -15,7 +15,11 @@ RANKS =
 # Options of `make pin`, e.g. make pin PIN=--all
 PIN =
 
-.PHONY: help run test contract chaos versions pin docs browser screenshots format
+# Options of `make bench` and `make bench-quick`, e.g. make bench BENCH="--rounds 2 --ways bare train_run"
+BENCH =
+PEERS = build/bench
+
+.PHONY: help run test contract chaos bench bench-quick versions pin docs browser screenshots format
 
 help:
 	@echo 'make run                                      set up .venv and train'
@@ -24,6 +28,8 @@ help:
 	@echo 'make contract                                 run the long tests: processes that are killed, servers that go away'
 	@echo 'make chaos KILLS=300 SEED=0                   kill a run so many times, and see it end the same'
 	@echo 'make chaos RANKS=2 KILLS=100                  the same for a run of several ranks'
+	@echo 'make bench                                    train in each way, in turns, and write docs/benchmarks.md anew'
+	@echo 'make bench-quick                              two minutes: fail where a ratio is 10 % worse than recorded'
 	@echo 'make versions                                 run the fast tests with the lowest and the newest requirements'
 	@echo 'make pin PIN=--all                            write constraints.txt anew'
 	@echo 'make docs                                     build the documentation into build/site'
@@ -48,6 +54,23 @@ contract: $(STAMP) browser
 chaos: $(STAMP)
 	KILLS=$(KILLS) SEED=$(SEED) $(if $(RANKS),RANKS=$(RANKS)) $(BIN)/pytest -s \
 	    $(if $(RANKS),tests/contract/test_ranks.py -k chaos,tests/contract/test_chaos.py)
+
+# In an environment of its own, which has the peers that install: benchmarks/requirements.txt.
+bench: $(PEERS)/installed
+	$(PEERS)/bin/python benchmarks/bench.py $(BENCH)
+
+bench-quick: $(STAMP)
+	$(BIN)/python benchmarks/quick.py $(BENCH)
+
+$(PEERS)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	@echo 'Installing torch, MLflow, the project and its peers into $(PEERS) (takes minutes) ...'
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e .
+	grep -v '^#' benchmarks/requirements.txt | while read peer; do \
+	    $(PEERS)/bin/python -m pip install --quiet -c constraints.txt "$$peer" || echo "left out: $$peer"; \
+	done
+	touch $@
 
 # Each makes a virtual environment of its own: docs/installing.md.
 versions: $(STAMP)

@@ -11,30 +11,35 @@ drifts drifts for all. Reported for each, medians over the rounds:
     end s       what follows, until all is saved
     total s     both; `ratio` is to the first way's
     stall s     that training stood still for a checkpoint, median over the checkpoints
-    peak GB     highest memory that cannot be dropped, of the way's process and its children:
-                the sum of RssAnon and, since it is the same pages in all, the largest RssShmem;
-                looked at from outside every 50 ms, libraries and other mapped files not counted
+    peak GB     highest memory of the way's process and its children; see `processes.Ended`
     written     bytes given to disks by the same processes, in sizes of the state, a checkpoint
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-WAYS = ("none", "ours", "process", "inline", "dcp")
+import processes
+
+TITLES = {
+    "none": "no checkpoints",
+    "ours": "this project, saving by threads",
+    "process": "the same, saving by a process",
+    "inline": "`torch.save` + `log_artifact`, inline",
+    "dcp": "`torch.distributed.checkpoint.async_save`, local only",
+}
+WAYS = tuple(TITLES)
 LAYERS, WIDTH, BATCH = 6, 4096, 16
 NUM_CHECKPOINTS = 4
-SAMPLE_SECONDS = 0.05
 RESULT_FILE = "result.json"
 
 
@@ -312,51 +317,17 @@ def work(folder: Path, connection) -> None:
     connection.send(bytes_written())
 
 
-def memory_bytes(pid: int) -> tuple[int, int]:
-    """Return a process's own memory with that of all its children, and the largest shared one."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        listed = Path(f"/proc/{pid}/task").glob("*/children")
-        children = [int(child) for path in listed for child in path.read_text().split()]
-    except OSError:  # it has ended
-        return 0, 0
-    found = dict(line.split(":", 1) for line in status.splitlines())
-    own, shared = (int(found.get(k, "0").split()[0]) << 10 for k in ("RssAnon", "RssShmem"))
-    below = [memory_bytes(child) for child in children]
-    return own + sum(b[0] for b in below), max([shared, *(b[1] for b in below)])
-
-
 def run(way: str, store: str, *words: str) -> dict[str, float]:
     """Run one way in a process of its own, with a store of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-        env["PYTHONPATH"] = str(ROOT)
-        server = None
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        uri = f"sqlite:///{folder}/mlflow.db"
         if store == "server":
-            sys.path.insert(0, str(ROOT))
-            from tests.support import Server  # a real one, on 127.0.0.1
-
-            server = Server(Path(folder) / "server")
-            server.start()
-            env["MLFLOW_TRACKING_URI"] = server.address
-        try:
-            return measure([*words, "--way", way, "--folder", folder], folder, env)
-        finally:
-            if server is not None:
-                server.stop()
-
-
-def measure(words: list[str], folder: str, env: dict[str, str]) -> dict[str, float]:
-    """Run this file with `words`, watch its memory, and return what it found."""
-    words = [sys.executable, __file__, *words]
-    peak_bytes = 0
-    with subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.DEVNULL) as child:
-        while child.poll() is None:
-            peak_bytes = max(peak_bytes, sum(memory_bytes(child.pid)))
-            time.sleep(SAMPLE_SECONDS)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, words)
-    return json.loads((Path(folder) / RESULT_FILE).read_text()) | {"peak_bytes": peak_bytes}
+            uri = stack.enter_context(processes.server())
+        env = processes.environment(Path(folder) / "home", uri)
+        command = [sys.executable, __file__, *words, "--way", way, "--folder", folder]
+        ended = processes.run(command, Path(folder), env)
+        found = json.loads((Path(folder) / RESULT_FILE).read_text())
+    return found | {"whole_seconds": ended.seconds, "peak_bytes": ended.peak_bytes}
 
 
 def main() -> None:
@@ -376,28 +347,41 @@ def main() -> None:
         folder = Path(args.folder)
         (folder / RESULT_FILE).write_text(json.dumps(train(args.way, folder, **sizes)))
         return
+    print(in_markdown(in_turn(args.store, args.rounds, args.ways, **sizes)))
+
+
+def in_turn(store: str, rounds: int, ways: Sequence[str], **sizes: int) -> dict[str, list[dict]]:
+    """Return what each way cost in each round."""
     words = [word for k, v in sizes.items() for word in (f"--{k}", str(v))]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
-    for _ in range(args.rounds):
-        for way in args.ways:
-            found[way].append(run(way, args.store, *words))
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            found[way].append(run(way, store, *words))
             print(way, found[way][-1], file=sys.stderr)
-    show(found, f"{args.store} store, {args.threads} threads, {args.steps} steps between saves")
+    return found
 
 
-def show(found: dict[str, list[dict[str, float]]], title: str) -> None:
-    """Print a table of the medians."""
-    print(f"{os.cpu_count()} cores, {title}")
-    headings = ("way", "train s", "end s", "total s", "ratio", "stall s", "peak GB", "written")
-    print("{:8} {:>8} {:>7} {:>8} {:>6} {:>8} {:>8} {:>8}".format(*headings))
-    base = statistics.median(r["total_seconds"] for r in next(iter(found.values())))
+def in_markdown(found: dict[str, list[dict[str, float]]]) -> str:
+    """Return a table of the medians; ratios are those of a round, to its first way."""
+    lines = [
+        "| way | training (s) | ratio | until all is saved (s) | ratio | stall a checkpoint (s) | "
+        "peak memory (GB) | bytes written, in states |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    base = next(iter(found.values()))
     for way, runs in found.items():
         m = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
-        print(
-            f"{way:8} {m['train_seconds']:8.2f} {m['end_seconds']:7.2f} {m['total_seconds']:8.2f} "
-            f"{m['total_seconds'] / base:6.2f} {m['stall_seconds']:8.3f} "
-            f"{m['peak_bytes'] / 1e9:8.2f} {m['written_per_state']:8.2f}"
+        ratios = {
+            k: statistics.median(r[k] / b[k] for r, b in zip(runs, base, strict=True))
+            for k in ("train_seconds", "total_seconds")
+        }
+        stall = f"{m['stall_seconds']:.3f}" if way != "none" else "-"
+        lines.append(
+            f"| {TITLES[way]} | {m['train_seconds']:.1f} | {ratios['train_seconds']:.2f} | "
+            f"{m['total_seconds']:.1f} | {ratios['total_seconds']:.2f} | {stall} | "
+            f"{m['peak_bytes'] / 1e9:.2f} | {m['written_per_state']:.2f} |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,20 @@
 """A gateway before the server refuses something: nothing waits for what can be done without."""
 
+import http.client
 import re
 import subprocess
 import sys
+import threading
+from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from gateway import Gateway
 from support import SMALL, client, environment, launch, mlflow_server
+
+import onward
+from onward.attempts import heartbeat
 
 pytestmark = pytest.mark.slow
 
@@ -136,3 +143,53 @@ def test_a_gateway_that_asks_to_wait(open_gateway, train):
     printed, run = train(gateway, "--epochs", "3", "--upload", "sync")
     assert run.info.status == "FINISHED"
     assert "published later" not in printed
+
+
+@pytest.fixture
+def asked(server, tmp_path, monkeypatch):
+    """What this process asks of the server by HTTP, whatever library does it: (thread, call)."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    monkeypatch.setenv("TRAIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 1e6)  # one, at the start
+    found, put = [], http.client.HTTPConnection.putrequest
+
+    def noted(connection, method, url, *args, **options):
+        path = re.sub(r"[0-9a-f]{32}", "ID", url.split("?")[0])
+        found.append((threading.current_thread(), f"{method} {path}"))
+        return put(connection, method, url, *args, **options)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "putrequest", noted)
+    return found
+
+
+def train_own_loop(asked, epochs):
+    """Train, each epoch kept; return the calls of the whole run, and those while it trained."""
+    model = torch.nn.Linear(2, 1)
+    state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+    asked.clear()
+    with onward.open_run(state, minimize="loss", checkpoint_freq=1) as run:
+        begin = len(asked)
+        for _epoch in run.epochs(range(epochs)):
+            state["optimizer"].step()
+            run.log(loss=1.0, accuracy=0.5)
+        own = [call for thread, call in asked[begin:] if thread is threading.current_thread()]
+    return Counter(call for _thread, call in asked), own
+
+
+def test_an_epoch_is_one_batch_of_metrics_one_of_tags_and_one_upload_a_file(asked):
+    """The training thread itself asks nothing of the server. 2 s."""
+    (few, own), (many, more_own) = train_own_loop(asked, 2), train_own_loop(asked, 6)
+    assert not own + more_own, "on the training thread"
+    more = many - few
+    written = {call: n / 4 for call, n in more.items() if not call.startswith(("GET", "DELETE"))}
+    batches = {call: n for call, n in written.items() if "/mlflow-artifacts/" not in call}
+    assert batches == {"POST /api/2.0/mlflow/runs/log-batch": 2}
+    uploads = {call: n for call, n in written.items() if call not in batches}
+    assert all(call.startswith("PUT ") for call in uploads)
+    once = [call.rsplit("/checkpoints/")[1] for call, n in uploads.items() if n == 1 / 4]
+    names = ("checkpoint.pth", "checkpoint_metrics.json", "manifest.json")
+    assert sorted(once) == [f"epoch_{epoch}/{name}" for epoch in range(3, 7) for name in names]
+    derived = {call.rsplit("/", 1)[1]: n for call, n in uploads.items() if n != 1 / 4}
+    assert derived.keys() == {"index.json", "attempt_1.log"}
+    assert max(derived.values()) <= 1
+    assert more["GET /api/2.0/mlflow/runs/get"] / 4 <= 7  # whether the attempt is still the newest
