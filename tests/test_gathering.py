@@ -177,6 +177,17 @@ def test_what_is_not_as_its_index_says_is_not_committed(store, write, hosts, art
     assert store.list() == []
 
 
+def test_what_was_cleared_is_brought_again(store, write, hosts, artifacts):
+    """Whatever was noted as brought: rank 0 asks again where its own upload failed."""
+    write()
+    bring(store, hosts)
+    store.delete(NAME)
+    own = hosts[0].spool(1).path(NAME) / "shard-00000-00000.pth"
+    artifacts.upload(own, f"checkpoints/{NAME}")
+    bring(store, hosts)
+    assert "shard-00001-00000.pth" in artifacts.list(f"checkpoints/{NAME}")
+
+
 def test_regions_that_do_not_make_up_the_tensor_are_not_committed(store, write, hosts):
     """Though every file is there, and is what its index says."""
     manifest = write()
@@ -266,7 +277,13 @@ def test_an_attempt_that_was_overtaken_lets_nobody_upload(serving, hosts, artifa
 
     waits = threading.Thread(target=put)
     waits.start()
-    wait_for(lambda: "lease/asked" in notes)
+    remote = f"checkpoints/{NAME}"
+
+    def asks_or_brings():
+        asked = int(notes.get("lease/asked")) if "lease/asked" in notes else 0
+        return asked or "shard-00001.json" in artifacts.list(remote)
+
+    wait_for(asks_or_brings)
     store.gathering.others.lose()
     waits.join(60)
     assert MANIFEST_FILE not in artifacts.list(f"checkpoints/{NAME}")

@@ -52,7 +52,8 @@ def open_run(
     """Open the run that a command asks for, on every rank.
 
     Only rank 0 speaks to MLflow, before there is a group whose time could run out. The checkpoint
-    that is gone on from it sends to the others: it is downloaded once.
+    that is gone on from it sends to the others: it is downloaded once. Of weights that are sharded
+    each rank reads its own.
 
     Args:
         kind: What is to be trained.
