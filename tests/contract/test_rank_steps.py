@@ -19,15 +19,14 @@ from support import children, client, curves, differences, ended, environment
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if "STEPS" in os.environ else 600)]
 
 STEPPED = Path(__file__).parent / "stepped.py"
-# SEEDED: one that dies before its first checkpoint begins anew, as a script that seeds does.
 VARIABLES = {
-    "SEEDED": "1",
     "ROWS": "42",
     "EPOCHS": "2",
+    "SEEDED": "1",  # one that dies before its first checkpoint begins anew
     "OMP_NUM_THREADS": "1",
     "ONWARD_UPLOAD": "sync",
+    "ONWARD_GRACE_SECONDS": "5",  # after the last step nobody misses a rank but its files
 }
-VARIABLES |= {"ONWARD_GRACE_SECONDS": "5"}  # after the last step nobody misses a rank but its files
 PRINTED = 2000  # of what the ranks of a job say
 # What a step is made on, by what its name has; the rest is the attempt's own or made from others.
 OBJECTS = ("manifest", "shard", "rank_1/", "epoch_", "global_step_", "checkpoints/index")
