@@ -62,7 +62,7 @@ NOT_THERE = {
 COMMANDS = {
     "`import torch`": ["-c", "import torch"],
     "`import mlflow`": ["-c", "import mlflow"],
-    "`train --help`": ["-m", "train", "--help"],
+    "the help of `train`": ["-m", "train", "--help"],
     "`onward list`": ["-m", "onward", "list"],
 }
 

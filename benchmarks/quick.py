@@ -57,7 +57,7 @@ def measure(rounds: int, workload: Workload) -> dict[str, float]:
                 if bare.training < QUIET * bare.cpu:
                     note(f"{name} / bare loop, clock", own.training, bare.training)
             imported = bench.command(COMMANDS["`import mlflow`"]).cpu_seconds
-            for name in ("`train --help`", "`onward list`"):
+            for name in ("the help of `train`", "`onward list`"):
                 took = bench.command(COMMANDS[name]).cpu_seconds
                 note(f"{name} / import mlflow, CPU", took, imported)
     ratios = {name: statistics.median(values) for name, values in found.items()}
