@@ -92,6 +92,7 @@ class Heartbeat:
         attempt: The attempt.
         progress: Returns what is worth telling of the training.
         on_superseded: Called once a later attempt has the run.
+        others: Returns what other machines do that train with this one, by name.
     """
 
     def __init__(
@@ -99,8 +100,10 @@ class Heartbeat:
         attempt: Attempt,
         progress: Callable[[], Mapping[str, Any]],
         on_superseded: Callable[[Superseded], None],
+        others: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._attempt, self._progress, self._on_superseded = attempt, progress, on_superseded
+        self._others = others
         self._system = SystemMetrics()
         self._points: list[Point] = []  # sampled, not yet published
         self._number = 0
@@ -155,7 +158,7 @@ class Heartbeat:
 
     def _sample(self) -> None:
         now = now_ms()
-        for key, value in self._system.sample().items():
+        for key, value in {**self._system.sample(), **self._others()}.items():
             self._points.append(Point(key, self._number, now, value))
         del self._points[:-MAX_WAITING_POINTS]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onward.attempts.heartbeat import BEAT_SECONDS
 from onward.checkpoint.content import Content
 from onward.checkpoint.handover import Noting, Timings
 from onward.checkpoint.others import Bringer
@@ -21,8 +22,10 @@ from onward.options.run_options import RunOptions
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system import environment
+from onward.system.system_metrics import SystemMetrics
 from onward.words.language import _
 from onward.world import World
+from onward.world.machines import Machine
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +148,7 @@ class Following:
         self.folder = Path()
         self.progress: Mapping[str, float] = {}
         self.on_close: Callable[[], object] = lambda: None
+        self._machine = Machine(world, SystemMetrics().sample, BEAT_SECONDS)
 
     def know_options(self, options: RunOptions) -> None:
         """Know options that are complete now."""
@@ -153,6 +157,7 @@ class Following:
     def open(self) -> None:
         """Take over the signals."""
         self.stop.install()
+        self._machine.open()
 
     def abandon(self, status: str = "KILLED") -> None:
         """Leave a run that was opened, and never entered."""
@@ -166,6 +171,7 @@ class Following:
 
     def close(self, error: BaseException | None, state: TrainState | None) -> None:
         """Say how this rank ends, and wait for rank 0, if it is there."""
+        self._machine.close()
         try:
             if isinstance(error, RankLost):
                 log.warning("%s", error)

@@ -16,6 +16,7 @@ from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system import environment, invocation
 from onward.world import ALONE, World
+from onward.world.machines import OtherMachines
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Lifecycle:
         pipeline.seconds_left = lambda: self.stop.seconds_left(options.grace_seconds)
         self.progress: Mapping[str, float] = {}
         self.on_close: Callable[[], object] = lambda: None
-        self._heartbeat = Heartbeat(attempt, lambda: self.progress, pipeline.fail)
+        others = OtherMachines(world).sample
+        self._heartbeat = Heartbeat(attempt, lambda: self.progress, pipeline.fail, others)
         self._closing = Closing(attempt, pipeline, self._heartbeat, options, finish)
 
     def know_options(self, options: RunOptions) -> None:

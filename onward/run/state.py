@@ -53,14 +53,17 @@ class Mean:
 
     def add(self, value: torch.Tensor | float, num: int = 1) -> None:
         """Add the mean of `num` values: a number, or a scalar tensor on any device."""
-        total = self._sums.get(self._name, torch.zeros((), dtype=torch.float64))
+        count = f"{self._name}{_COUNT}"
+        if self._name not in self._sums:
+            self._sums[self._name] = torch.zeros((), dtype=torch.float64)
+            self._sums.setdefault(count, torch.zeros((), dtype=torch.int64))
+        total = self._sums[self._name]
         if isinstance(value, torch.Tensor):
             value = value.detach()  # a loss, whose graph would stay as long as the sum
             total = total.to(value.device)
         total += value * num  # in float64, without a wait for the device
         self._sums[self._name] = total
-        count = self._sums.setdefault(f"{self._name}{_COUNT}", torch.zeros((), dtype=torch.int64))
-        count += num
+        self._sums[count] += num
 
     @property
     def value(self) -> float:

@@ -26,6 +26,10 @@ class Board:
     def __init__(self, store: Any, seconds: float) -> None:
         self._store, self._seconds = store, seconds
 
+    def within(self, seconds: float) -> Board:
+        """Return the same board, for someone who waits so long at most."""
+        return Board(self._store, seconds)
+
     def post(self, name: str, note: str = "") -> None:
         """Leave a note, in place of the one of that name."""
         self._answered(lambda: self._store.set(name, note))

@@ -1,11 +1,14 @@
-"""On a GPU: exact resume, staging beside the computation, bf16. benchmarks/gpu.sh runs these."""
+"""On a GPU: exact resume, staging beside the computation, pieces, bf16; for benchmarks/gpu.sh."""
 
 import pytest
 import torch
+import torch.distributed as dist
 from support import SMALL, checkpoint, environment, launch, only_run
+from torch.distributed.fsdp import fully_shard
 
 import onward
 from onward.checkpoint.staging import Stager, changed_by_step
+from onward.run.sharded import split_parts
 
 pytestmark = [
     pytest.mark.gpu,
@@ -102,6 +105,29 @@ def test_staging_copies_to_pinned_memory_beside_the_computation():
     assert all(torch.equal(a.cpu(), b) for a, b in zip(expected, kept, strict=True))
     assert all(b.is_pinned() for b in kept if b.numel() > 1000)
     staged.release()
+
+
+def test_pieces_of_a_sharded_model_are_staged_pinned():
+    """FSDP2 on one rank with NCCL: what it holds is copied beside the step, like whole tensors."""
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model, _ = build()
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        step(model, optimizer)
+        parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        _, pieces = split_parts(parts)
+        expected = {piece["key"]: piece["tensor"].clone() for piece in pieces}
+        staged = Stager().stage({"pieces": pieces}, changed_by_step(optimizer))
+        step(model, optimizer, staged.hold_update)
+        staged.wait()
+        kept = {piece["key"]: piece["tensor"] for piece in staged.state["pieces"]}
+        assert len(kept) == 3 * len(list(model.parameters()))
+        assert all(torch.equal(kept[key], expected[key].cpu()) for key in expected)
+        assert all(tensor.is_pinned() for tensor in kept.values())
+        staged.release()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_bf16_trains_the_table_on_the_gpu(table, tmp_path):

@@ -1,0 +1,80 @@
+"""What the machines beside rank 0's do while they train: told on the board, published by rank 0.
+
+machines       how many there are
+machine/K      what the K-th does: number of the sample, the rank that took it, name to value
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+
+from onward.errors import RankLost
+from onward.metrics import SYSTEM
+from onward.world.world import World
+
+ANSWER_SECONDS = 1.0  # in which the board answers, or is not asked again: a heartbeat waits for it
+
+Found = Mapping[str, float]
+
+
+class Machine:
+    """Another machine, by the first rank on it.
+
+    Args:
+        world: The ranks.
+        sample: Returns what the machine does, by names that begin with `system/`.
+        seconds: Between two samples.
+    """
+
+    def __init__(self, world: World, sample: Callable[[], Found], seconds: float) -> None:
+        self._world, self._sample, self._seconds = world, sample, seconds
+        self._over = threading.Event()
+
+    def open(self) -> None:
+        """Begin to tell, in a thread of its own, if this rank is the first on another machine."""
+        if self._world.leads_host and not self._world.is_leader:
+            threading.Thread(target=self._tell_on, name="machine", daemon=True).start()
+
+    def close(self) -> None:
+        """Tell no more."""
+        self._over.set()
+
+    def _tell_on(self) -> None:
+        board, number = self._world.board, 0
+        with contextlib.suppress(RankLost):
+            name = f"machine/{board.count('machines', 1)}"
+            while not self._over.wait(self._seconds if number else 0.0):
+                number += 1
+                board.post(name, json.dumps([number, self._world.rank, dict(self._sample())]))
+
+
+class OtherMachines:
+    """All of them, as rank 0 hears of them.
+
+    Args:
+        world: The ranks.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world, self._is_lost = world, world.is_alone
+        self._heard: dict[int, int] = {}  # machine to the number of its newest sample
+
+    def sample(self) -> dict[str, float]:
+        """Return what is new: `system/rank_R/…`, where R is the first rank on the machine."""
+        found: dict[str, float] = {}
+        if self._is_lost:
+            return found
+        board = self._world.board.within(ANSWER_SECONDS)
+        try:
+            for machine in range(1, board.count("machines") + 1):
+                number, rank, told = json.loads(board.read(f"machine/{machine}") or "[0, 0, {}]")
+                if number != self._heard.get(machine, 0):
+                    self._heard[machine] = number
+                    own = f"{SYSTEM}rank_{rank}/"
+                    found |= {own + key.removeprefix(SYSTEM): v for key, v in told.items()}
+        except RankLost:
+            self._is_lost = True
+        return found
