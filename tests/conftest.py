@@ -70,6 +70,7 @@ def isolated(tmp_path, surroundings):
     surroundings.setattr(invocation, "_script", None)
     surroundings.setattr(script_open, "_open", None)
     surroundings.setattr(shell, "_program", "onward")
+    surroundings.setattr(shell, "_task", "")
     os.environ["TRAIN_HOME"] = str(tmp_path / "home")
     os.environ["LC_ALL"] = "C.UTF-8"  # the messages in English, whoever runs the tests
     surroundings.chdir(tmp_path)

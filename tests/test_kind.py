@@ -137,6 +137,13 @@ def test_a_run_of_it_is_tracked_listed_and_gone_on_with(tracking):
     assert fork != run_id
 
 
+def test_what_publishes_it_is_told_with_its_task(tracking, monkeypatch):
+    """Where the model could not be logged: without it the command takes the run for a table."""
+    monkeypatch.setattr("onward.publish.results.log_checkpoint", lambda *_: 1 / 0)
+    told, run_id = train("--log_model", "true")
+    assert f"`train publish {run_id} --task {DIGITS}` logs the model" in told.replace("\n", " ")
+
+
 def test_a_run_names_its_task_and_imports_nothing(tracking):
     """Gone on with without the file, it is refused in one line that says what to name."""
     _told, run_id = train()

@@ -20,7 +20,7 @@ from onward.system import environment
 from onward.words import shell
 from onward.words.language import _
 from onward.world import World
-from train.kind import find_task
+from train.kind import TaskKind, find_task
 from train.loop_options import TABULAR
 from train.run_command import RunCommand
 
@@ -49,11 +49,17 @@ def main() -> None:
     environment.prepare_process()
 
 
+def _kind(task: str) -> TaskKind:
+    """Return what is trained, which the commands that are told have to name."""
+    shell.set_task("" if task == TABULAR else task)
+    return find_task(task)
+
+
 def _run_command(**values: Any) -> None:
     """Train: a fresh run, or with --resume_run from where a run was left."""
     given = dict(item for item in values.values() if item is not None)
     launch = Launch(**{k: given.pop(k) for k in options_of(Launch) if k in given})
-    kind = find_task(given.get("task", TABULAR))
+    kind = _kind(given.get("task", TABULAR))
     kind.declared(**given)  # refuses bad values before anything is imported or opened
 
     from onward.run.signals import ignore, stop_at_once
@@ -113,7 +119,7 @@ def publish(run: str, epoch: str | None, register: str | None, task: str) -> Non
     tracking = Tracking()
     with log_shown():
         run = find_run(tracking, run).run_id  # it may have been asked for as "latest"
-        manifest = served.publish(tracking, find_task(task), run, epoch, register)
+        manifest = served.publish(tracking, _kind(task), run, epoch, register)
     say(_("runs:/{run}/model is the model of {name}").format(run=run, name=manifest.name))
 
 
@@ -125,7 +131,7 @@ def publish(run: str, epoch: str | None, register: str | None, task: str) -> Non
 @click.pass_context
 def sync(ctx: click.Context, run: str | None, as_fork: bool, task: str) -> None:
     """Publish what waits on this disk: of RUN, or of every run of the server."""
-    publish_waiting(ctx, run, as_fork, find_task(task))
+    publish_waiting(ctx, run, as_fork, _kind(task))
 
 
 @main.command(context_settings={"allow_interspersed_args": False})

@@ -15,15 +15,23 @@ def quoted(*words: object) -> str:
 
 
 # What both programs do; the rest only the trainer.
+OF_TASK = {"publish", "sync"}  # what has to know what is trained, if it is not the table
 OF_BOTH = {"list", "verify", "prune", "export", "show", "ui", "sync", "launch", "plan"}
 
 _program = "onward"  # the one of the two that this process is of
+_task = ""  # what it trains, as it was named
 
 
 def set_program(name: str) -> None:
     """Know which program's commands are told: "onward", as it is from the start, or "train"."""
     global _program
     _program = name
+
+
+def set_task(task: str) -> None:
+    """Know which task the commands are told for that have to know it; "" is the table."""
+    global _task
+    _task = task
 
 
 def command(name: str, *words: object) -> str:
@@ -35,4 +43,6 @@ def command(name: str, *words: object) -> str:
     'train publish 4f1c'
     """
     has_it = name in OF_BOTH and "--as_fork" not in words
+    if _task and name in OF_TASK:
+        words = (*words, "--task", _task)
     return quoted(_program if has_it else "train", name, *words)
