@@ -1,12 +1,14 @@
 """What several machines bring to a store, each in its time, becomes one checkpoint; or none."""
 
 import dataclasses
+import errno
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
-from support import wait_for
+from support import attempt_of, wait_for
 
 from onward.checkpoint.bringing import bring_part, parts_in, remove_part
 from onward.checkpoint.format import write_checkpoint
@@ -14,10 +16,21 @@ from onward.checkpoint.index import Origin
 from onward.checkpoint.manifest import MANIFEST_FILE
 from onward.checkpoint.others import Bringer, Others
 from onward.checkpoint.pieces import Marker, Piece, add_shard, write_shard
+from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.uploads import Uploads
-from onward.errors import CheckpointDamaged, RankFilesMissing, RankLost, Superseded
+from onward.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    RankFilesMissing,
+    RankLost,
+    RunNotUsable,
+    Superseded,
+    UnsafeFile,
+)
+from onward.opening import finishing
+from onward.publish.publisher import Publisher
 from onward.world.board import Board
 
 NAME, STEP = "epoch_3", 30
@@ -169,6 +182,8 @@ def test_what_is_not_as_its_index_says_is_not_committed(store, write, hosts, art
     store.list()
     if what == "other":
         file.write_bytes(content[:-1] + b"x")
+        with pytest.raises(RankFilesMissing, match="sha256"):
+            store.put(folder, manifest)  # by `sync`: nobody has told what it was to be
         with pytest.raises(CheckpointDamaged, match="sha256"):
             store.gathering.adopt(manifest, hosts[1].spool(1).path(NAME))
     else:
@@ -288,6 +303,51 @@ def test_an_attempt_that_was_overtaken_lets_nobody_upload(serving, hosts, artifa
     waits.join(60)
     assert MANIFEST_FILE not in artifacts.list(f"checkpoints/{NAME}")
     assert "shard-00001.json" not in artifacts.list(f"checkpoints/{NAME}")
+
+
+def test_a_run_that_is_gone_ends_training_and_no_rank_waits(serving, hosts):
+    """Whatever an answer is refused by, the training thread hears of it, as of one process."""
+    store, manifest, bringer, notes = serving
+    bringer.start()
+
+    def check_lease():
+        if threading.current_thread().name == "lease":
+            raise RunNotUsable("r1", "was deleted")
+
+    store.gathering.others.brought = lambda rank, name: None  # it waits for its answer
+    with pytest.raises(RunNotUsable, match="was deleted"):
+        store.put(hosts[0].spool(1).path(NAME), manifest, check_lease)
+    wait_for(lambda: "brought/1" in notes)
+    assert "does not have the run" in json.loads(notes.get("brought/1"))[2]
+
+
+@pytest.mark.parametrize(
+    "error", [CheckpointError("no room"), OSError(errno.ENOSPC, "full"), UnsafeFile("x", "a link")]
+)
+def test_a_draft_that_cannot_be_finished_stops_no_resume(hosts, store, monkeypatch, error, caplog):
+    """The checkpoint before it is still good, and each machine has room for its part of that."""
+    draft = SimpleNamespace(name=NAME)
+    monkeypatch.setattr(finishing, "find_drafts", lambda *_: [draft])
+
+    def adopt(*_):
+        raise error
+
+    store.gathering.adopt = adopt
+    record = SimpleNamespace(run_id="r1", attempts=1, artifact_uri=str(store.uri))
+    assert not finishing.finish_drafts(None, record, store, hosts[0], None, is_free=True)
+    assert "It is not committed" in caplog.text
+
+
+@pytest.mark.parametrize("sweeps", [False, True])
+def test_what_others_have_brought_is_not_swept_away(tracking, record, hosts, store, sweeps, write):
+    """By `sync` on one machine, while another has yet to bring what completes it."""
+    write()
+    bring(store, hosts)
+    store.list()
+    attempt = attempt_of(tracking, record.run_id)
+    publisher = Publisher(attempt, store, hosts[0].spool(1), Retention(), sweeps=sweeps)
+    publisher._prune()
+    assert bool(store._artifacts.list(f"checkpoints/{NAME}")) is not sweeps
 
 
 def test_a_note_of_somebody_else_leads_nowhere(serving, hosts):

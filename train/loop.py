@@ -24,8 +24,9 @@ from train.task import Task
 
 log = logging.getLogger(f"onward.{__name__}")
 
-# Of the limit: a norm up to here would be scaled by 1, however its quotient is rounded.
-_SURELY_WITHIN = 0.999
+# A norm with this margin below the limit would be scaled by 1, which `clip_grads_with_norm_` does.
+_MARGIN = 1.001
+_ADDED = 1e-6  # by torch, to the norm
 
 
 def train(run: Run) -> None:
@@ -99,7 +100,7 @@ def train_epoch(
         norm = gradient_norm(parameters)
         # IMPORTANT: refused before the step, so that the weights are never touched by NaN.
         norm_value = _require_finite(loss, norm, run, optimizer)
-        if options.max_grad_norm and norm_value > _SURELY_WITHIN * options.max_grad_norm:
+        if options.max_grad_norm and _MARGIN * (norm_value + _ADDED) > options.max_grad_norm:
             clip_grads_with_norm_(parameters, options.max_grad_norm, norm)
         optimizer.step()
         run.mean("train_loss").add(loss, num_samples)

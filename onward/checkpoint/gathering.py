@@ -10,7 +10,9 @@ can finish the checkpoint, also where the machines that wrote it are gone.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -82,12 +84,20 @@ class Gathering:
         self.artifacts.delete(remote, lambda path: is_own_file(path) and path[:11] not in spared)
         return True
 
-    def complete(self, folder: Path, manifest: Manifest) -> Manifest:
+    def complete(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        check_lease: Callable[[], object],
+        moved: Callable[[], object],
+    ) -> Manifest:
         """Return the manifest with what all other ranks have brought.
 
         Args:
             folder: What of the checkpoint is on this disk.
             manifest: What lists that; all of it is in the store.
+            check_lease: Raises where the attempt does not have the run any more.
+            moved: Called now and then while the others are waited for.
 
         Raises:
             RankFilesMissing: Not all of it is there. What there is can be completed later.
@@ -98,16 +108,19 @@ class Gathering:
         name, remote = manifest.name, f"{ROOT}/{manifest.name}"
         draft = folder / DRAFT_FILE
         atomic_write(draft, lambda file: file.write(manifest.to_json()))
+        check_lease()
         # IMPORTANT: after the files that it lists. With it others can do what follows.
         retried(lambda: self.artifacts.upload(draft, remote, give_away=True))
-        texts = {rank: self._awaited(manifest, rank) for rank in sorted(missing)}
+        texts = {rank: self._awaited(manifest, rank, moved) for rank in sorted(missing)}
         for rank, text in texts.items():
             (folder / index_file(rank)).write_bytes(text)
         try:
             whole = self._whole(folder, manifest)
             parts = load_content(folder, manifest, name, is_whole=False).parts
             Shards(folder, whole, name, is_verified=True).require(parts)
-        except CheckpointDamaged as error:
+            if self.others is None:  # nobody who wrote it has told what it is to be
+                self._compare(whole, manifest)
+        except (CheckpointDamaged, FileNotFoundError) as error:
             raise RankFilesMissing(min(missing), name, str(error)) from error
         sizes = self.artifacts.sizes(remote)
         for entry in whole.shard_files:
@@ -116,9 +129,18 @@ class Gathering:
                 raise RankFilesMissing(int(entry.path[6:11]), name, told)
         return whole
 
-    def _awaited(self, manifest: Manifest, rank: int) -> bytes:
+    def _compare(self, whole: Manifest, own: Manifest) -> None:
+        """Compare what the others have brought with what their indexes say of it."""
+        files = tuple(entry for entry in whole.shard_files if entry not in own.files)
+        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+            brought = dataclasses.replace(whole, files=files)
+            fetch_files(self.artifacts, brought, Path(folder), whole.name, Moved())
+
+    def _awaited(self, manifest: Manifest, rank: int, moved: Callable[[], object]) -> bytes:
         others, sha256 = self.others, None
         while others is not None and not others.is_lost and sha256 is None:
+            others.require_lease()
+            moved()
             sha256 = others.brought(rank, manifest.name)
             if sha256 is None:
                 time.sleep(LOOK_SECONDS)

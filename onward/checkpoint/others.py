@@ -6,7 +6,7 @@ What they tell each other about it is on the board of the ranks, and lasts as lo
     written/R/NAME  that it has written what it holds of a checkpoint; or that it could not
     asked           the number of what rank 0 asks for, and which checkpoint all are to bring
     brought/R       the number of what it was asked for, and what became of it
-    lease/…         whether the attempt still has the run, asked before each file
+    lease/…         whether the attempt still has the run: asked before each file, answered; refused
     left/K          the K-th checkpoint that nobody needs on a disk any more
 
 All of that is a hint. What is in the store is the truth: where a rank's index is, its files are.
@@ -26,7 +26,7 @@ from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.bringing import bring_part, remove_part
 from onward.checkpoint.manifest import NAME
 from onward.checkpoint.uploads import Uploads
-from onward.errors import RankFilesMissing, RankLost, StoreUnavailable, Superseded
+from onward.errors import RankFilesMissing, RankLost, StoreUnavailable
 from onward.system.threads import bounded
 from onward.words.language import _
 from onward.world import World
@@ -49,6 +49,7 @@ class Others:
     def __init__(self, world: World) -> None:
         self._world, self._lost = world, threading.Event()
         self._number = self._num_left = 0
+        self._refusal: BaseException | None = None
 
     @cached_property
     def ranks(self) -> frozenset[int]:
@@ -107,21 +108,47 @@ class Others:
         over = threading.Event()
 
         def answer() -> None:
-            board = self._world.board
-            with contextlib.suppress(RankLost, Superseded):  # then there is no answer
-                answered = 0
+            board, answered = self._world.board, 0
+            with contextlib.suppress(RankLost):
                 while not over.wait(LOOK_SECONDS):
-                    if (asked := board.count("lease/asked")) > answered:
-                        with contextlib.suppress(StoreUnavailable):
-                            check_lease()
-                            board.post("lease/answered", str(asked))
-                            answered = asked
+                    if (asked := board.count("lease/asked")) <= answered:
+                        continue
+                    try:
+                        check_lease()
+                    except StoreUnavailable:  # asked again
+                        continue
+                    except BaseException as error:  # the attempt has the run no more
+                        self._refusal = error
+                        board.post("lease/refused", str(asked))
+                        return
+                    board.post("lease/answered", str(asked))
+                    answered = asked
 
-        threading.Thread(target=answer, daemon=True).start()
+        threading.Thread(target=answer, name="lease", daemon=True).start()
         try:
             yield
         finally:
             over.set()
+
+    def require_lease(self) -> None:
+        """Raise what an answer was refused by."""
+        if self._refusal is not None:
+            raise self._refusal
+
+
+def ask_for_lease(world: World, over: threading.Event) -> None:
+    """Wait until rank 0 answers that the attempt still has the run.
+
+    Raises:
+        StoreUnavailable: It has not, or `over` is set.
+    """
+    board = world.board
+    asked = board.count("lease/asked", 1)
+    while int(board.read("lease/answered") or 0) < asked:
+        if int(board.read("lease/refused") or 0) >= asked:
+            raise StoreUnavailable(_("the attempt does not have the run any more"))
+        if over.wait(LOOK_SECONDS):
+            raise StoreUnavailable(_("the ranks have ended"))
 
 
 class Bringer:
@@ -198,11 +225,7 @@ class Bringer:
             return None, told[:500]
 
     def _check_lease(self) -> None:
-        board = self._world.board
-        asked = board.count("lease/asked", 1)
-        while int(board.read("lease/answered") or 0) < asked:
-            if self._over.wait(LOOK_SECONDS):
-                raise StoreUnavailable(_("the ranks have ended"))
+        ask_for_lease(self._world, self._over)
 
     def _remove_left(self) -> None:
         while (name := self._world.board.read(f"left/{self._num_left + 1}")) is not None:

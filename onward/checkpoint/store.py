@@ -130,9 +130,9 @@ class CheckpointStore:
         return chain.linked(manifest, self.run_id, previous, self._key)
 
     @property
-    def has_folders(self) -> bool:
-        """Whether there were any folders of checkpoints, committed or not, at the last listing."""
-        return bool(self._names)
+    def names(self) -> frozenset[str]:
+        """The folders of checkpoints, committed or not, at the last listing."""
+        return frozenset(self._names)
 
     @property
     def has_key(self) -> bool:
@@ -195,7 +195,7 @@ class CheckpointStore:
         begin = functools.partial(self.gathering.begin, manifest)
         with self.gathering.answering(manifest, check_lease):
             here, cut = self.uploads.bring(folder, manifest, check_lease, clear, begin)
-            cut = self.gathering.complete(here, cut)
+            cut = self.gathering.complete(here, cut, check_lease, self.uploads.move)
         check_lease()
         linked = link(cut)
         text = linked.to_json()

@@ -32,6 +32,10 @@ class Uploads:
         self._clean: set[str] = set()  # those that held nothing when their upload began
         self._cut: dict[str, Manifest] = {}  # those that were cut into smaller parts
 
+    def move(self) -> None:
+        """Note that something goes on: a file has arrived, or others send theirs."""
+        self.moved = time.monotonic()
+
     def bring(
         self,
         folder: Path,
@@ -99,7 +103,7 @@ class Uploads:
             check_lease()
             file, target = folder / entry.path, f"{remote}/{entry.path}"
             retried(lambda: send_once(artifacts, file, target, entry, part_size, is_clean))
-            self.moved = time.monotonic()
+            self.move()
             with os.fdopen(open_own(folder / UPLOADED_FILE), "a") as noted_in:
                 noted_in.write(f"{line(entry)}\n")
 

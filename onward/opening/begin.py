@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onward.attempts.attempt import END_SECONDS, Attempt
 from onward.attempts.heartbeat import Beat
@@ -18,7 +19,7 @@ from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.rank_files import RankFiles
 from onward.checkpoint.spool import RunFolder
-from onward.errors import Superseded, TrainError
+from onward.errors import RunNotUsable, Superseded, TrainError
 from onward.metrics import History
 from onward.opening.identity import machine_tags, upload_code
 from onward.opening.source import Source, local_folder, open_store
@@ -68,6 +69,22 @@ class Opening:
         self._reporter, self.world, self.questions = reporter, world, Questions(world)
         self._attempt: Attempt | None = None  # once it is begun
         self._folders: dict[str, RunFolder] = {}
+
+    def ask_to_bring(self, question: Mapping[str, Any]) -> None:
+        """Let other machines bring what they have of a run, as long as nobody else takes it.
+
+        Args:
+            question: As `finish_drafts` asks it.
+        """
+
+        def check_lease() -> None:
+            if self.tracking.get_run(question["run_id"]).attempts != question["attempt"]:
+                told = _("was taken over by another attempt meanwhile")
+                raise RunNotUsable(question["run_id"], told)
+
+        if not self.world.is_alone:
+            with Others(self.world).answering(check_lease):
+                self.questions.ask(question)
 
     def new_run(self, experiment_id: str) -> RunRecord:
         """Return the run for a fresh start or a fork: the launch's own, or a new one.

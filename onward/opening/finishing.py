@@ -18,7 +18,13 @@ from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.uploads import Uploads
-from onward.errors import CheckpointDamaged, RankFilesMissing, RunNotUsable
+from onward.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    RankFilesMissing,
+    RunNotUsable,
+    StoreUnavailable,
+)
 from onward.opening.waiting import lost_journal, publish_waiting
 from onward.run.subject import Kind
 from onward.tracking.client import Tracking
@@ -68,9 +74,10 @@ def finish_drafts(
     store: CheckpointStore,
     folder: RunFolder,
     kind: Kind | None,
+    is_free: bool = False,
     ask: Ask = lambda question: None,
 ) -> bool:
-    """Commit what lacks its commit alone; nobody works on the run.
+    """Commit what lacks its commit alone, unless the run is being trained.
 
     Args:
         tracking: The server.
@@ -78,6 +85,7 @@ def finish_drafts(
         store: Its checkpoints.
         folder: This disk's folder for it, acquired.
         kind: What it trains.
+        is_free: Whether nobody is known to work on the run; else that is waited for.
         ask: Lets other machines bring what they have.
 
     Returns:
@@ -86,6 +94,12 @@ def finish_drafts(
     drafts = find_drafts(record, store)
     if not drafts:
         return False
+    if not is_free:
+        try:
+            record = wait_until_free(tracking, record, take_over=False)
+        except RunNotUsable as error:
+            log.info("%s", error)
+            return False
     names = [draft.name for draft in drafts]
     ask({"bring": names, "run_id": record.run_id, "attempt": record.attempts,
          "uri": record.artifact_uri})  # fmt: skip
@@ -94,7 +108,9 @@ def finish_drafts(
         try:
             store.gathering.adopt(draft, spool.path(draft.name))
             num_adopted += 1
-        except (RankFilesMissing, CheckpointDamaged) as error:
+        except (CheckpointError, OSError) as error:
+            if isinstance(error, StoreUnavailable) and not isinstance(error, RankFilesMissing):
+                raise
             log.warning(_("%s. It is not committed"), error)
     if not num_adopted:
         return False
@@ -112,9 +128,9 @@ def find_drafts(record: RunRecord, store: CheckpointStore) -> list[Manifest]:
     """
     if store.has_key or not record.attempts:
         return []
-    found = store.examine()
-    newest = max((m.order for m in found.values() if m is not None), default=(-1, -1))
-    drafts = store.gathering.drafts([name for name, m in found.items() if m is None])
+    committed = {m.name: m for m in store.list(logging.DEBUG)}  # by the manifests themselves
+    newest = max((m.order for m in committed.values()), default=(-1, -1))
+    drafts = store.gathering.drafts(store.names - committed.keys())
     return [d for d in drafts if d.attempt == record.attempts and d.order > newest]
 
 
@@ -130,9 +146,9 @@ def finish_elsewhere(
     Raises:
         StoreUnavailable: The store does not answer.
     """
-    committed = [manifest for manifest in store.examine().values() if manifest is not None]
-    newest = max((manifest.step for manifest in committed), default=-1)
     parts = [part for _number, part in parts_in(folder)]
+    committed = store.list(logging.DEBUG) if parts else []
+    newest = max((manifest.step for manifest in committed), default=-1)
     wanted = [part.name for part in parts if step_of(part) > newest]
 
     def check_lease() -> None:
@@ -143,10 +159,4 @@ def finish_elsewhere(
     if parts:
         files = store.gathering.artifacts
         bring_waiting(folder, record.attempts, files, wanted, check_lease)
-    if find_drafts(record, store):
-        try:
-            now = wait_until_free(tracking, record, take_over=False)
-        except RunNotUsable as error:
-            log.info("%s", error)
-            return
-        finish_drafts(tracking, now, store, folder, kind)
+    finish_drafts(tracking, record, store, folder, kind)

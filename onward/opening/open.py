@@ -183,8 +183,10 @@ class _Way:
                       "with fork=true"),
                 )  # fmt: skip
             now = wait_until_free(tracking, record, launch.take_over)
-            ask = self.opening.questions.ask
-            has_finished = finish_drafts(tracking, now, store, folder, self.kind, ask)
+            is_free = not launch.take_over
+            has_finished = finish_drafts(
+                tracking, now, store, folder, self.kind, is_free, self.opening.ask_to_bring
+            )
             if has_finished:
                 now = tracking.get_run(record.run_id)
             if now is not record:  # in the meantime it may have committed more

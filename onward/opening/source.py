@@ -249,7 +249,7 @@ def require_committed(record: RunRecord, store: CheckpointStore, found: Collecti
         CheckpointNotFound: It has.
         CheckpointError: It has some, none of which the key that was given has signed.
     """
-    if not found and store.has_key and store.has_folders:
+    if not found and store.has_key and store.names:
         raise CheckpointError(
             _("no checkpoint of run '{run_id}' is signed by the key that was given: give the one "
               "that it was trained with").format(run_id=record.run_id)

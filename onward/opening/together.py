@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from onward.checkpoint.bringing import rank_folder
 from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
-from onward.checkpoint.others import Bringer
+from onward.checkpoint.others import Bringer, ask_for_lease
 from onward.checkpoint.spool import RunFolder
 from onward.errors import Interrupted
 from onward.metrics import History
@@ -157,7 +158,8 @@ def _reply(question: Mapping[str, Any], world: World) -> Any:
         return fetch_asked(question, open_files, world)
     folder, files = _own_folder(question["run_id"]), open_files(question["uri"])
     try:
-        bring_waiting(folder, question["attempt"], files, question["bring"])
+        check_lease = functools.partial(ask_for_lease, world, threading.Event())
+        bring_waiting(folder, question["attempt"], files, question["bring"], check_lease)
     except OSError as error:  # rank 0 sees what is not there
         log.warning("%s", error)
     return None

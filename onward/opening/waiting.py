@@ -151,14 +151,21 @@ def _publish(
         retention = Retention.of(RunOptions.known_of(content.config))
         published = tracking.published(record.run_id, record.metrics)
         publisher = Publisher(
-            attempt, store, spool, retention, stored, HOST_TAG not in record.tags, published
-        )
+            attempt, store, spool, retention, stored, HOST_TAG not in record.tags, published,
+            sweeps=waiting[-1].world == 1,
+        )  # fmt: skip
         publisher.add_held(content)
         new = [m for m in waiting if not any(m.is_same(n) for n in stored)]
         gone = retention.to_prune([*stored, *new])
         needed = [m for m in waiting if m not in gone]
         with show_upload(spool, needed):
             for manifest in needed:
+                if manifest.missing_ranks and store.has_key:
+                    told = _(
+                        "%s lacks what other ranks have, which no key has signed: it is left out"
+                    )
+                    log.warning(told, manifest.name)
+                    continue
                 try:
                     publisher.commit(manifest)
                 except RankFilesMissing as error:

@@ -46,6 +46,8 @@ class Publisher:
             damaged must not be among them: it would count as the newest, or as the best.
         points_here: Whether the store is where MLflow's pointer looks.
         published: What MLflow has of the run's metrics already.
+        sweeps: Whether folders without a commit are removed. They may be what several machines have
+            brought, which the one that publishes does not wait for.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Publisher:
         manifests: Iterable[Manifest] = (),
         points_here: bool = True,
         published: Iterable[Point] = (),
+        sweeps: bool = True,
     ) -> None:
         self._attempt, self._tracking = attempt, attempt.tracking
         self.store, self._spool = store, spool
-        self.retention, self._points_here = retention, points_here
+        self.retention, self._points_here, self._sweeps = retention, points_here, sweeps
         self._check_lease = attempt.check_lease
         self._lock = threading.Lock()
         self._unpublished: list[tuple[Point, Order | None]] = []
@@ -165,7 +168,8 @@ class Publisher:
         if time.monotonic() < self._prune_at:
             self._is_tidy = False
             return
-        for name in [*(m.name for m in gone), *self.store.leftovers(self.manifests)]:
+        left = self.store.leftovers(self.manifests) if self._sweeps else []
+        for name in [*(m.name for m in gone), *left]:
             self._check_lease()
             if not self.store.try_to("prune", functools.partial(self.store.delete, name)):
                 self._prune_at = time.monotonic() + PRUNE_SECONDS

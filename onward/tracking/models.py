@@ -259,7 +259,8 @@ def _pack_code(loader: str, to: Path) -> tuple[str, list[str]]:
     name = f"load_{loader.replace('.', '_')}"  # of each loader another: Python keeps what it has
     archive, module = to / f"{name}.zip", to / f"{name}.py"
     to.mkdir()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+    # Some systems install files that are as old as Unix, of which an archive has no time.
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
         for package in dict.fromkeys((__name__.partition(".")[0], loader.partition(".")[0])):
             [folder] = importlib.import_module(package).__path__
             for file in sorted(Path(folder).rglob("*")):
