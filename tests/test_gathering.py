@@ -26,11 +26,13 @@ from onward.errors import (
     RankFilesMissing,
     RankLost,
     RunNotUsable,
+    StoreUnavailable,
     Superseded,
     UnsafeFile,
 )
 from onward.opening import finishing
 from onward.publish.publisher import Publisher
+from onward.tracking.connect import open_files
 from onward.world.board import Board
 
 NAME, STEP = "epoch_3", 30
@@ -371,6 +373,79 @@ def test_without_a_board_nobody_waits(serving, hosts):
         store.put(hosts[0].spool(1).path(NAME), manifest)
     with pytest.raises(RankLost):
         Board(notes, 60.0).post("x")
+
+
+class Muffled(Notes):
+    """A store that does not answer for a while; what it is told then is lost."""
+
+    num_asked = 0
+    is_silent = False
+
+    def _there(self):
+        if self.is_silent:
+            self.num_asked += 1
+            threading.Event().wait()
+
+
+@pytest.fixture
+def muffled(monkeypatch):
+    """Return such a store, with rank 1 on a machine of its own, and the ranks that rank 0 sees."""
+    monkeypatch.setattr("onward.checkpoint.others.END_SECONDS", 0.05)
+    notes = Muffled({"apart/1": b"yes"})
+    return notes, Others(Ranks(0, notes))
+
+
+def test_what_is_left_is_told_once_the_board_answers(muffled, monkeypatch):
+    """Who calls has the pipeline's lock: one call waits a moment, the others not at all."""
+    notes, others = muffled
+    notes.is_silent = True
+    for name in ("epoch_1", "epoch_2", "epoch_3"):
+        others.leave(name)
+    assert notes.num_asked == 1
+    notes.is_silent = False
+    others._quiet_until = 0.0  # it is over
+    others.leave("epoch_4")
+    told = [notes[f"left/{number}"].decode() for number in range(1, 5)]
+    assert told == ["epoch_1", "epoch_2", "epoch_3", "epoch_4"]
+
+
+def test_once_a_rank_is_lost_nobody_is_told_anything(muffled):
+    """It may take minutes, for nothing."""
+    notes, others = muffled
+    notes.is_silent = True
+    others.lose()
+    others.leave("epoch_1")
+    others.ask("epoch_1")
+    assert notes.num_asked == 0
+
+
+def test_ranks_that_see_the_disk_are_told_nothing(muffled):
+    """What is removed there, nobody else has."""
+    notes, others = muffled
+    notes["apart/1"] = b"no"
+    others.leave("epoch_1")
+    assert list(notes) == ["apart/1"]
+
+
+def test_a_rank_that_was_never_asked_brings_its_log(hosts, artifacts):
+    """As with whole weights, of which it writes none."""
+    spool = hosts[1].spool(1)
+    log_file = spool.folder / "attempt_1_rank_1.log"
+    log_file.parent.mkdir(parents=True)
+    log_file.write_text("a line\n")
+    Bringer(Ranks(1, Notes()), spool.folder / "rank_1", lambda: artifacts).close(log_file)
+    assert artifacts.list("logs") == [log_file.name]
+    assert not log_file.exists()
+
+
+def test_a_folder_that_is_not_on_this_machine_is_not_made(tmp_path):
+    """Of that name another machine's would be another: what went there nobody would find."""
+    root = tmp_path / "mlruns" / "0" / "r1" / "artifacts"
+    with pytest.raises(StoreUnavailable, match="which this machine does not have"):
+        open_files(str(root))
+    assert list(tmp_path.iterdir()) == []
+    root.mkdir(parents=True)
+    assert open_files(str(root)).folder == root
 
 
 def test_a_part_that_is_removed_leaves_no_folder(write, hosts):

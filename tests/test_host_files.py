@@ -1,11 +1,13 @@
 """What a machine downloads of a checkpoint that several ranks saved: each file once, verified."""
 
 import dataclasses
+import multiprocessing
 import threading
 
 import pytest
 import torch
 
+from onward.checkpoint import host_files
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.host_files import HostFiles
 from onward.checkpoint.index import Origin
@@ -93,6 +95,56 @@ def test_what_is_damaged_is_not_kept(files, manifest, artifacts, way):
     with pytest.raises(CheckpointDamaged):
         files.fetch(entry)
     assert not (files.folder / entry.path).exists()
+
+
+def test_what_links_elsewhere_is_damaged(files, manifest, artifacts, tmp_path):
+    """All fall back from it, as from what is cut."""
+    entry = next(e for e in manifest.files if e.path == "shard-00001-00000.pth")
+    stored = artifacts.root / "checkpoints" / "epoch_3" / entry.path
+    stored.rename(tmp_path / "elsewhere")
+    stored.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointDamaged, match="symbolic link"):
+        files.fetch(entry)
+
+
+def test_what_is_not_gone_on_from_is_removed(files, manifest, artifacts, tmp_path):
+    """As the next is fetched, or as the process ends; a crash's by who comes next."""
+    home = tmp_path / "home"
+    (home / "resumed" / "crashed").mkdir(parents=True)
+    files.keep()
+    files.fetch_all(manifest.indexes)
+    other = HostFiles(home, dataclasses.replace(manifest, step=31), lambda: artifacts)
+    other.keep()
+    assert [path for path in other.folder.parent.iterdir() if path.is_dir()] == [other.folder]
+    host_files._leave()
+    assert not other.folder.exists()
+
+
+def test_what_another_process_keeps_stays(files, manifest, artifacts, tmp_path):
+    """Be it of the same checkpoint or of another one, until that process has ended."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def live():
+        files.keep()
+        files.fetch_all(manifest.indexes)
+        there.send("kept")
+        there.recv()
+
+    process = context.Process(target=live)
+    process.start()
+    here.recv()
+    files.keep()
+    files.remove()
+    other = HostFiles(tmp_path / "home", dataclasses.replace(manifest, step=31), lambda: artifacts)
+    other.keep()
+    is_kept = all((files.folder / entry.path).exists() for entry in manifest.indexes)
+    here.send("end")
+    process.join(20)
+    assert is_kept
+    other.keep()
+    assert not files.folder.exists()
+    other.remove()
 
 
 class Answers:

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from support import attempt_of, wait_for
 
 from onward.attempts.heartbeat import Heartbeat
+from onward.tracking.names import HEARTBEAT_TAG
 from onward.world.board import Board
-from onward.world.machines import Machine, OtherMachines
+from onward.world.machines import NUM_QUIET, Machine, OtherMachines
 
 
 @dataclass
@@ -43,6 +44,12 @@ def store():
     return dist.HashStore()
 
 
+def tell(store, machine, note):
+    """Tell on the board what a machine does."""
+    store.set(f"machine/{machine}", json.dumps(note))
+    store.add("machines", 1)
+
+
 def test_each_machine_is_told_under_its_first_rank(store):
     """Once for each sample; the other ranks of a machine, and rank 0, tell nothing."""
     others = OtherMachines(Rank(0, store))
@@ -66,18 +73,44 @@ def test_each_machine_is_told_under_its_first_rank(store):
         machine.close()
 
 
-def test_a_board_that_does_not_answer_is_asked_once(monkeypatch):
-    """A heartbeat that waited for it would let the run be taken for dead."""
+def test_a_board_that_does_not_answer_is_asked_again_after_a_pause(store, monkeypatch):
+    """A heartbeat that waited for it each time would let the run be taken for dead."""
     monkeypatch.setattr("onward.world.machines.ANSWER_SECONDS", 0.05)
-    others = OtherMachines(Rank(0, Silent()))
+    place = Rank(0, Silent())
+    others = OtherMachines(place)
     assert others.sample() == {}
-    assert others._is_lost
+    place.store = store
+    tell(store, 1, [1, 2, {"system/cpu": 7.0}])
+    assert [others.sample() for _beat in range(NUM_QUIET)] == [{}] * NUM_QUIET
+    assert others.sample() == {"system/rank_2/cpu": 7.0}
+
+
+@pytest.mark.parametrize(
+    "note",
+    [3, [1, 2], [1, 2, 3], [1, "x", {"a": 1}], [1, 2, {"a": "many"}], [1, 2, {"a": 10**400}]],
+)
+def test_a_malformed_note_is_passed_over(store, note):
+    """What other machines tell is told all the same."""
+    tell(store, 1, note)
+    tell(store, 2, [1, 4, {"system/cpu": 7.0}])
+    assert OtherMachines(Rank(0, store)).sample() == {"system/rank_4/cpu": 7.0}
+
+
+def test_a_heartbeat_outlives_whatever_others_raise(tracking, record):
+    """Without beats the run would be taken for dead."""
+
+    def fail():
+        raise RuntimeError("a fault")
+
+    heart = Heartbeat(attempt_of(tracking, record.run_id), dict, lambda error: None, fail)
+    heart.start()
+    wait_for(lambda: HEARTBEAT_TAG in tracking.get_run(record.run_id).tags)
+    heart.stop()
 
 
 def test_they_are_metrics_of_the_attempt(store, tracking, record):
     """Beside those of rank 0's own machine."""
-    store.set("machine/1", json.dumps([1, 1, {"system/cpu_utilization_percentage": 5.0}]))
-    store.add("machines", 1)
+    tell(store, 1, [1, 1, {"system/cpu_utilization_percentage": 5.0}])
     attempt = attempt_of(tracking, record.run_id)
     heart = Heartbeat(attempt, dict, lambda error: None, OtherMachines(Rank(0, store)).sample)
     heart._sample()

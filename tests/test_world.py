@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import sys
+import threading
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from onward.run.shares import Shares, is_divisible, share_of, tell_undivided
 from onward.run.signals import StopRequest
 from onward.run.state import Start, TrainState
 from onward.system.environment import Ranks
+from onward.system.threads import bounded
 from onward.world import ALONE, World, lives
 
 
@@ -310,6 +312,30 @@ def test_a_rank_that_failed_says_why():
     first, second = together(_leave_early)
     assert first == (1, "ValueError: my own fault", 1)
     assert second == ("ValueError", "my own fault")
+
+
+class _Unanswering:
+    """A store beyond a link that was cut: its client waits for ever, with its lock."""
+
+    def __getattr__(self, name):
+        return lambda *_: threading.Event().wait()
+
+
+def test_a_store_that_does_not_answer_keeps_nobody_from_ending(monkeypatch):
+    """Neither the last words of a rank, nor what it waits for, have no end."""
+    monkeypatch.setattr("onward.world.world.LOST_SECONDS", 0.05)
+    world = World(Ranks(0, 2))
+    world._store = _Unanswering()
+
+    def end():
+        with pytest.raises(CheckpointError):
+            _fail_to_open(world)
+        world.end(ValueError("my own fault"))
+        world.wait_for_leader(lambda: 0.05)
+        world.closed()
+        world.close()
+
+    assert bounded(end, 20.0)
 
 
 def test_what_is_no_lost_rank_is_left_alone():

@@ -157,8 +157,12 @@ class Heartbeat:
                 log.debug("beat %d: %s", self._number, error)
 
     def _sample(self) -> None:
-        now = now_ms()
-        for key, value in {**self._system.sample(), **self._others()}.items():
+        now, found = now_ms(), self._system.sample()
+        try:
+            found = {**found, **self._others()}
+        except Exception as error:  # of whatever kind: a beat waits for nothing that others say
+            log.debug("beat %d: %s", self._number, error)
+        for key, value in found.items():
             self._points.append(Point(key, self._number, now, value))
         del self._points[:-MAX_WAITING_POINTS]
 

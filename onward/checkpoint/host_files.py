@@ -3,12 +3,17 @@
     resumed/4f1c…/shard-00001-00000.pth     verified, as its name is there
 
 The ranks of a machine share what is downloaded: the first that needs a file fetches it, and the
-others wait for that.
+others wait for that. The first rank keeps the folder, by a lock, until all have read what they
+hold. One that nobody keeps is a rest of what was not gone on from, and is removed by whoever comes
+next, of whatever run.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -19,13 +24,16 @@ from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.downloads import fetch_files
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.checkpoint.shards import Shards
-from onward.errors import CheckpointDamaged
-from onward.system.files import exclusively, make_folder, rename_over
+from onward.errors import CheckpointDamaged, UnsafeFile
+from onward.system.files import FolderLock, exclusively, make_folder, rename_over
 from onward.system.threads import each
 from onward.terminal.progress import Moved
 from onward.words.language import _
 
 _NUM_THREADS = 4
+_LOCK_FILE = "lock"  # held by who takes a folder, or removes one
+_kept: dict[Path, FolderLock] = {}  # folders that this process keeps
+os.register_at_fork(after_in_child=_kept.clear)
 
 
 class HostFiles:
@@ -51,6 +59,27 @@ class HostFiles:
     def _artifacts(self) -> Artifacts:
         return self._open()
 
+    def keep(self) -> None:
+        """Keep the folder until `remove`, or until this process ends or keeps another one.
+
+        All others are removed that no other process keeps.
+
+        Raises:
+            OSError: The disk cannot be written.
+        """
+        home = self.folder.parent
+        make_folder(home)
+        with exclusively(home / _LOCK_FILE):
+            for folder in home.iterdir():
+                if folder.is_dir() and folder != self.folder:
+                    _remove(folder)
+            if self.folder not in _kept:
+                lock = FolderLock(self.folder)
+                if lock.acquire():
+                    _kept[self.folder] = lock
+                else:  # on another machine with the same disk
+                    lock.release()
+
     def fetch(self, entry: FileEntry) -> None:
         """Make sure that a file is here, and is what the manifest says.
 
@@ -74,6 +103,8 @@ class HostFiles:
                 except FileNotFoundError as error:
                     found = _("{path} is missing").format(path=error)
                     raise CheckpointDamaged(self.manifest.name, found) from error
+                except UnsafeFile as error:
+                    raise CheckpointDamaged(self.manifest.name, str(error)) from error
                 rename_over(Path(private) / entry.path, path)
 
     def fetch_all(self, entries: Iterable[FileEntry]) -> None:
@@ -101,5 +132,23 @@ class HostFiles:
         return [e for e in self.manifest.shard_files if e.path.startswith(prefixes)]
 
     def remove(self) -> None:
-        """Remove them: all have read what they hold."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove them, unless another process keeps them: all have read what they hold."""
+        with exclusively(self.folder.parent / _LOCK_FILE):
+            _remove(self.folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that no other process keeps; who calls holds the lock of all."""
+    with contextlib.suppress(OSError):  # the disk is full: what comes next removes it
+        lock = _kept.pop(folder, None) or FolderLock(folder)
+        if lock.acquire():
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+@atexit.register
+def _leave() -> None:
+    """Remove what this process has kept and not gone on from."""
+    for folder in list(_kept):
+        with exclusively(folder.parent / _LOCK_FILE):
+            _remove(folder)

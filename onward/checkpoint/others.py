@@ -18,8 +18,8 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 from onward.checkpoint.artifacts import Artifacts
@@ -30,11 +30,13 @@ from onward.errors import RankFilesMissing, RankLost, StoreUnavailable
 from onward.system.threads import bounded
 from onward.words.language import _
 from onward.world import World
+from onward.world.board import Board
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05  # between two looks for an answer
-END_SECONDS = 5.0  # that the last words may take
+END_SECONDS = 5.0  # that the last words may take, and those said while others wait for a lock
+QUIET_SECONDS = 60.0  # in which a board that did not answer is not told what can wait
 SERVE_SECONDS = 0.2  # between two looks for what rank 0 asks
 _WRITTEN, _FAILED = "written", "failed"
 
@@ -50,12 +52,21 @@ class Others:
         self._world, self._lost = world, threading.Event()
         self._number = self._num_left = 0
         self._refusal: BaseException | None = None
+        self._ranks: frozenset[int] | None = None  # not read yet
+        self._left: list[str] = []  # what they have not heard of
+        self._quiet_until = 0.0
+        self._leaving = threading.Lock()
 
-    @cached_property
+    @property
     def ranks(self) -> frozenset[int]:
         """Which they are; known once all have met."""
-        others = range(1, self._world.size)
-        return frozenset(r for r in others if self._world.board.read(f"apart/{r}") == "yes")
+        return self._find(self._world.board)
+
+    def _find(self, board: Board) -> frozenset[int]:
+        if self._ranks is None:
+            others = range(1, self._world.size)
+            self._ranks = frozenset(r for r in others if board.read(f"apart/{r}") == "yes")
+        return self._ranks
 
     def lose(self) -> None:
         """Wait for nobody any more: a rank is gone."""
@@ -74,7 +85,9 @@ class Others:
     def ask(self, name: str) -> None:
         """Let all of them bring what they have of a checkpoint; its name is free."""
         self._number += 1
-        self._tell("asked", json.dumps([self._number, name]))
+        if not self.is_lost:
+            with contextlib.suppress(RankLost):  # nobody is there to hear it
+                self._world.board.post("asked", json.dumps([self._number, name]))
 
     def brought(self, rank: int, name: str) -> str | None:
         """Return the SHA-256 of a rank's index, once it has brought what was asked for last.
@@ -94,13 +107,24 @@ class Others:
         return str(sha256)
 
     def leave(self, name: str) -> None:
-        """Let them remove what they have of a checkpoint."""
-        self._num_left += 1
-        self._tell(f"left/{self._num_left}", name)
+        """Let them remove what they have of a checkpoint, if there are any.
 
-    def _tell(self, name: str, note: str) -> None:
-        with contextlib.suppress(RankLost):  # nobody is there to hear it
-            self._world.board.post(name, note)
+        Who calls may have a lock that training waits for. What a board that does not answer was not
+        told, it is told with a later one.
+        """
+        with self._leaving:
+            self._left.append(name)
+            if self.is_lost or time.monotonic() < self._quiet_until:
+                return
+            board = self._world.board.within(END_SECONDS)
+            try:
+                while self._find(board) and self._left:
+                    board.post(f"left/{self._num_left + 1}", self._left[0])
+                    self._num_left += 1
+                    del self._left[0]
+                self._left.clear()
+            except RankLost:
+                self._quiet_until = time.monotonic() + QUIET_SECONDS
 
     @contextlib.contextmanager
     def answering(self, check_lease: Callable[[], object]) -> Iterator[None]:
@@ -183,14 +207,13 @@ class Bringer:
         Args:
             log_file: That of the rank, which goes to the store too, if that answers soon.
         """
-        if not self._thread.is_alive():
-            return
         self._over.set()
-        self._thread.join(END_SECONDS)
-        if self._thread.is_alive():  # in a call that nobody answers
-            return
-        with contextlib.suppress(RankLost):
-            self._remove_left()
+        if self._thread.is_alive():  # else nothing of this rank was ever asked for
+            self._thread.join(END_SECONDS)
+            if self._thread.is_alive():  # in a call that nobody answers
+                return
+            with contextlib.suppress(RankLost):
+                self._remove_left(self._world.board.within(END_SECONDS))
         with contextlib.suppress(OSError):
             if bounded(lambda: self._open().upload(log_file, "logs"), END_SECONDS):
                 log_file.unlink()
@@ -200,7 +223,7 @@ class Bringer:
         board = self._world.board
         with contextlib.suppress(RankLost):
             while not self._over.wait(SERVE_SECONDS):
-                self._remove_left()
+                self._remove_left(board)
                 number, name = json.loads(board.read("asked") or "[0, null]")
                 if number != self._number:
                     sha256, error = self._bring(self._place(name))
@@ -227,7 +250,7 @@ class Bringer:
     def _check_lease(self) -> None:
         ask_for_lease(self._world, self._over)
 
-    def _remove_left(self) -> None:
-        while (name := self._world.board.read(f"left/{self._num_left + 1}")) is not None:
+    def _remove_left(self, board: Board) -> None:
+        while (name := board.read(f"left/{self._num_left + 1}")) is not None:
             self._num_left += 1
             remove_part(self._place(name))

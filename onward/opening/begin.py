@@ -143,6 +143,9 @@ class Opening:
             record = dataclasses.replace(record, tags={**record.tags, **tags})
             store, manifests = open_store(tracking, record, folder), []
         if store.folder is not None:
+            if not self.world.is_alone:  # by it other machines know that they have that disk too
+                with contextlib.suppress(OSError):
+                    store.folder.mkdir(parents=True, exist_ok=True)
             log.info(_("Checkpoints go to %s: on this machine only"), store.folder)
             warn_of_percent(record)
         publisher = Publisher(

@@ -50,6 +50,7 @@ def get_apart(
     told: list[Any] = []
 
     def fetch_here() -> None:
+        files.keep()
         own = [e for e in manifest.files if e not in manifest.shard_files]
         shards = files.of_ranks(world.host_ranks, world.size)
         title = _("Downloading {title}").format(title=manifest.name)
@@ -79,7 +80,12 @@ def fetch_asked(
 ) -> Any:
     """Answer on another rank what `get_apart` asks: None, or what is wrong, and in words."""
     manifest = Manifest.from_dict(question["fetch"], question["name"])
-    return _fetch(host_files(manifest, functools.partial(open_files, question["uri"])), world)
+    files = host_files(manifest, functools.partial(open_files, question["uri"]))
+    try:
+        files.keep()
+    except OSError as error:
+        return [_UNAVAILABLE, str(error)]
+    return _fetch(files, world)
 
 
 def _fetch(files: HostFiles, world: World) -> list[str] | None:

@@ -156,8 +156,9 @@ def _reply(question: Mapping[str, Any], world: World) -> Any:
         return None
     if "fetch" in question:
         return fetch_asked(question, open_files, world)
-    folder, files = _own_folder(question["run_id"]), open_files(question["uri"])
+    folder = _own_folder(question["run_id"])
     try:
+        files = open_files(question["uri"])
         check_lease = functools.partial(ask_for_lease, world, threading.Event())
         bring_waiting(folder, question["attempt"], files, question["bring"], check_lease)
     except OSError as error:  # rank 0 sees what is not there

@@ -6,6 +6,7 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from onward.errors import StoreUnavailable
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.database import open_store
 from onward.tracking.translate import translated
@@ -52,9 +53,18 @@ def open_files(artifact_uri: str) -> Artifacts:
         artifact_uri: As the server tells it to others.
 
     Raises:
-        StoreUnavailable: They cannot be reached from here.
+        StoreUnavailable: They cannot be reached from here; or are in a folder of another machine:
+            one of that name here would be another.
     """
-    return Artifacts(artifact_uri, prepare()[0])
+    files = Artifacts(artifact_uri, prepare()[0])
+    if files.folder is not None and not files.folder.is_dir():
+        raise StoreUnavailable(
+            _("the run's files are kept in the folder '{folder}', which this machine does not "
+              "have: several machines need a disk in common there, or a server started with "
+              "--serve-artifacts, or with a bucket as its --default-artifact-root")
+            .format(folder=files.folder)
+        )  # fmt: skip
+    return files
 
 
 def _bound_calls(uri: str) -> BoundedCalls:

@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping
 
 from onward.errors import RankLost
 from onward.metrics import SYSTEM
+from onward.system.untrusted import parse_json
 from onward.world.world import World
 
-ANSWER_SECONDS = 1.0  # in which the board answers, or is not asked again: a heartbeat waits for it
+ANSWER_SECONDS = 1.0  # in which the board answers: a heartbeat waits for it
+NUM_QUIET = 9  # heartbeats before a board is asked again that did not answer
+_MALFORMED = (ValueError, TypeError, AttributeError, OverflowError)
 
 Found = Mapping[str, float]
 
@@ -59,22 +62,38 @@ class OtherMachines:
     """
 
     def __init__(self, world: World) -> None:
-        self._world, self._is_lost = world, world.is_alone
+        self._world = world
         self._heard: dict[int, int] = {}  # machine to the number of its newest sample
+        self._num_quiet = 0  # times that are passed over
 
     def sample(self) -> dict[str, float]:
         """Return what is new: `system/rank_R/…`, where R is the first rank on the machine."""
         found: dict[str, float] = {}
-        if self._is_lost:
+        if self._world.is_alone:
+            return found
+        if self._num_quiet:
+            self._num_quiet -= 1
             return found
         board = self._world.board.within(ANSWER_SECONDS)
         try:
             for machine in range(1, board.count("machines") + 1):
-                number, rank, told = json.loads(board.read(f"machine/{machine}") or "[0, 0, {}]")
-                if number != self._heard.get(machine, 0):
-                    self._heard[machine] = number
-                    own = f"{SYSTEM}rank_{rank}/"
-                    found |= {own + key.removeprefix(SYSTEM): v for key, v in told.items()}
+                note = board.read(f"machine/{machine}")
+                if note is not None:
+                    with contextlib.suppress(*_MALFORMED):
+                        found |= self._read(machine, note)
         except RankLost:
-            self._is_lost = True
+            self._num_quiet = NUM_QUIET
+        return found
+
+    def _read(self, machine: int, note: str) -> dict[str, float]:
+        """Return what a machine does; nothing where that is known.
+
+        Raises: One of `_MALFORMED`: it is no such note.
+        """
+        number, rank, told = parse_json(note)
+        if number == self._heard.get(machine, 0):
+            return {}
+        own = f"{SYSTEM}rank_{int(rank)}/"
+        found = {own + key.removeprefix(SYSTEM): float(value) for key, value in told.items()}
+        self._heard[machine] = number
         return found

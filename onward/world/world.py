@@ -122,7 +122,9 @@ class World:
         self._timeout = timeout_seconds
         if self.is_alone:
             return
-        self._meet()
+        # Where they can be stopped, which they cannot as a group is made.
+        self.board.post(f"ready/{self.rank}")
+        self.wait_for_all("ready")
         import torch
         import torch.distributed as dist
         from torch.distributed import distributed_c10d
@@ -144,11 +146,6 @@ class World:
             )  # fmt: skip
             self._group = dist.group.WORLD
 
-    def _meet(self) -> None:
-        """Wait for all ranks: where they can be stopped, which they cannot as a group is made."""
-        self.board.post(f"ready/{self.rank}")
-        self.wait_for_all("ready")
-
     def wait_for_all(self, name: str) -> list[str]:
         """Return the notes of that name of all other ranks; raise if one of them ends."""
         others = [rank for rank in range(self.size) if rank != self.rank]
@@ -158,7 +155,7 @@ class World:
                 if self.board.has(f"ended/{rank}"):
                     raise self._ended(rank)
             time.sleep(LOOK_SECONDS)
-        return [self._store.get(name).decode() for name in names]
+        return [self.board.read(name) or "" for name in names]
 
     def from_leader(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what rank 0 makes, as JSON has it; the others wait for it.
@@ -174,7 +171,7 @@ class World:
             value = make()
         except BaseException as error:  # whatever it is, the others wait
             code = getattr(error, "exit_code", 75 if isinstance(error, KeyboardInterrupt) else 1)
-            self._tell(name, {"error": str(error), "code": code})
+            self._say_at_last(self._numbered(name), {"error": str(error), "code": code})
             self._wait_until_heard()
             raise
         self.tell(name, value)
@@ -182,11 +179,8 @@ class World:
 
     def tell(self, name: str, value: Any) -> None:
         """Let the other ranks hear a value, as JSON has it."""
-        self._tell(name, {"value": value})
-
-    def _tell(self, name: str, document: Mapping[str, Any]) -> None:
         if not self.is_alone:
-            self._store.set(self._numbered(name), json.dumps(document))
+            self.board.post(self._numbered(name), json.dumps({"value": value}))
 
     def hear(self, name: str) -> Any:
         """Wait for what rank 0 tells by that name, for as long as it takes; return it.
@@ -194,9 +188,9 @@ class World:
         Raises: `RankStopped` where rank 0 could not, `RankLost` where its store is gone.
         """
         key = self._numbered(name)
-        while not self.board.has(key):
+        while (told := self.board.read(key)) is None:
             time.sleep(LOOK_SECONDS)
-        document = json.loads(self._store.get(key))
+        document = json.loads(told)
         if "error" in document:
             self.board.post(f"heard/{self.rank}")
             raise RankStopped(0, document["error"], document["code"])
@@ -206,7 +200,7 @@ class World:
         """Let the others hear of an error before the store may end with this process."""
         ends, keys = time.monotonic() + ANSWER_SECONDS, [f"heard/{r}" for r in range(1, self.size)]
         with contextlib.suppress(RankLost):
-            while not self.board.has(*keys) and time.monotonic() < ends:
+            while not self.board.within(LOST_SECONDS).has(*keys) and time.monotonic() < ends:
                 time.sleep(LOOK_SECONDS)
 
     def _numbered(self, name: str) -> str:
@@ -353,7 +347,7 @@ class World:
         if isinstance(error, RankLost | RankStopped):
             # Whoever starts all anew waits for this process: to free all else takes it a second.
             atexit.register(gc.freeze)
-        elif self._store is not None:
+        else:
             self._say_end(error)
         if error is not None:
             self.close()
@@ -365,20 +359,26 @@ class World:
             if not isinstance(error, TrainError):
                 told = f"{type(error).__name__}: {told}"
             document = {"error": told[:500], "code": getattr(error, "exit_code", 1)}
-        with contextlib.suppress(RuntimeError):  # the store is gone: so is whoever would hear
-            self._store.set(f"ended/{self.rank}", json.dumps(document))
+        self._say_at_last(f"ended/{self.rank}", document)
+
+    def _say_at_last(self, name: str, document: Mapping[str, Any]) -> None:
+        """Leave a note on the way out; where the store is gone, so is whoever would read it."""
+        if self._store is not None:
+            with contextlib.suppress(RankLost):
+                self.board.within(LOST_SECONDS).post(name, json.dumps(document))
 
     def wait_for_leader(self, seconds_left: Callable[[], float]) -> None:
         """Let rank 0 end first: an agent ends the others with the first that fails."""
         with contextlib.suppress(RankLost):
-            while not self.board.has("closed") and seconds_left() > 0:
+            while (left := min(seconds_left(), self._timeout)) > 0:
+                if self.board.within(left).has("closed"):
+                    return
                 time.sleep(LOOK_SECONDS)
 
     def closed(self) -> None:
         """Say that rank 0 has closed the run."""
-        if self._store is not None and self.is_leader:
-            with contextlib.suppress(RuntimeError):
-                self._store.set("closed", "")
+        if self.is_leader:
+            self._say_at_last("closed", {})
 
     def close(self) -> None:
         """Leave the group; one that the training has made for itself stays."""
