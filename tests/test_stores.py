@@ -215,7 +215,7 @@ def test_a_voided_manifest_is_none(write, undeletable, tmp_path):
     store = CheckpointStore(undeletable, "r1")
     folder, manifest = write(1, 1.0)
     store.put(folder, manifest)
-    store._clear("epoch_1")
+    store._clear(manifest)
     assert store.check("epoch_1", tmp_path / "checked") is None
     with pytest.raises(CheckpointDamaged, match=r"manifest.json is missing"):
         store.fetch(manifest, tmp_path / "got")
