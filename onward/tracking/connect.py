@@ -60,8 +60,8 @@ def open_files(artifact_uri: str) -> Artifacts:
     if files.folder is not None and not files.folder.is_dir():
         raise StoreUnavailable(
             _("the run's files are kept in the folder '{folder}', which this machine does not "
-              "have: several machines need a disk in common there, or a server started with "
-              "--serve-artifacts, or with a bucket as its --default-artifact-root")
+              "have: several machines need a disk in common there, or "
+              "`mlflow server --serve-artifacts`, which keeps the files itself")
             .format(folder=files.folder)
         )  # fmt: skip
     return files
