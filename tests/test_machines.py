@@ -55,7 +55,7 @@ def test_each_machine_is_told_under_its_first_rank(store):
     others = OtherMachines(Rank(0, store))
     assert others.sample() == {}
     machines = [
-        Machine(Rank(rank, store, leads), lambda: {"system/cpu": 7.0}, 60.0)
+        Machine(Rank(rank, store, leads), lambda: lambda: {"system/cpu": 7.0}, 60.0)
         for rank, leads in ((0, True), (1, False), (2, True), (4, True))
     ]
     for machine in machines:

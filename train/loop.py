@@ -141,10 +141,8 @@ def _require_finite(
 ) -> float:
     """Return the norm of the gradients; refuse what no step can be made of."""
     found = {"loss": loss.item(), "gradient norm": norm.item()}
-    if math.isfinite(sum(found.values())):
-        return found["gradient norm"]
-    lr = optimizer.param_groups[0]["lr"]
     for what, value in found.items():
         if not math.isfinite(value):
+            lr = optimizer.param_groups[0]["lr"]
             raise NonFinite(what, value, run.state.epoch + 1, run.step + 1, lr)
-    return math.inf  # their sum alone is too large
+    return found["gradient norm"]

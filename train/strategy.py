@@ -121,18 +121,16 @@ class Averaged:
     def backward(self, task: Task, indices: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Add the gradient up, in `accumulation_steps` parts."""
         losses, weight = [], self._run.batch_weight
-        num_parts = min(self._num_parts, len(indices))
-        if num_parts == 1 and weight == 1:
-            loss = task.loss(self._model, indices)
-            loss.backward()
-            return loss.detach(), len(indices)
-        parts = indices.tensor_split(num_parts)
+        parts = indices.tensor_split(min(self._num_parts, len(indices)))
         for number, part in enumerate(parts, 1):
             with self._apart(number < len(parts)):
-                loss = task.loss(self._model, part) * (len(part) / len(indices))
+                loss = task.loss(self._model, part)
+                if len(parts) > 1:
+                    loss = loss * (len(part) / len(indices))
                 (loss if weight == 1 else loss * weight).backward()
             losses.append(loss.detach())
-        return torch.stack(losses).sum(), len(indices) if weight else 0
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return total, len(indices) if weight else 0
 
     @contextlib.contextmanager
     def _apart(self, is_apart: bool) -> Iterator[None]:

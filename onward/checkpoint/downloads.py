@@ -9,7 +9,7 @@ from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.hashed import verify_file
 from onward.checkpoint.manifest import ROOT, FileEntry, Manifest
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
-from onward.errors import CheckpointDamaged, CheckpointError, TooLarge
+from onward.errors import CheckpointDamaged, CheckpointError, TooLarge, UnsafeFile
 from onward.system.files import size_in_words
 from onward.system.threads import each
 from onward.terminal.progress import Moved
@@ -32,8 +32,7 @@ def fetch_files(
         moved: Counts what was verified.
 
     Raises:
-        FileNotFoundError: One is missing.
-        CheckpointDamaged: One is not what the manifest says.
+        CheckpointDamaged: One is missing, or is not what the manifest says.
         CheckpointError: The disk has no room for them.
     """
     _require_room(folder, manifest, title)
@@ -56,7 +55,12 @@ def fetch_files(
                 if is_last or artifacts.folder:
                     raise
 
-    list(each(receive, manifest.files, NUM_TRANSFERS))
+    try:
+        list(each(receive, manifest.files, NUM_TRANSFERS))
+    except FileNotFoundError as error:
+        raise CheckpointDamaged(title, _("{path} is missing").format(path=error)) from error
+    except UnsafeFile as error:
+        raise CheckpointDamaged(title, str(error)) from error
 
 
 def _require_room(folder: Path, manifest: Manifest, title: str) -> None:

@@ -120,7 +120,7 @@ class Gathering:
             Shards(folder, whole, name, is_verified=True).require(parts)
             if self.others is None:  # nobody who wrote it has told what it is to be
                 self._compare(whole, manifest)
-        except (CheckpointDamaged, FileNotFoundError) as error:
+        except CheckpointDamaged as error:
             raise RankFilesMissing(min(missing), name, str(error)) from error
         sizes = self.artifacts.sizes(remote)
         for entry in whole.shard_files:
@@ -144,6 +144,10 @@ class Gathering:
             sha256 = others.brought(rank, manifest.name)
             if sha256 is None:
                 time.sleep(LOOK_SECONDS)
+        return self._required_index(manifest, rank, sha256)
+
+    def _required_index(self, manifest: Manifest, rank: int, sha256: str | None = None) -> bytes:
+        """Return a rank's index in the store, which is what the rank has told, if it has."""
         text = self._index_of(manifest, rank)
         if text is None or (sha256 and hashlib.sha256(text).hexdigest() != sha256):
             told = _("nothing of it is at {uri}").format(uri=self.artifacts.uri)
@@ -192,19 +196,9 @@ class Gathering:
         """
         name = draft.name
         with atomic_folder(folder) as temporary:
-            texts = []
-            for rank in range(draft.world):
-                text = self._index_of(draft, rank)
-                if text is None:
-                    told = _("nothing of it is at {uri}").format(uri=self.artifacts.uri)
-                    raise RankFilesMissing(rank, name, told)
-                texts.append(text)
-            whole = with_ranks(draft, texts)
-            try:
-                fetch_files(self.artifacts, whole, temporary, name, Moved())
-            except FileNotFoundError as error:
-                found = _("{path} is missing").format(path=error)
-                raise CheckpointDamaged(name, found) from error
+            ranks = range(draft.world)
+            whole = with_ranks(draft, [self._required_index(draft, rank) for rank in ranks])
+            fetch_files(self.artifacts, whole, temporary, name, Moved())
             content = load_content(temporary, whole, name, is_whole=False)
             Shards(temporary, whole, name, is_verified=True).check(content.parts)
             (temporary / UPLOADED_FILE).write_text("".join(f"{line(e)}\n" for e in whole.files))

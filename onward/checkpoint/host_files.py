@@ -24,11 +24,9 @@ from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.downloads import fetch_files
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.checkpoint.shards import Shards
-from onward.errors import CheckpointDamaged, UnsafeFile
 from onward.system.files import FolderLock, exclusively, make_folder, rename_over
 from onward.system.threads import each
 from onward.terminal.progress import Moved
-from onward.words.language import _
 
 _NUM_THREADS = 4
 _LOCK_FILE = "lock"  # held by who takes a folder, or removes one
@@ -96,15 +94,8 @@ class HostFiles:
                 return
             only = dataclasses.replace(self.manifest, files=(entry,))
             with tempfile.TemporaryDirectory(dir=self.folder) as private:
-                try:
-                    fetch_files(
-                        self._artifacts, only, Path(private), self.manifest.name, self.moved
-                    )
-                except FileNotFoundError as error:
-                    found = _("{path} is missing").format(path=error)
-                    raise CheckpointDamaged(self.manifest.name, found) from error
-                except UnsafeFile as error:
-                    raise CheckpointDamaged(self.manifest.name, str(error)) from error
+                name = self.manifest.name
+                fetch_files(self._artifacts, only, Path(private), name, self.moved)
                 rename_over(Path(private) / entry.path, path)
 
     def fetch_all(self, entries: Iterable[FileEntry]) -> None:

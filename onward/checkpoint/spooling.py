@@ -47,8 +47,7 @@ def write_item(
         spool.path(name), state, attempt=spool.attempt, kept=item.kept, metrics=item.metrics,
         part_bytes=part_bytes, shard=shard,
     )  # fmt: skip
-    if (
-        pieces is not None and not manifest.missing_ranks
-    ):  # no region is missing, and none there twice
+    if pieces is not None and not manifest.missing_ranks:
+        # No region is missing, and none there twice.
         Shards(spool.path(name), manifest, name, is_verified=True).require(state)
     return manifest

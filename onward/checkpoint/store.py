@@ -238,14 +238,12 @@ class CheckpointStore:
 
         try:
             stored = self._read_manifest(manifest.name)
-            if stored != manifest:
-                raise CheckpointDamaged(title, _("its manifest is not the one that was chosen"))
-            fetch_files(self._artifacts, stored, folder, title, moved)
         except FileNotFoundError as error:
             found = _("{path} is missing").format(path=error)
             raise CheckpointDamaged(title, found) from error
-        except UnsafeFile as error:
-            raise CheckpointDamaged(title, str(error)) from error
+        if stored != manifest:
+            raise CheckpointDamaged(title, _("its manifest is not the one that was chosen"))
+        fetch_files(self._artifacts, stored, folder, title, moved)
         return stored
 
     def delete(self, name: str) -> None:

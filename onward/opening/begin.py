@@ -19,8 +19,9 @@ from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.rank_files import RankFiles
 from onward.checkpoint.spool import RunFolder
-from onward.errors import RunNotUsable, Superseded, TrainError
+from onward.errors import Superseded, TrainError
 from onward.metrics import History
+from onward.opening.finishing import require_newest
 from onward.opening.identity import machine_tags, upload_code
 from onward.opening.source import Source, local_folder, open_store
 from onward.options.request import Launch
@@ -76,15 +77,12 @@ class Opening:
         Args:
             question: As `finish_drafts` asks it.
         """
-
-        def check_lease() -> None:
-            if self.tracking.get_run(question["run_id"]).attempts != question["attempt"]:
-                told = _("was taken over by another attempt meanwhile")
-                raise RunNotUsable(question["run_id"], told)
-
-        if not self.world.is_alone:
-            with Others(self.world).answering(check_lease):
-                self.questions.ask(question)
+        if self.world.is_alone:
+            return
+        run_id, attempt = question["run_id"], question["attempt"]
+        check_lease = functools.partial(require_newest, self.tracking, run_id, attempt)
+        with Others(self.world).answering(check_lease):
+            self.questions.ask(question)
 
     def new_run(self, experiment_id: str) -> RunRecord:
         """Return the run for a fresh start or a fork: the launch's own, or a new one.

@@ -6,6 +6,7 @@ store. A machine that is there again may still have to bring what it has on its 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -36,12 +37,22 @@ log = logging.getLogger(__name__)
 Ask = Callable[[Mapping[str, Any]], object]
 
 
+def require_newest(tracking: Tracking, run_id: str, attempt: int) -> None:
+    """Make sure that the newest attempt of a run is still that one.
+
+    Raises:
+        RunNotUsable: It is another.
+    """
+    if tracking.get_run(run_id).attempts != attempt:
+        raise RunNotUsable(run_id, _("was taken over by another attempt meanwhile"))
+
+
 def bring_waiting(
     folder: RunFolder,
     attempt: int,
     artifacts: Artifacts,
     names: Collection[str],
-    check_lease: Callable[[], object] = lambda: None,
+    check_lease: Callable[[], object],
 ) -> None:
     """Bring to the store what ranks of an attempt have left on this disk.
 
@@ -151,12 +162,8 @@ def finish_elsewhere(
     newest = max((manifest.step for manifest in committed), default=-1)
     wanted = [part.name for part in parts if step_of(part) > newest]
 
-    def check_lease() -> None:
-        now = tracking.get_run(record.run_id)
-        if now.attempts != record.attempts:
-            raise RunNotUsable(record.run_id, _("was taken over by another attempt meanwhile"))
-
     if parts:
-        files = store.gathering.artifacts
-        bring_waiting(folder, record.attempts, files, wanted, check_lease)
+        files, newest_attempt = store.gathering.artifacts, record.attempts
+        check_lease = functools.partial(require_newest, tracking, record.run_id, newest_attempt)
+        bring_waiting(folder, newest_attempt, files, wanted, check_lease)
     finish_drafts(tracking, record, store, folder, kind)

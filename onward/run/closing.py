@@ -126,7 +126,6 @@ class Closing:
         self._heartbeat.publish()
         with contextlib.suppress(Superseded):  # by one that has the finished run already
             self._pipeline.publisher.show()
-        if (
-            self._pipeline.publisher.upload_log() and not self._pipeline.has_left
-        ):  # else it stays here, for `train sync`
+        # Else it stays here, for `train sync`.
+        if self._pipeline.publisher.upload_log() and not self._pipeline.has_left:
             self._spool.discard()

@@ -148,7 +148,7 @@ class Following:
         self.folder = Path()
         self.progress: Mapping[str, float] = {}
         self.on_close: Callable[[], object] = lambda: None
-        self._machine = Machine(world, SystemMetrics().sample, BEAT_SECONDS)
+        self._machine = Machine(world, lambda: SystemMetrics().sample, BEAT_SECONDS)
 
     def know_options(self, options: RunOptions) -> None:
         """Know options that are complete now."""

@@ -14,8 +14,8 @@ def quoted(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
-# What both programs do; the rest only the trainer.
 OF_TASK = {"publish", "sync"}  # what has to know what is trained, if it is not the table
+# What both programs do; the rest only the trainer.
 OF_BOTH = {"list", "verify", "prune", "export", "show", "ui", "sync", "launch", "plan"}
 
 _program = "onward"  # the one of the two that this process is of

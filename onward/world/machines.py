@@ -28,12 +28,15 @@ class Machine:
 
     Args:
         world: The ranks.
-        sample: Returns what the machine does, by names that begin with `system/`.
+        open_sampler: Returns what returns what the machine does, by names that begin with
+            `system/`; called where there is something to tell alone.
         seconds: Between two samples.
     """
 
-    def __init__(self, world: World, sample: Callable[[], Found], seconds: float) -> None:
-        self._world, self._sample, self._seconds = world, sample, seconds
+    def __init__(
+        self, world: World, open_sampler: Callable[[], Callable[[], Found]], seconds: float
+    ) -> None:
+        self._world, self._open_sampler, self._seconds = world, open_sampler, seconds
         self._over = threading.Event()
 
     def open(self) -> None:
@@ -46,12 +49,12 @@ class Machine:
         self._over.set()
 
     def _tell_on(self) -> None:
-        board, number = self._world.board, 0
+        board, number, sample = self._world.board, 0, self._open_sampler()
         with contextlib.suppress(RankLost):
             name = f"machine/{board.count('machines', 1)}"
             while not self._over.wait(self._seconds if number else 0.0):
                 number += 1
-                board.post(name, json.dumps([number, self._world.rank, dict(self._sample())]))
+                board.post(name, json.dumps([number, self._world.rank, dict(sample())]))
 
 
 class OtherMachines:
