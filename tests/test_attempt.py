@@ -2,13 +2,19 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
+from subprocess import PIPE
 
 import pytest
 
-from onward.attempts.attempt import Attempt
-from onward.errors import RunNotUsable
+from onward.attempts import attempt as module
+from onward.attempts.attempt import LEASE_SECONDS, Attempt
+from onward.errors import RunNotUsable, Superseded
 from onward.metrics import Point
 from onward.system import environment
+from onward.system.processes import seconds_awake_or_asleep
 from onward.tracking.client import Tracking
 from onward.tracking.names import HEARTBEAT_TAG, PARENT_TAG
 from onward.tracking.ui import run_link
@@ -408,3 +414,36 @@ def test_what_others_wrote_is_no_markup_of_a_description(tracking, record, elsew
     rows = [line for line in note.splitlines() if line.startswith("| ")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
     assert note.count("```") % 2 == 0
+
+
+def test_the_lease_is_asked_for_once_a_moment(tracking, record, monkeypatch):
+    """Invariant 8: before a file, or metrics, an answer of a moment ago is believed."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "seconds_awake_or_asleep", lambda: now[0])
+    first = Attempt.first(tracking, record)
+    first.require_lease()
+    another(tracking, record)
+    now[0] += LEASE_SECONDS / 2
+    first.require_lease()  # asked a moment ago
+    with pytest.raises(Superseded):
+        first.check_lease()
+    now[0] += LEASE_SECONDS / 2
+    for _ in range(2):
+        with pytest.raises(Superseded):
+            first.require_lease()
+
+
+def test_the_clock_of_the_lease_goes_on_while_the_process_is_stopped():
+    """Awake again, a process that was frozen does not believe what it was told before."""
+    clock = "seconds_awake_or_asleep()"
+    code = f"from onward.system.processes import *; a = {clock}; input('-'); print({clock} - a)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, bufsize=0) as frozen:
+        frozen.stdout.read(1)
+        frozen.send_signal(signal.SIGSTOP)
+        began = seconds_awake_or_asleep()
+        while seconds_awake_or_asleep() - began < 0.2:
+            pass
+        frozen.send_signal(signal.SIGCONT)
+        told, _nothing = frozen.communicate(b"\n")
+    assert float(told) >= 0.2

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import attempt_of
 
+from onward.attempts import attempt
 from onward.attempts.attempt import Attempt
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.manifest import checkpoint_name
@@ -282,8 +283,9 @@ def test_without_upload_no_pointer_is_set(disk, tracking):
     assert LATEST_CHECKPOINT_TAG not in disk.record.tags
 
 
-def test_an_attempt_that_is_claimed_meanwhile_stops_the_publishing(disk, tracking, calls):
+def test_an_attempt_that_is_claimed_meanwhile_stops_the_publishing(disk, tracking, monkeypatch):
     """Invariant 8: another machine took the run over while this disk's rest was on its way."""
+    monkeypatch.setattr(attempt, "LEASE_SECONDS", 0.0)
     disk.begin()
     for epoch in (1, 2):
         disk.write(epoch)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from onward.metrics import EPOCH, in_words
 from onward.options.command import train_command
 from onward.options.request import DESCRIPTION_TAG, MAX_TEXT_CHARS
 from onward.system import environment
+from onward.system.processes import seconds_awake_or_asleep
 from onward.system.threads import bounded
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
@@ -40,6 +42,7 @@ from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
+LEASE_SECONDS = 0.5  # for which an answer that the attempt has its run is believed
 END_SECONDS = 10.0  # that the last word to the server may take, when something else has failed
 MAX_LISTED = 10  # attempts in a run's description
 RUNNING_WORD = "running"
@@ -77,6 +80,7 @@ class Attempt:
     was_finished: bool = False
     has_trained: bool = False
     before: dict[str, str] = dataclasses.field(default_factory=dict)
+    _asked_at: float = dataclasses.field(default=-math.inf, init=False)
 
     @classmethod
     def first(
@@ -174,10 +178,23 @@ class Attempt:
         Raises:
             Superseded: One was.
         """
+        asked_at = seconds_awake_or_asleep()
         record = self.tracking.get_run(self.run_id)
         if record.attempts > self.number:
             raise Superseded(self.run_id, self.number, record.attempts)
+        self._asked_at = asked_at
         return record
+
+    def require_lease(self) -> None:
+        """Do the same, unless that was done a moment ago: before what is done many times a commit.
+
+        IMPORTANT: the moment goes by for a process that is stopped, and a machine that sleeps, too.
+
+        Raises:
+            Superseded: A later attempt was claimed.
+        """
+        if seconds_awake_or_asleep() - self._asked_at >= LEASE_SECONDS:
+            self.check_lease()
 
     def _tell(
         self, last_epoch: int | None, ended: str, tags: Mapping[str, str], state: str | None = None
@@ -210,7 +227,7 @@ class Attempt:
     @classmethod
     def from_journal(cls, tracking: Tracking, entry: Mapping[str, Any]) -> Attempt:
         """Make the attempt that was recorded, for `end`."""
-        names = [f.name for f in dataclasses.fields(cls) if f.name != "tracking"]
+        names = [f.name for f in dataclasses.fields(cls) if f.init and f.name != "tracking"]
         return cls(tracking, **{name: entry[name] for name in names if name in entry})
 
     def leaves_finished(self, status: str) -> bool:

@@ -64,7 +64,7 @@ class Publisher:
         self._attempt, self._tracking = attempt, attempt.tracking
         self.store, self._spool = store, spool
         self.retention, self._points_here, self._sweeps = retention, points_here, sweeps
-        self._check_lease = attempt.check_lease
+        self._require_lease = attempt.require_lease
         self._lock = threading.Lock()
         self._unpublished: list[tuple[Point, Order | None]] = []
         self.manifests = list(manifests)
@@ -102,7 +102,7 @@ class Publisher:
             stored = self.store.put(
                 self._spool.path(manifest.name),
                 manifest,
-                self._check_lease,
+                self._require_lease,
                 lambda cut: self.store.linked(cut, previous),
             )
             self.manifests = [m for m in self.manifests if m.name != manifest.name]
@@ -122,12 +122,12 @@ class Publisher:
         newest = self.manifests[-1]
         # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
         # at any point; a request that was under way then is all that can still land.
-        self._check_lease()
+        self._require_lease()
         # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
         self._publish(newest)
-        self._check_lease()
+        self._require_lease()
         self._point_to(newest)
-        self._check_lease()
+        self._require_lease()
         self._prune()
 
     def _publish(self, newest: Manifest) -> None:
@@ -170,7 +170,7 @@ class Publisher:
             return
         left = self.store.leftovers(self.manifests) if self._sweeps else []
         for name in [*(m.name for m in gone), *left]:
-            self._check_lease()
+            self._attempt.check_lease()  # nothing brings back what is deleted
             if not self.store.try_to("prune", functools.partial(self.store.delete, name)):
                 self._prune_at = time.monotonic() + PRUNE_SECONDS
                 self._is_tidy = False
@@ -186,7 +186,7 @@ class Publisher:
         """
         if not self._is_tidy:
             self._prune_at = -math.inf
-            self._check_lease()
+            self._require_lease()
             self._prune()
 
     def silent_seconds(self) -> float:

@@ -6,11 +6,19 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import uuid
 from functools import cache
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# Also goes on while the machine sleeps; elsewhere than on Linux the monotonic one does.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def seconds_awake_or_asleep() -> float:
+    """Return a clock's seconds that go by also while this process is stopped, or the machine."""
+    return time.clock_gettime(_CLOCK)
 
 
 @cache
