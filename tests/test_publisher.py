@@ -272,12 +272,16 @@ def test_an_overtaken_attempt_publishes_nothing_more(attempt, calls, num_checks,
     assert calls.names == COMMIT[:num_done]
 
 
-def test_a_deletion_asks_for_the_lease_itself(attempt, tracking, record):
+def test_a_deletion_asks_for_the_lease_itself(attempt):
     """Within the moment in which an answer is believed, nothing is deleted on the word of it."""
     first = attempt()
     first.train_to(1)
+
+    def check_lease():
+        raise Superseded("r1", 1, 2)
+
     first.publisher._require_lease = lambda: None
-    tracking.claim_attempt(record.run_id, 2, "a" * 32)
+    first.publisher._attempt.check_lease = check_lease
     with pytest.raises(Superseded):
         first.train_to(2)
     assert [m.epoch for m in first.publisher.store.list()] == [1, 2]
