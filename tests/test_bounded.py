@@ -4,10 +4,12 @@ import contextlib
 import itertools
 import os
 import socket
+import sys
 import threading
 import time
 
 import pytest
+from mlflow.tracking import request_header
 from support import attempt_of, cli, wait_for
 
 from onward.checkpoint import pipeline as pipeline_module
@@ -173,3 +175,18 @@ def test_a_server_that_owes_an_answer_counts_as_away(server, tmp_path, monkeypat
     threading.Thread(target=ask, daemon=True).start()
     wait_for(lambda: server.num_pieces > asked)
     assert pipeline.condition == "offline, 0 waiting"
+
+
+def test_a_request_looks_for_no_notebook(server, monkeypatch):
+    """Half of a request's CPU were imports of Databricks' packages, which fail each time."""
+    Tracking()
+    looked = []
+
+    class Looks:
+        def find_spec(self, name, path=None, target=None):
+            looked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Looks(), *sys.meta_path])
+    headers = request_header.registry.resolve_request_headers()
+    assert "User-Agent" in headers
+    assert looked == []

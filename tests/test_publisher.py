@@ -251,11 +251,12 @@ def test_a_pointer_to_parts_names_their_folder(attempt, tracking, record, make_c
     assert pointer == "checkpoints/epoch_1/checkpoint.pth"
 
 
-@pytest.mark.parametrize(("num_checks", "num_done"), list(enumerate([0, 0, 1, 2, 3, 4, 5, 6])))
+@pytest.mark.parametrize(("num_checks", "num_done"), list(enumerate([0, 0, 1, 2, 2, 3, 4, 5, 6])))
 def test_an_overtaken_attempt_publishes_nothing_more(attempt, calls, num_checks, num_done):
     """One writer (invariant 8): the lease is asked for before each step that others could see.
 
-    Before the first byte, each file, the manifest, the metrics, the tags, the index, a deletion.
+    Before the first byte, each file, the manifest (once more, whatever was answered a moment ago),
+    the metrics, the tags, the index, a deletion.
     """
     first = attempt()
     first.train_to(1)
@@ -276,9 +277,11 @@ def test_a_deletion_asks_for_the_lease_itself(attempt):
     """Within the moment in which an answer is believed, nothing is deleted on the word of it."""
     first = attempt()
     first.train_to(1)
+    lease = iter(["before the manifest"])
 
     def check_lease():
-        raise Superseded("r1", 1, 2)
+        if next(lease, None) is None:
+            raise Superseded("r1", 1, 2)
 
     first.publisher._require_lease = lambda: None
     first.publisher._attempt.check_lease = check_lease

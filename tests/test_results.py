@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.utils import requirements_utils
 from support import SMALL, cli, wait_for, write_table
 
 from onward.checkpoint.store import CheckpointStore
@@ -123,6 +124,21 @@ def test_a_finished_run_has_one_model(train, tracking):
     assert f"train predict {run_id} table.csv --epoch {best}\n" in note
     assert f"mlflow models serve -m runs:/{run_id}/model" in note
     assert model.tags["mlflow.source.name"] == "train"
+
+
+def test_a_model_is_logged_without_a_look_at_each_installed_package(train, tracking, monkeypatch):
+    """MLflow would read all their files, only to compare versions that were read just before."""
+    scanned = []
+    monkeypatch.setattr(requirements_utils, "_MODULES_TO_PACKAGES", None)
+    monkeypatch.setattr(
+        requirements_utils.importlib_metadata,
+        "packages_distributions",
+        lambda: scanned.append("all") or {},
+    )
+    train("--epochs", "1")
+    assert len(models(tracking)) == 1
+    assert scanned == []
+    assert requirements_utils._MODULES_TO_PACKAGES is None, "others are to find it as it was"
 
 
 def test_a_finished_run_shows_figures_and_words(train, tracking):

@@ -17,6 +17,7 @@ from onward.errors import Interrupted, RankLost, RankStopped
 from onward.options.declare import options_of
 from onward.options.request import Launch
 from onward.system import environment
+from onward.system.garbage import seldom_searched, stop_searching
 from onward.words import shell
 from onward.words.language import _
 from onward.world import World
@@ -71,10 +72,12 @@ def _run_command(**values: Any) -> None:
     stop_at_once()
     try:
         logging.getLogger("onward").info(_("Loading torch and MLflow …"))
-        from onward.opening.together import open_run
-        from train.loop import train
+        with seldom_searched():
+            from onward.opening.together import open_run
+            from train.loop import train
 
-        run = open_run(kind, given, launch, reporter, world)
+            run = open_run(kind, given, launch, reporter, world)
+        stop_searching()
         with run:
             train(run)
         # Else a scheduler would be told to start a run again that is finished.

@@ -165,6 +165,9 @@ class Publishing(Noting, Protocol):
     def show(self) -> None:
         """Do so now."""
 
+    def refresh_log(self) -> None:
+        """Bring the attempt's log up to date, now and then."""
+
     def upload_log(self) -> bool:
         """Store the attempt's log."""
 

@@ -345,7 +345,7 @@ class Pipeline:
         manifest = spooled.manifest
         self.publisher.commit(manifest)
         if manifest.kept:
-            self.publisher.upload_log()
+            self.publisher.refresh_log()
         upload_seconds = time.monotonic() - started
         self.publisher.refresh_page()
         self.spool.remove(manifest.name)

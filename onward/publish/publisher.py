@@ -31,6 +31,7 @@ Order = tuple[int, int]  # of a checkpoint among those of its run
 
 PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
+LOG_SECONDS = 10.0
 PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
 
 
@@ -70,7 +71,7 @@ class Publisher:
         self.manifests = list(manifests)
         self.tags: dict[str, str] = {}  # what the next commit is to say of the run besides
         self.published = History(published)  # what MLflow has of the run, as far as is known
-        self._page_at = -math.inf
+        self._page_at = self._log_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
         self._is_tidy = True  # whether nothing is left to prune
 
@@ -99,12 +100,13 @@ class Publisher:
         """
         if not any(m.is_same(manifest) for m in self.manifests):
             previous = self.manifests[-1] if self.manifests else None
-            stored = self.store.put(
-                self._spool.path(manifest.name),
-                manifest,
-                self._require_lease,
-                lambda cut: self.store.linked(cut, previous),
-            )
+
+            def link(cut: Manifest) -> Manifest:
+                self._attempt.check_lease()  # the commit, and what follows it, come next
+                return self.store.linked(cut, previous)
+
+            folder = self._spool.path(manifest.name)
+            stored = self.store.put(folder, manifest, self._require_lease, link)
             self.manifests = [m for m in self.manifests if m.name != manifest.name]
             self.manifests.append(stored)
         self.settle()
@@ -224,6 +226,12 @@ class Publisher:
             file = self._spool.folder / PAGE_FILE
             atomic_write(file, lambda out: out.write(page.encode()))
             self.store.try_to("page", lambda: self.store.upload(file, ROOT))
+
+    def refresh_log(self) -> None:
+        """Bring the stored log up to date, at most every ten seconds."""
+        if time.monotonic() - self._log_at >= LOG_SECONDS:
+            self._log_at = time.monotonic()
+            self.upload_log()
 
     def upload_log(self) -> bool:
         """Store the attempt's log, as far as it is written; return whether it is."""

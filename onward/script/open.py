@@ -18,6 +18,7 @@ from onward.run.run import Run
 from onward.script import source
 from onward.script.kind import Script, ScriptKind, ScriptOptions, config_of
 from onward.system import environment, invocation
+from onward.system.garbage import seldom_searched
 from onward.terminal.report import Reporter
 from onward.words import language
 from onward.words.language import _
@@ -101,7 +102,8 @@ def open_run(
             task or source.script_name(), config_of(config), frozenset(config_ignore),
             _monitor_of(maximize, minimize), background_copy, code, tuple(parts),
         )  # fmt: skip
-        run = open_any(ScriptKind(script), given, launch, reporter, world)
+        with seldom_searched():
+            run = open_any(ScriptKind(script), given, launch, reporter, world)
     except BaseException as error:  # whatever it is, nothing is logged from here on
         reporter.close_log()
         if isinstance(error, TrainError):  # its line says it all

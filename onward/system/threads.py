@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from onward.system.garbage import own_process, stop_searching
+
 END_SECONDS = 3.0  # that libraries may take to end, once all of ours has
 
 T = TypeVar("T")
@@ -127,6 +129,7 @@ def end_within(seconds: float, code: Any) -> None:
 
 def run_to_its_end(main: Callable[[], object]) -> None:
     """Run a command line as the whole of a process, which ends when it has done its work."""
+    own_process()
     code: object = 1  # of a traceback
     try:
         main()
@@ -135,4 +138,5 @@ def run_to_its_end(main: Callable[[], object]) -> None:
         code = end.code
         raise
     finally:
+        stop_searching()
         end_within(END_SECONDS, code)

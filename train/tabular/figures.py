@@ -93,7 +93,8 @@ def _residual_figure(predicted: Array, target: Array, title: str) -> Figure:
     counts = _draw_rows(axes, predicted, missed)
     if counts is not None:
         figure.colorbar(counts, ax=[axes, side], label=_("rows"))
-    side.hist(missed, bins=list(edges), orientation="horizontal", color=FIRST)
+    in_bins, _edges = np.histogram(missed, edges)
+    side.stairs(in_bins, edges, orientation="horizontal", fill=True, color=FIRST)
     side.set(yscale=scale, ylim=up, xlabel=_("rows"))
     side.set_xlim(left=0)
     side.tick_params(which="both", labelleft=False)
