@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -172,6 +173,21 @@ def test_the_best_is_logged_though_it_is_not_the_newest(train, tracking, table):
 
 def predicted(text):
     return [float(row["predicted_price"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def test_one_checkpoint_at_a_time_is_in_memory(train, monkeypatch):
+    """The last and the best may be large each."""
+    alive, get = [], CheckpointStore.get
+
+    def noted(store, manifest):
+        assert not [content for content in alive if content() is not None]
+        content = get(store, manifest)
+        alive.append(weakref.ref(content.parts["model"]["head.bias"]))
+        return content
+
+    monkeypatch.setattr(CheckpointStore, "get", noted)
+    train("--epochs", "3", "--lr", "0.5", "--checkpoint_freq", "1")
+    assert len(alive) == 2
 
 
 def test_a_model_takes_columns_of_every_kind(train, tracking, tmp_path):

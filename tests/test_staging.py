@@ -211,3 +211,14 @@ def test_an_error_while_copying_is_raised_to_who_waits():
     staged.hold_update()
     with pytest.raises(RuntimeError, match="size of tensor"):
         staged.wait()
+
+
+def test_what_is_given_back_keeps_no_memory():
+    """Once training has ended, the buffers are free for what is made of its result."""
+    stager = Stager()
+    staged = stager.stage({"weight": torch.ones(1000)})
+    staged.wait()
+    buffer = weakref.ref(staged.state["weight"])
+    staged.release()
+    stager.close()
+    assert buffer() is None

@@ -49,6 +49,7 @@ class Staged:
 
     def release(self) -> None:
         """Give the buffers back: the next state may be staged."""
+        self.state = {}  # whoever still knows of this one keeps no memory
         self._on_release()
 
 

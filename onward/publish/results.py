@@ -133,12 +133,14 @@ def _publish(
             make = functools.partial(results.model, content)
             log_it = functools.partial(log_checkpoint, tracking, record, manifest, content, make)
             model_id = retried(functools.partial(log_it, register))
+            del make, log_it
         drawn: dict[str, bytes] = {}
         if manifest == last:
             drawn |= _curves(record, content)
             drawn |= results.figures(content, is_best=False)
         if manifest == best:
             drawn |= results.figures(content, is_best=True)
+        del content  # before the next is there
         check_lease()
         _upload(store, drawn)
     if register and model_id:

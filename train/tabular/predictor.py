@@ -64,10 +64,11 @@ class Predictor:
         self.preprocessing, self.config = preprocessing, config
         self._device = torch.device(device)
         try:
-            with torch.device("meta"):  # without memory: what does not fit is never allocated
-                TabularMLP.of(preprocessing, config).load_state_dict(dict(weights), assign=True)
-            self._model = TabularMLP.of(preprocessing, config)
-            self._model.load_state_dict(dict(weights))
+            with torch.device("meta"):  # without memory: the weights are not there twice
+                self._model = TabularMLP.of(preprocessing, config)
+            kinds = {name: tensor.dtype for name, tensor in self._model.state_dict().items()}
+            typed = {name: t.to(kinds.get(name, t.dtype)) for name, t in weights.items()}
+            self._model.load_state_dict(typed, assign=True)
         except (RuntimeError, TypeError, AttributeError, ValueError, AssertionError) as error:
             raise CheckpointDamaged(
                 "of the model", f"it does not fit its options: {' '.join(str(error).split())[:300]}"
