@@ -31,7 +31,7 @@ from support import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 
-KILLS, SEED = int(os.environ.get("KILLS", "30")), int(os.environ.get("SEED", "0"))
+KILLS, SEED = int(os.environ.get("KILLS", "20")), int(os.environ.get("SEED", "0"))
 STEPS = 50  # of an epoch: 3,200 rows to train on, 64 at a time
 EVERY = 20  # steps between two checkpoints
 EPOCHS = 4 * KILLS // 3
