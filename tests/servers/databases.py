@@ -68,14 +68,15 @@ class MariaDB(Program):
         return [
             self._program, "--no-defaults", "--basedir", self._base,
             "--datadir", self.folder / "data", *(["--user=root"] if IS_ROOT else []),
-            "--lc-messages-dir", self._base / "share" / "mysql", "--innodb-flush-log-at-trx-commit=0",
+            "--lc-messages-dir", self._base / "share" / "mysql",
+            "--innodb-flush-log-at-trx-commit=0",
         ]  # fmt: skip
 
     def command(self) -> list:
         """Return the words that start it."""
         return [
-            *self._words(), "--bind-address=127.0.0.1", f"--port={self.port}", "--skip-name-resolve",
-            f"--socket={self.folder}/s", f"--pid-file={self.folder}/pid",
+            *self._words(), "--bind-address=127.0.0.1", f"--port={self.port}",
+            "--skip-name-resolve", f"--socket={self.folder}/s", f"--pid-file={self.folder}/pid",
             f"--init-file={self._accounts}",
         ]  # fmt: skip
 

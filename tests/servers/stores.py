@@ -12,8 +12,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from servers.programs import IS_ROOT, NOBODY, Missing, Program, find, free_ports, listens
 from support import wait_for
+
+from servers.programs import IS_ROOT, NOBODY, Missing, Program, find, free_ports, listens
 
 BUCKET = "team-artifacts"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from support import Server
+
 from servers.programs import IS_ROOT, Missing, Program, find, free_ports, listens
 from servers.stores import needs
-from support import Server
 
 LOGIN = {"MLFLOW_TRACKING_USERNAME": "anna", "MLFLOW_TRACKING_PASSWORD": "annas-5ecret-password"}
 
