@@ -30,6 +30,7 @@ def login_server(folder: Path) -> Server:
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-the-forms-of-the-login",
     }
     server = Server(folder, options=("--app-name", "basic-auth"), variables=variables)
+    server.variables, server.secrets = LOGIN, (LOGIN["MLFLOW_TRACKING_PASSWORD"],)
     return server
 
 
