@@ -120,10 +120,11 @@ def mariadb_server(tmp_path_factory, mariadb):
 
 @pytest.fixture(scope="session")
 def sqlite_server(tmp_path_factory):
-    """MLflow's server with SQLite and a folder."""
+    """MLflow's server with SQLite and a folder; it may name SFTP to its clients, too."""
     from support import Server
 
-    with running(Server, tmp_path_factory.mktemp("server")) as server:
+    may = {"MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES": "sftp"}
+    with running(Server, tmp_path_factory.mktemp("server"), variables=may) as server:
         yield server
 
 

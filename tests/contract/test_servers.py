@@ -101,6 +101,7 @@ def die_at(step):
 
 def odd_loop(act=lambda epoch: None, **options):
     """Log what is no number, or none that is finite, over more than ten epochs."""
+    torch.manual_seed(0)
     weight = torch.zeros(2)
     options |= {"config": {"größe": "ä b"}, "minimize": LOSS, "checkpoint_freq": 1}
     with onward.open_run({"weight": weight}, **options) as run:
@@ -129,13 +130,16 @@ def undisturbed(tmp_path_factory, table):
     folder = tmp_path_factory.mktemp("calm")
     with pytest.MonkeyPatch.context() as patch:
         uri = f"sqlite:///{folder}/mlflow.db"
-        given = {"MLFLOW_TRACKING_URI": uri, "TRAIN_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8"}
+        given = {
+            "MLFLOW_TRACKING_URI": uri,
+            "TRAIN_HOME": str(folder / "home"),
+            "LC_ALL": "C.UTF-8",
+        }
         for name, value in given.items():
             patch.setenv(name, value)
         patch.chdir(folder)
         told("run", *OPTIONS, "--data", table)
         [run_id] = ids(uri)
-        torch.manual_seed(0)
         found = outcome(uri, run_id, folder / "got")
         return found | {"own": own_loops.classifier(), "odd": odd_loop()}
 
@@ -209,7 +213,6 @@ def odd_runs(place, tmp_path, monkeypatch, undisturbed):
         if epoch == 7:
             raise Died
 
-    torch.manual_seed(0)
     with pytest.raises(Died):
         odd_loop(die, task="odd")
     [row] = [row for row in json.loads(told("list", "--json")) if row["epoch"] == 6]
@@ -236,7 +239,9 @@ def no_secret(place, run_ids, told_of, tmp_path):
     for run_id in run_ids:
         told_of.append(str(api.get_run(run_id).to_dictionary()))
         for log in api.list_artifacts(run_id, "logs"):
-            told_of.append(Path(api.download_artifacts(run_id, log.path, str(tmp_path))).read_text())
+            told_of.append(
+                Path(api.download_artifacts(run_id, log.path, str(tmp_path))).read_text()
+            )
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     told_of += [path.read_bytes().decode("latin-1") for path in kept]
     for secret in place.secrets:

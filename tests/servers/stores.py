@@ -117,7 +117,7 @@ class S3(Program):
 
 
 class GCS(Program):
-    """A stand-in for Google's storage, which asks for no credentials."""
+    """A stand-in for Google's storage, which asks for no credentials, and forgets all at its end."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -129,14 +129,14 @@ class GCS(Program):
         self.address, self.uri = f"http://127.0.0.1:{self.port}", f"gs://{BUCKET}"
         # Without a project the SDK looks for one at an address of Google's machines.
         self.variables = {"STORAGE_EMULATOR_HOST": self.address, "GOOGLE_CLOUD_PROJECT": "team"}
-        (self.folder / "data").mkdir()
 
     def command(self) -> list:
         """Return the words that start it."""
         return [
-            self._program, "-scheme", "http", "-backend", "filesystem", "-filesystem-root",
-            self.folder / "data", "-host", "127.0.0.1", "-port", self.port,
+            self._program, "-scheme", "http", "-host", "127.0.0.1", "-port", self.port,
             "-external-url", self.address, "-public-host", f"127.0.0.1:{self.port}",
+            # In files it would take an object for a folder of others.
+            "-backend", "memory",
         ]  # fmt: skip
 
     def ready(self) -> bool:
@@ -146,7 +146,12 @@ class GCS(Program):
     def start(self) -> None:
         """Start it, and make the bucket."""
         super().start()
-        (self.folder / "data" / BUCKET).mkdir(exist_ok=True)
+        made = urllib.request.Request(
+            f"{self.address}/storage/v1/b?project=team",
+            json.dumps({"name": BUCKET}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(made, timeout=5).close()
 
 
 class Azure(Program):
@@ -231,7 +236,7 @@ class SFTP(Program):
         return "\n".join(
             [
                 f"Port {self.port}", "ListenAddress 127.0.0.1", f"HostKey {self.folder}/host_key",
-                f"AuthorizedKeysFile {self.folder}/authorized_keys", "StrictModes no", "UsePAM no",
+                f"AuthorizedKeysFile {self.folder}/authorized_keys", "StrictModes no", "UsePAM yes",
                 "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PidFile none",
                 "Subsystem sftp internal-sftp", "ForceCommand internal-sftp", "MaxStartups 100",
                 "",
