@@ -15,6 +15,7 @@ from pathlib import Path
 
 from onward.errors import StoreUnavailable, TooLarge
 from onward.system.files import CHUNK_BYTES, make_folder, write_hashed
+from onward.tracking.draws import draw_apart
 from onward.tracking.sending import send
 from onward.tracking.translate import local_path, translated
 from onward.tracking.tree import Tree
@@ -66,6 +67,7 @@ class Artifacts:
             if uri.startswith("s3:"):
                 importlib.import_module("boto3")  # MLflow misses it only as a file is moved
             self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
+        draw_apart()
         self._is_http = isinstance(self._repository, HttpArtifactRepository)
 
     def _translated(self, doing: str, path: str) -> contextlib.AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onward.errors import StoreUnavailable
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.database import open_store
+from onward.tracking.draws import draw_apart
 from onward.tracking.translate import translated
 from onward.words.language import _
 from onward.words.redact import redact
@@ -35,6 +36,7 @@ def prepare() -> tuple[str, BoundedCalls | None]:
     import mlflow
     from urllib3.exceptions import HTTPWarning
 
+    draw_apart()
     _leave_out_unreadable()
     # What they would say is told by our own errors; theirs come with tracebacks.
     for noisy in ("mlflow", "alembic", "urllib3", "sqlalchemy"):
