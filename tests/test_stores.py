@@ -4,11 +4,14 @@ import json
 import logging
 import math
 from pathlib import Path
+from urllib.parse import urlparse
 
 import azure_sdk
+import mlflow
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from support import attempt_of
 
@@ -19,6 +22,7 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointDamaged, StoreUnavailable
 from onward.publish.publisher import Publisher
+from onward.tracking import models
 from onward.tracking.artifacts import Artifacts
 
 
@@ -264,3 +268,35 @@ def test_a_store_that_is_away_is_waited_for(tracking, record, write, artifacts, 
     publisher.upload_log()
     assert artifacts.list("logs") == ["attempt_1.log"]
     assert math.isinf(publisher._prune_at)
+
+
+# --- SFTP -------------------------------------------------------------------------------------
+
+
+class Leaving(LocalArtifactRepository):
+    """As MLflow's for SFTP and FTP: where there is no file it leaves an empty one."""
+
+    def __init__(self, artifact_uri, *_args, **_options):
+        super().__init__(urlparse(artifact_uri).path)
+
+    def _download_file(self, remote_file_path, local_path):
+        Path(local_path).touch()
+        super()._download_file(remote_file_path, local_path)
+
+
+def test_a_model_is_loaded_back_by_its_run_where_a_client_leaves_files(
+    tracking, tmp_path, monkeypatch
+):
+    """MLflow looks among the run's files first, and then could not make the model's folder."""
+    kinds = artifact_repository_registry._artifact_repository_registry._registry
+    monkeypatch.setitem(kinds, "sftp", Leaving)
+    experiment = tracking.client.create_experiment("far", f"sftp://host{tmp_path}/far")
+    record = tracking.create_run(experiment, "", {})
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "weights").write_text("3")
+    served = models.ServedModel("", loader="train.tabular.pyfunc")
+    models.log_model(tracking, record, content, served, [], {})
+    got = mlflow.artifacts.download_artifacts(f"runs:/{record.run_id}/model")
+    assert (Path(got) / "data" / "content" / "weights").read_text() == "3"
+    assert (Path(got) / "MLmodel").read_text().count("model_id") == 1

@@ -28,7 +28,9 @@ def open_client() -> tuple[str, Any, BoundedCalls | None]:
     """
     uri, calls = prepare()
     with translated(_("connecting")):
-        return uri, open_store(uri), calls
+        client = open_store(uri)
+    draw_apart()
+    return uri, client, calls
 
 
 def prepare() -> tuple[str, BoundedCalls | None]:
@@ -36,7 +38,6 @@ def prepare() -> tuple[str, BoundedCalls | None]:
     import mlflow
     from urllib3.exceptions import HTTPWarning
 
-    draw_apart()
     _leave_out_unreadable()
     # What they would say is told by our own errors; theirs come with tracebacks.
     for noisy in ("mlflow", "alembic", "urllib3", "sqlalchemy"):

@@ -13,15 +13,18 @@ import sys
 from types import ModuleType
 
 _CLIENTS = frozenset(
-    "azure boto3 botocore google mlflow paramiko psycopg psycopg2 pymysql pysftp requests "
-    "s3transfer sqlalchemy urllib3".split()
+    (
+        *("azure", "boto3", "botocore", "google", "mlflow", "paramiko", "psycopg", "psycopg2"),
+        *("pymysql", "pysftp", "requests", "s3transfer", "sqlalchemy", "urllib3"),
+    )
 )
 
 
 def _copy_of_random() -> ModuleType:
     """Return the module `random` anew, with a generator of its own behind its functions."""
     spec = importlib.util.find_spec("random")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     return copy

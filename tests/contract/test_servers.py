@@ -155,7 +155,7 @@ def test_the_life_of_a_run(undisturbed, place, table, tmp_path, monkeypatch, cap
     """Killed amid an upload, gone on with elsewhere beside an own loop, forked, checked, thinned
     out, exported, served: the bits are those of a local run, and no secret is anywhere."""
     env = environment(tmp_path / "first", **place.variables)
-    words = ("after:part:2@3", *OPTIONS, "--data", str(table))
+    words = ("before:part:2@3", *OPTIONS, "--data", str(table))
     printed = []
     killed = threading.Thread(
         target=lambda: printed.append(launch_killed(*words, cwd=tmp_path, env=env))
@@ -228,8 +228,9 @@ def odd_runs(place, tmp_path, monkeypatch, undisturbed):
     printed = told("prune", row["run_id"], "--keep_every", "5")
     left = [entry["epoch"] for entry in json.loads(told("list", row["run_id"], "--json"))]
     assert left == [5, 10, 11]
-    found = {file.path for file in api.list_artifacts(row["run_id"], "checkpoints") if file.is_dir}
-    assert found == {f"checkpoints/epoch_{epoch}" for epoch in left}
+    for epoch in range(1, 12):  # some stores list a folder that has no files any more
+        files = api.list_artifacts(row["run_id"], f"checkpoints/epoch_{epoch}")
+        assert bool(files) == (epoch in left), epoch
     return printed + told("verify", row["run_id"])
 
 

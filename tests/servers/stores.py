@@ -117,7 +117,7 @@ class S3(Program):
 
 
 class GCS(Program):
-    """A stand-in for Google's storage, which asks for no credentials, and forgets all at its end."""
+    """A stand-in for Google's storage: it asks for no credentials, and keeps nothing."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
