@@ -35,26 +35,41 @@ def login_server(folder: Path) -> Server:
     return server
 
 
+PATH = "/team/mlflow"
+SITE = f"""
+server {{
+    listen 127.0.0.1:{{port}} ssl;
+    ssl_certificate {{folder}}/certificate.pem;
+    ssl_certificate_key {{folder}}/key.pem;
+    location {PATH}/ {{
+        proxy_pass http://127.0.0.1:{{server}}/;
+        proxy_set_header Host $http_host;
+    }}
+}}
+"""
+
+
 class Nginx(Program):
     """nginx before a server: below a path, by TLS with a certificate of its own, else as it comes.
 
     Args:
         folder: Its files.
         port: The server's.
-        settings: More lines of its configuration, for the location.
+        site: Its block `server` in place of that, with {port}, {folder} and {server} in it.
     """
 
-    prefix = "/team/mlflow"
-
-    def __init__(self, folder: Path, port: int, settings: str = "") -> None:
+    def __init__(self, folder: Path, port: int, site: str = SITE) -> None:
         super().__init__(folder)
         self._program = find("nginx")
         [self.port] = free_ports(1)
-        self.address = f"https://127.0.0.1:{self.port}{self.prefix}"
+        path = PATH if site == SITE else ""
+        self.address = f"https://127.0.0.1:{self.port}{path}"
         self.certificate = self.folder / "certificate.pem"
         self._make_certificate()
         self.variables = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(self.certificate)}
-        self._config = self.write("nginx.conf", self._text(port, settings))
+        for word, value in (("port", self.port), ("folder", self.folder), ("server", port)):
+            site = site.replace(f"{{{word}}}", str(value))
+        self._config = self.write("nginx.conf", self._text(site))
 
     def _make_certificate(self) -> None:
         words = [
@@ -67,7 +82,7 @@ class Nginx(Program):
         except FileNotFoundError as error:
             raise Missing("there is no openssl") from error
 
-    def _text(self, port: int, settings: str) -> str:
+    def _text(self, site: str) -> str:
         temporary = "\n".join(
             f"  {kind}_temp_path {self.folder}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -82,16 +97,7 @@ events {{}}
 http {{
   access_log {self.folder}/access.log;
 {temporary}
-  server {{
-    listen 127.0.0.1:{self.port} ssl;
-    ssl_certificate {self.certificate};
-    ssl_certificate_key {self.folder}/key.pem;
-    location {self.prefix}/ {{
-      proxy_pass http://127.0.0.1:{port}/;
-      proxy_set_header Host $http_host;
-      {settings}
-    }}
-  }}
+{site}
 }}
 """
 
