@@ -19,7 +19,7 @@ PIN =
 BENCH =
 PEERS = build/bench
 
-.PHONY: help run test contract chaos bench bench-quick versions pin docs browser screenshots format
+.PHONY: help run test contract chaos bench bench-quick versions pin docs browser servers screenshots format
 
 help:
 	@echo 'make run                                      set up .venv and train'
@@ -48,7 +48,7 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 -m 'not slow or smoke' -rs
 
-contract: $(STAMP) browser
+contract: $(STAMP) browser servers
 	$(BIN)/pytest -n 2 -m 'slow and not smoke' -rs
 
 chaos: $(STAMP)
@@ -91,6 +91,11 @@ browser:
 	    { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } \
 	        >/dev/null || true; \
 	fi
+
+# Databases, stores and a proxy for tests/contract/test_servers.py. In CI the tests of one that could
+# not be had fail; elsewhere they are skipped, and say why.
+servers:
+	@bash tools/servers.sh
 
 screenshots: $(STAMP) browser
 	SCREENSHOTS=docs/images $(BIN)/pytest tests/contract/test_browser.py tests/contract/test_terminal.py

@@ -147,12 +147,30 @@ class Server:
         folder: Its files.
         host: Its address.
         prefix: Words that run a command where it is to run.
+        backend: The address of its database; default: a file of SQLite.
+        artifacts: Where it keeps what goes through it; default: a folder.
+        options: More words of its command line.
+        variables: More of its environment.
     """
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
-        self._host, self._prefix = host, prefix
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+        backend: str | None = None,
+        artifacts: str | None = None,
+        options: Sequence[str] = (),
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        self._host, self._prefix, self._options = host, prefix, options
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._variables = {  # which other users of the machine cannot read, as they can the words
+            "MLFLOW_BACKEND_STORE_URI": backend or f"sqlite:///{folder}/mlflow.db",
+            "MLFLOW_ARTIFACTS_DESTINATION": artifacts or str(folder / "artifacts"),
+            **(variables or {}),
+        }
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -161,19 +179,15 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        env = environment(self.folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        env = environment(
+            self.folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **self._variables
+        )
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
                     *self._prefix,
                     *(BIN / "mlflow", "server", "--host", self._host, "--port", str(self.port)),
-                    *(
-                        "--workers",
-                        "1",
-                        "--backend-store-uri",
-                        f"sqlite:///{self.folder}/mlflow.db",
-                    ),
-                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                    *("--workers", "1", *self._options),
                 ],
                 cwd=self.folder,
                 env=env,
@@ -199,9 +213,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path):
+def mlflow_server(folder: Path, **options):
     """Run a server for the length of a block."""
-    server = Server(folder)
+    server = Server(folder, **options)
     server.start()
     try:
         yield server

@@ -9,7 +9,7 @@ from support import cli
 
 from onward.errors import RequestTooLarge, StoreRefused, StoreUnavailable
 from onward.tracking.artifacts import Artifacts
-from onward.tracking.causes import status_of, without_html
+from onward.tracking.causes import missing_package, status_of, without_html
 from onward.tracking.client import Tracking
 from onward.tracking.translate import translated
 
@@ -68,6 +68,22 @@ def test_the_status_of_what_an_error_was_raised_from():
     outer.__cause__ = Answered(status_code=413)
     outer.__cause__.__context__ = outer
     assert status_of(outer) == 413
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("No module named 'psycopg'", name="psycopg"), "'psycopg[binary]'"),
+        (ModuleNotFoundError("No module named 'x.y'", name="x.y"), "x"),
+        # What pysftp takes from paramiko is gone since version 4.
+        (ImportError("cannot import 'DSSKey'", name="paramiko"), "'paramiko<4' pysftp"),
+        (ImportError("cannot import 'a'", name="somebody"), None),
+        (OSError("no"), None),
+    ],
+)
+def test_a_package_that_is_missing_or_of_another_version_is_named(error, told):
+    """As pip is to be given it."""
+    assert missing_package(error) == told
 
 
 PAGE = (

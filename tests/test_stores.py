@@ -3,12 +3,17 @@
 import json
 import logging
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlparse
 
 import azure_sdk
+import mlflow
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from support import attempt_of
 
@@ -19,6 +24,7 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointDamaged, StoreUnavailable
 from onward.publish.publisher import Publisher
+from onward.tracking import models
 from onward.tracking.artifacts import Artifacts
 
 
@@ -264,3 +270,87 @@ def test_a_store_that_is_away_is_waited_for(tracking, record, write, artifacts, 
     publisher.upload_log()
     assert artifacts.list("logs") == ["attempt_1.log"]
     assert math.isinf(publisher._prune_at)
+
+
+# --- SFTP -------------------------------------------------------------------------------------
+
+
+class Leaving(LocalArtifactRepository):
+    """As MLflow's for SFTP and FTP: where there is no file it leaves an empty one."""
+
+    def __init__(self, artifact_uri, *_args, **_options):
+        super().__init__(urlparse(artifact_uri).path)
+
+    def _download_file(self, remote_file_path, local_path):
+        Path(local_path).touch()
+        super()._download_file(remote_file_path, local_path)
+
+
+def test_a_model_is_loaded_back_by_its_run_where_a_client_leaves_files(
+    tracking, tmp_path, monkeypatch
+):
+    """MLflow looks among the run's files first, and then could not make the model's folder."""
+    kinds = artifact_repository_registry._artifact_repository_registry._registry
+    monkeypatch.setitem(kinds, "sftp", Leaving)
+    experiment = tracking.client.create_experiment("far", f"sftp://host{tmp_path}/far")
+    record = tracking.create_run(experiment, "", {})
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "weights").write_text("3")
+    served = models.ServedModel("", loader="train.tabular.pyfunc")
+    models.log_model(tracking, record, content, served, [], {})
+    got = mlflow.artifacts.download_artifacts(f"runs:/{record.run_id}/model")
+    assert (Path(got) / "data" / "content" / "weights").read_text() == "3"
+    assert (Path(got) / "MLmodel").read_text().count("model_id") == 1
+
+
+# --- an object store behind MLflow's server -----------------------------------------------------
+
+
+@pytest.fixture
+def behind_server():
+    """A server that answers 500 `failures` times before it sends a file; a list of what it has."""
+
+    class Handler(BaseHTTPRequestHandler):
+        files, failures, asked = {}, 0, []
+
+        def do_GET(self):
+            kind = type(self)
+            name = self.path.partition("?")[0].rsplit("/", 1)[1]
+            kind.asked.append(name)
+            if "?" in self.path:
+                told = [{"path": n, "is_dir": False, "file_size": 1} for n in kind.files]
+                return self.answer(200, json.dumps({"files": told}).encode())
+            if name not in kind.files or kind.asked.count(name) <= kind.failures:
+                return self.answer(500, b"An error occurred (404) when calling HeadObject")
+            return self.answer(200, kind.files[name])
+
+        def answer(self, status, body):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Handler.uri = f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/0"
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_absent_behind_a_server_is_not_asked_for_again(behind_server, tmp_path):
+    """MLflow's own tries take six seconds for each checkpoint that a killed upload has left."""
+    with pytest.raises(FileNotFoundError):
+        Artifacts(behind_server.uri).download("manifest.json", tmp_path / "got", 99)
+    assert behind_server.asked == ["manifest.json", "artifacts"]
+
+
+def test_what_is_there_behind_a_server_is_asked_for_again(behind_server, tmp_path):
+    """One 500 is no reason to do without it."""
+    behind_server.files, behind_server.failures = {"manifest.json": b"{}"}, 1
+    Artifacts(behind_server.uri).download("manifest.json", tmp_path / "got", 99)
+    assert (tmp_path / "got").read_bytes() == b"{}"

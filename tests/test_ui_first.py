@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import sys
 
 import pytest
 from support import SMALL, cli, write_table
@@ -101,13 +102,17 @@ def test_a_run_whose_files_are_behind_a_server_is_told_with_the_way_out(ui_first
         ("gs://bucket/0", "pip install google-cloud-storage"),
         ("wasbs://c@a.blob.core.windows.net/0", "pip install azure-storage-blob"),
         ("abfss://c@a.dfs.core.windows.net/0", "pip install azure-storage-blob"),
-        ("sftp://u:secret@127.0.0.1/0", "pip install paramiko"),
+        ("sftp://u:secret@127.0.0.1/0", "pip install 'paramiko<4' pysftp"),
         ("oss://bucket/0", "MLflow knows no artifact store of the kind 'oss:'"),
         ("mlflow-artifacts:/0", "start that server and set MLFLOW_TRACKING_URI"),
     ],
 )
-def test_a_store_that_cannot_be_opened_is_told_before_a_run_is_made(tracking, uri, told, tmp_path):
+def test_a_store_that_cannot_be_opened_is_told_before_a_run_is_made(
+    tracking, uri, told, tmp_path, monkeypatch
+):
     """One line, with what to do, and no run is left behind."""
+    for package in ("boto3", "google.cloud", "azure", "paramiko"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(StoreUnavailable) as caught:
         Artifacts(uri, tracking.uri)
     assert told in str(caught.value)

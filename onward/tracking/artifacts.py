@@ -15,6 +15,7 @@ from pathlib import Path
 
 from onward.errors import StoreUnavailable, TooLarge
 from onward.system.files import CHUNK_BYTES, make_folder, write_hashed
+from onward.tracking.draws import draw_apart
 from onward.tracking.sending import send
 from onward.tracking.translate import local_path, translated
 from onward.tracking.tree import Tree
@@ -66,6 +67,7 @@ class Artifacts:
             if uri.startswith("s3:"):
                 importlib.import_module("boto3")  # MLflow misses it only as a file is moved
             self._repository = get_artifact_repository(uri, tracking_uri=tracking_uri)
+        draw_apart()
         self._is_http = isinstance(self._repository, HttpArtifactRepository)
 
     def _translated(self, doing: str, path: str) -> contextlib.AbstractContextManager[None]:
@@ -140,8 +142,8 @@ class Artifacts:
             raise FileNotFoundError(path)
         make_folder(local_file.parent)
         try:
-            if self._is_http:
-                return write_hashed(self._stream(path), local_file, max_bytes, path)
+            if self._is_http:  # once: a server before an object store says 500 of what is absent
+                return write_hashed(self._stream(path, 0), local_file, max_bytes, path)
             return self._fetch_watched(path, local_file, max_bytes)
         except TooLarge:
             raise
@@ -149,6 +151,8 @@ class Artifacts:
             if not self._has_file(path):
                 raise FileNotFoundError(path) from error
             with self._translated(doing, path):
+                if self._is_http:
+                    return write_hashed(self._stream(path), local_file, max_bytes, path)
                 raise
 
     def _has_file(self, path: str) -> bool:
@@ -157,14 +161,22 @@ class Artifacts:
         name = posixpath.basename(path)
         return any(posixpath.basename(info.path) == name and not info.is_dir for info in found)
 
-    def _stream(self, path: str) -> Iterator[bytes]:
-        """Yield the bytes of a file behind an HTTP server, as they come."""
+    def _stream(self, path: str, max_retries: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a file behind an HTTP server, as they come.
+
+        Args:
+            path: The file.
+            max_retries: How often it is asked for again; default: as MLflow's variables say.
+        """
         from mlflow.utils.rest_utils import http_request
 
         # As it is: a compressed answer could unfold to any size.
         plain = {"Accept-Encoding": "identity"}
         server = self._repository._host_creds  # type: ignore[attr-defined] # of HTTP repositories
-        with http_request(server, f"/{path}", "GET", stream=True, extra_headers=plain) as response:
+        more = {} if max_retries is None else {"max_retries": max_retries, "raise_on_status": False}
+        with http_request(
+            server, f"/{path}", "GET", stream=True, extra_headers=plain, **more
+        ) as response:
             response.raise_for_status()
             yield from response.iter_content(CHUNK_BYTES)
 

@@ -14,8 +14,10 @@ _PIP = {
     "databricks": "databricks-sdk",
     "google": "google-cloud-storage",
     "MySQLdb": "mysqlclient",
-    "paramiko": "paramiko pysftp",
+    "paramiko": "'paramiko<4' pysftp",
+    "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
+    "pysftp": "'paramiko<4' pysftp",
     "pyodbc": "pyodbc",
     "requests_auth_aws_sigv4": "requests-auth-aws-sigv4",
 }
@@ -68,9 +70,10 @@ def status_of(error: BaseException) -> int | None:
 def missing_package(error: BaseException) -> str | None:
     """Return what `pip install` is to be given, None if nothing is missing."""
     for cause in chain(error):
-        if isinstance(cause, ModuleNotFoundError) and cause.name:
+        if isinstance(cause, ImportError) and cause.name:
             name = cause.name.partition(".")[0]
-            return _PIP.get(name, name)
+            if isinstance(cause, ModuleNotFoundError) or name in _PIP:  # or another version of it
+                return _PIP.get(name, name)
     return None
 
 

@@ -11,6 +11,7 @@ from onward.errors import StoreUnavailable
 from onward.system.garbage import seldom_searched
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.database import open_store
+from onward.tracking.draws import draw_apart
 from onward.tracking.translate import translated
 from onward.words.language import _
 from onward.words.redact import redact
@@ -29,7 +30,9 @@ def open_client() -> tuple[str, Any, BoundedCalls | None]:
     """
     uri, calls = prepare()
     with translated(_("connecting")):
-        return uri, open_store(uri), calls
+        client = open_store(uri)
+    draw_apart()
+    return uri, client, calls
 
 
 def prepare() -> tuple[str, BoundedCalls | None]:

@@ -24,6 +24,9 @@ from onward.tracking.translate import local_path, one_line, translated
 from onward.words.language import _
 
 MODEL_NAME = "model"  # so that `runs:/<run ID>/model` is the one that was logged last
+# MLflow looks among the run's files for that one first. Where it finds none, its clients of these
+# leave an empty file, in place of which it then cannot make the model's folder.
+_LEAVE_A_FILE = ("sftp:", "ftp:")
 REGISTERED_ALIAS = "newest"  # of a registered model: the version that was registered last
 _PACKAGES = ("mlflow", "torch", "numpy", "pandas", "pyarrow")  # what loading a model needs
 
@@ -108,6 +111,8 @@ def log_model(
             ) from error
         with translated(doing, record.run_id):
             client.log_model_artifacts(model.model_id, str(path))
+            if record.artifact_uri.startswith(_LEAVE_A_FILE):
+                client.log_artifact(record.run_id, str(path / "MLmodel"), MODEL_NAME)
             client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             step = points[-1].step if points else 0
             client.log_outputs(record.run_id, [LoggedModelOutput(model.model_id, step)])
