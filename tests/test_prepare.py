@@ -13,8 +13,10 @@ from hypothesis.extra import numpy as arrays
 
 from onward.errors import DataError, UsageError
 from train.tabular.data.dataset import prepare, source_fingerprint, split
-from train.tabular.data.prepare import Preprocessing
+from train.tabular.data.prepare import Preprocessing, Training, target_values
 from train.tabular.data.scale import TargetScale
+from train.tabular.data.scratch import Scratch
+from train.tabular.data.source import InMemory
 from train.tabular.options import Config
 
 LIMIT = 3.0
@@ -23,7 +25,10 @@ LIMIT = 3.0
 def fit(columns, **options):
     columns = {"y": range(len(next(iter(columns.values()))))} | columns
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    return Preprocessing.fit(table, target="y", **options), table
+    source = InMemory(table)
+    targets = target_values(source, "y", Scratch())
+    rows = Training(source, targets, np.arange(len(targets)))
+    return Preprocessing.fit(rows, target="y", **options), table
 
 
 def csv(path, columns):

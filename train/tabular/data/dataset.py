@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from onward.errors import DataError, UsageError
 from onward.words.language import _
 from train.tabular.data import prepare as preparation
-from train.tabular.data.prepare import Features, Preprocessing, listed, target_values
+from train.tabular.data.prepare import Features, Preprocessing, Training, listed, target_values
 from train.tabular.data.recognise import recognised
-from train.tabular.data.table import Raw, index_columns, locate, raw_sha256, read_raw
+from train.tabular.data.scratch import Arranged, Scratch
+from train.tabular.data.source import InMemory, Kept, Source
+from train.tabular.data.table import Raw, index_columns, locate, open_parquet, raw_sha256, read_raw
 from train.tabular.options import Config
 
 _SAMPLE_ROWS = 5
@@ -32,7 +34,7 @@ class Rows:
 
     Shape:
         features.numeric: float32 [N, D]
-        features.categorical: int64 [N, C]
+        features.categorical: integers [N, C], of the smallest type
         target: float64 [N], on its own scale
     """
 
@@ -109,30 +111,39 @@ def is_source_of(config: Config, fingerprint: str) -> bool:
     return any(source_fingerprint(one) == fingerprint for one in kept)
 
 
-def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Dataset:
+def prepare(
+    config: Config,
+    preprocessing: Preprocessing | None = None,
+    *,
+    fingerprint: str | None = None,
+    folder: Path | None = None,
+) -> Dataset:
     """Read the table, split it, and preprocess it.
+
+    Of Parquet some rows are in memory at a time, and of what is made of it some parts; tables of
+    other kinds are read whole.
 
     Args:
         config: The options; those of the group Data count.
         preprocessing: Use this fitted one, such as a forked run's; default: fit a new one to the
             training rows.
+        fingerprint: That of `source_fingerprint`, where it is known already.
+        folder: Where on the disk there is room for what is made; default: the system's for
+            temporary files.
 
     Raises:
         DataNotFound: The table is not there.
         DataError: It cannot be read, or cannot be trained on.
         UsageError: The options contradict `preprocessing`.
+        OSError: The disk is full.
     """
-    raw = read_raw(config.data, _text_columns(preprocessing))
-    target = _require_target(config, raw.table)
-    index = _index_of(config, preprocessing)
-    table, notes = _recognised(
-        config, raw, target, {*config.drop, *index, *_text_columns(preprocessing)}
-    )
-    targets = target_values(table, target)
+    scratch = Scratch(folder)
+    source, target, index, told = _open(config, preprocessing)
+    targets = target_values(source, target, scratch)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
     if num_dropped:
-        table, targets = table.filter(pa.array(has_target)), targets[has_target]
+        source, targets = Kept(source, has_target), targets[has_target]
     if len(targets) < 2:
         raise DataError(
             _(
@@ -140,33 +151,84 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
                 "at least 2 are needed, to train on and to validate"
             ).format(data=config.data, num_rows=len(targets), target=target)
         )
-    train, val = split(len(targets), config.val_fraction, config.split_seed)
+    order, num_val = split_order(len(targets), config.val_fraction, config.split_seed)
     fitted = preprocessing or Preprocessing.fit(
-        table.take(pa.array(train)),
-        target=target,
-        drop=config.drop,
-        index=index,
-        target_scale=config.target_scale,
-    )
+        Training(source, targets, order[num_val:], scratch),
+        target=target, drop=config.drop, index=index, target_scale=config.target_scale,
+    )  # fmt: skip
     _check_agrees(config, target, fitted)
-    features = fitted.transform(table)
+    val, train = _transformed(source, fitted, targets, order, num_val, scratch)
     path = locate(config.data)
     return Dataset(
         name=path.name.split(".")[0] or path.name,
         source=str(path),
-        fingerprint=source_fingerprint(config, preprocessing),
+        fingerprint=fingerprint or source_fingerprint(config, preprocessing),
         preprocessing=fitted,
-        train=_take(features, targets, train),
-        val=_take(features, targets, val),
+        train=train,
+        val=val,
         report=(
             f"{len(targets):,} rows: {len(train):,} to train on, {len(val):,} to validate on.",
             *([f"{num_dropped:,} rows without a value in '{target}' dropped."] * (num_dropped > 0)),
-            *raw.told,
-            *notes,
+            *told,
             *fitted.report(),
         ),
-        sample=_sample(table, fitted),
+        sample=_sample(source, fitted),
     )
+
+
+def _open(
+    config: Config, preprocessing: Preprocessing | None
+) -> tuple[Source, str, list[str], tuple[str, ...]]:
+    """Return the rows, the target, the index to leave out, and sentences on how they are read."""
+    parquet = None if config.odd_values == "missing" else open_parquet(config.data)
+    if parquet is not None:
+        target = _require_target(config, parquet.rows.schema.names)
+        return parquet.rows, target, _index_of(config, preprocessing), parquet.told
+    raw = read_raw(config.data, _text_columns(preprocessing))
+    target = _require_target(config, raw.table.column_names)
+    index = _index_of(config, preprocessing)
+    as_text = {*config.drop, *index, *_text_columns(preprocessing)}
+    table, notes = _recognised(config, raw, target, as_text)
+    return InMemory(table), target, index, (*raw.told, *notes)
+
+
+def _transformed(
+    source: Source,
+    preprocessing: Preprocessing,
+    targets: NDArray[np.float64],
+    order: NDArray[np.int64],
+    num_first: int,
+    scratch: Scratch,
+) -> tuple[Rows, Rows]:
+    """Return the rows as the model sees them, in that order: the first ones, and the others."""
+    preprocessing.require_columns(source.schema.names)
+    kinds = (
+        (len(preprocessing.numeric), np.float32),
+        (len(preprocessing.categorical), preprocessing.code_type),
+        (1, np.float64),
+    )
+    arranged, start = Arranged(order, kinds, scratch), 0
+    used = [name for name in source.schema.names if name in preprocessing.columns]
+    for block in source.blocks(used):
+        stop = start + len(block)
+        made = preprocessing.transform(block, first_row=start)
+        arranged.add(made.numeric, made.categorical, targets[start:stop, None])
+        start = stop
+    numeric, categorical, target = arranged.finish()
+    first, others = (
+        Rows(Features(numeric[part], categorical[part]), target[part, 0])
+        for part in (slice(None, num_first), slice(num_first, None))
+    )
+    return first, others
+
+
+def split_order(num_rows: int, val_fraction: float, seed: int) -> tuple[NDArray[np.int64], int]:
+    """Return the row numbers as they are drawn, and how many of the first ones validate.
+
+    See `split`. Shape int64 [N]
+    """
+    order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
+    return order, min(max(round(num_rows * val_fraction), 1), num_rows - 1)
 
 
 def split(
@@ -183,8 +245,7 @@ def split(
     Shape:
         int64 [N_train], int64 [N_val]
     """
-    order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
-    num_val = min(max(round(num_rows * val_fraction), 1), num_rows - 1)
+    order, num_val = split_order(num_rows, val_fraction, seed)
     return order[num_val:], order[:num_val]
 
 
@@ -208,25 +269,27 @@ def _recognised(
     return recognised(raw.table, config.data, target, config.odd_values, as_text)
 
 
-def _sample(table: pa.Table, preprocessing: Preprocessing) -> pa.Table:
-    used = [name for name in table.column_names if name in preprocessing.columns]
-    return table.select(used).slice(0, _SAMPLE_ROWS).combine_chunks()
-
-
-def _take(features: Features, targets: NDArray[np.float64], rows: NDArray[np.int64]) -> Rows:
-    return Rows(Features(features.numeric[rows], features.categorical[rows]), target=targets[rows])
+def _sample(source: Source, preprocessing: Preprocessing) -> pa.Table:
+    used = [name for name in source.schema.names if name in preprocessing.columns]
+    rows, num_rows = [], 0
+    for block in source.blocks(used):
+        rows.append(block.slice(0, _SAMPLE_ROWS - num_rows))
+        num_rows += len(rows[-1])
+        if num_rows == _SAMPLE_ROWS:
+            break
+    return pa.concat_tables(rows).combine_chunks()
 
 
 def _target_of(config: Config) -> str | None:
     return config.target or _DEFAULT_TARGETS.get(config.data)
 
 
-def _require_target(config: Config, table: pa.Table) -> str:
+def _require_target(config: Config, names: list[str]) -> str:
     target = _target_of(config)
     if target is None:
         raise DataError(
             _("data '{data}' needs a target: pass target=<column>, one of {columns}").format(
-                data=config.data, columns=listed(table.column_names)
+                data=config.data, columns=listed(names)
             )
         )
     if target in config.drop:

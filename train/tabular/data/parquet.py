@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet
 
 from onward.errors import DataError
@@ -14,19 +18,56 @@ from onward.words.language import _
 _PERIOD = "pandas.period"
 _MAGIC = b"PAR1"
 
+BLOCK_ROWS: Final = 1 << 15  # what is made of so many stays in the processor's cache
 
-def read_parquet(path: Path) -> tuple[pa.Table, list[str]]:
-    """Read Parquet; return the table, and in a sentence which files of a folder are none.
+
+class Parquet:
+    """Parquet, a file or a folder of files, of which some rows are in memory at a time.
+
+    Args:
+        path: The file or folder.
+
+    Attributes:
+        told: In a sentence, which files of a folder are no Parquet.
 
     Raises:
         DataError: It is a folder without Parquet.
-        pa.ArrowException: A file is damaged.
+        pa.ArrowException: A file is damaged; also while rows are read.
     """
-    source, others = _files(path)
-    table = _plain(pyarrow.parquet.read_table(source))
-    shown = ", ".join(f"'{name}'" for name in others[:5])
-    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-    return table, [f"No Parquet, not read: {shown}{more}."] if others else []
+
+    def __init__(self, path: Path) -> None:
+        source, others = _files(path)
+        self._dataset = pyarrow.parquet.ParquetDataset(source, pre_buffer=False)
+        shown = ", ".join(f"'{name}'" for name in others[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        self.told = [f"No Parquet, not read: {shown}{more}."] if others else []
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+        return _plain(self._dataset.schema.empty_table()).schema
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """How many rows the files say that they have."""
+        return sum(fragment.count_rows() for fragment in self._dataset.fragments)
+
+    def read(self) -> pa.Table:
+        """Return all rows."""
+        return _plain(self._dataset.read())
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows in their order; see `source.Source`."""
+        whole = self._dataset.schema
+        schema = pa.schema([whole.field(name) for name in columns], whole.metadata)
+        for fragment in self._dataset.fragments:
+            batches = fragment.to_batches(
+                schema=whole, columns={name: pyarrow.dataset.field(name) for name in columns},
+                batch_size=BLOCK_ROWS, batch_readahead=1,
+            )  # fmt: skip
+            for batch in batches:
+                if len(batch):
+                    yield _plain(pa.Table.from_arrays(batch.columns, schema=schema))
 
 
 def read_schema(path: Path) -> pa.Schema:

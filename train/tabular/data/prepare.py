@@ -5,9 +5,10 @@ Shapes: N rows, D numeric features, C categorical features.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 
 from onward.errors import DataError
 from onward.words.language import _, later, retold
-from train.tabular.data.columns import CALENDAR_PARTS, kind_of, numbers, read_part, texts
-from train.tabular.data.features import CategoricalFeature, NumericFeature
+from train.tabular.data.columns import CALENDAR_PARTS, kind_of, read_parts
+from train.tabular.data.features import CategoricalFeature, Counts, NumericFeature
 from train.tabular.data.recognise import first_known, first_odd
 from train.tabular.data.scale import TargetScale
+from train.tabular.data.scratch import Scratch
+from train.tabular.data.source import Source
 
 VERSION: Final = 1  # raised whenever the same table would give other arrays
 
@@ -42,11 +45,28 @@ class Features:
 
     Shape:
         numeric: float32 [N, D]
-        categorical: int64 [N, C]
+        categorical: integers [N, C]
     """
 
     numeric: NDArray[np.float32]
-    categorical: NDArray[np.int64]
+    categorical: NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The rows that are fitted to.
+
+    Args:
+        source: All rows, N.
+        targets: The target of each, on its own scale. Shape [N]
+        numbers: Which of them are trained on, in their order. Shape [N_train]
+        scratch: Where columns are held meanwhile.
+    """
+
+    source: Source
+    targets: NDArray[np.float64]
+    numbers: NDArray[np.int64]
+    scratch: Scratch = dataclasses.field(default_factory=Scratch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +90,17 @@ class Preprocessing:
     @classmethod
     def fit(
         cls,
-        table: pa.Table,
+        rows: Training,
         *,
         target: str,
         drop: Iterable[str] = (),
         index: Collection[str] = (),
         target_scale: str = "auto",
     ) -> Preprocessing:
-        """Fit to the training rows.
+        """Fit to the training rows, column by column.
 
         Args:
-            table: The training rows and only them; each has a target.
+            rows: The training rows, each of which has a target.
             target: Column to predict.
             drop: Columns to leave out.
             index: Columns to leave out since they are row numbers.
@@ -90,21 +110,22 @@ class Preprocessing:
             DataError: `target` or a column of `drop` does not exist, the target is not a number,
                 or no column is left to learn from.
         """
-        scale = TargetScale.fit(target_values(table, target), target_scale)
+        names = rows.source.schema.names
+        scale = TargetScale.fit(rows.targets[rows.numbers], target_scale)
         dropped = set(drop)
         for name in sorted(dropped):
-            require_column(table.column_names, name, "drop")
+            require_column(names, name, "drop")
         numeric: list[NumericFeature] = []
         categorical: list[CategoricalFeature] = []
         left_out: dict[str, str] = {}
-        for name in table.column_names:
+        for name in names:
             if name == target:
                 continue
             fitted: list[NumericFeature] | CategoricalFeature | str
             if name in dropped:
                 fitted = _DROPPED
             else:
-                fitted = _INDEX if name in index else _fit_column(name, table[name])
+                fitted = _INDEX if name in index else _fit_column(name, rows)
             if isinstance(fitted, str):
                 left_out[name] = fitted
             elif isinstance(fitted, CategoricalFeature):
@@ -125,11 +146,12 @@ class Preprocessing:
             )
         return cls(target, scale, tuple(numeric), tuple(categorical), left_out)
 
-    def transform(self, table: pa.Table) -> Features:
+    def transform(self, table: pa.Table, first_row: int = 0) -> Features:
         """Turn raw rows into the arrays the model takes.
 
         Args:
             table: Any rows with the columns that were fitted; others are not looked at.
+            first_row: The number of the first one, for messages; from 0.
 
         Raises:
             DataError: Columns are missing, or hold something else than when they were fitted.
@@ -137,21 +159,41 @@ class Preprocessing:
         if "" in self.columns and _NAMELESS in table.column_names:
             names = ["" if name == _NAMELESS else name for name in table.column_names]
             table = table.rename_columns(names)
-        missing = sorted(self.columns - set(table.column_names))
+        self.require_columns(table.column_names)
+        numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
+        categorical = np.empty((table.num_rows, len(self.categorical)), dtype=self.code_type)
+        by_column: dict[str, list[int]] = {}
+        for i, feature in enumerate(self.numeric):
+            by_column.setdefault(feature.column, []).append(i)
+        for name, places in by_column.items():
+            with _told_of(name, table, first_row):
+                parts = read_parts(table[name], [self.numeric[i].part for i in places])
+            for i, values in zip(places, parts, strict=True):
+                numeric[:, i] = self.numeric[i].of(values)
+        for i, category in enumerate(self.categorical):
+            with _told_of(category.column, table, first_row):
+                categorical[:, i] = category.transform(table[category.column])
+        return Features(numeric, categorical)
+
+    def require_columns(self, names: Sequence[str]) -> None:
+        """Refuse a table that lacks columns that were fitted.
+
+        Raises:
+            DataError: Names them.
+        """
+        missing = sorted(self.columns - set(names))
         if missing:
             raise DataError(
                 _(
                     "the table lacks {missing}, which the preprocessing was fitted on; "
                     "it has {columns}"
-                ).format(missing=listed(missing), columns=listed(table.column_names))
+                ).format(missing=listed(missing), columns=listed(names))
             )
-        numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
-        categorical = np.empty((table.num_rows, len(self.categorical)), dtype=np.int64)
-        for i, feature in enumerate(self.numeric):
-            numeric[:, i] = _transform(feature, table)
-        for i, category in enumerate(self.categorical):
-            categorical[:, i] = _transform(category, table)
-        return Features(numeric, categorical)
+
+    @property
+    def code_type(self) -> np.dtype[Any]:
+        """The type of the codes of all categorical features."""
+        return np.result_type(np.uint8, *(feature.code_type for feature in self.categorical))
 
     @property
     def columns(self) -> set[str]:
@@ -210,30 +252,32 @@ class Preprocessing:
         )
 
 
-def target_values(table: pa.Table, target: str) -> NDArray[np.float64]:
+def target_values(source: Source, target: str, scratch: Scratch) -> NDArray[np.float64]:
     """Return the target on its own scale, NaN where there is none. Shape [N].
 
     Raises:
         DataError: There is no such column, or it does not hold numbers.
     """
-    require_column(table.column_names, target, "target")
-    column = table[target]
-    if kind_of(column) != "numeric":
-        row, example = first_odd(column) if kind_of(column) == "text" else first_known(column)
-        others = [n for n in table.column_names if kind_of(table[n]) == "numeric"]
-        raise DataError(
-            _(
-                "target '{target}' is not a number: it holds {kind}, such as {example!r} in row "
-                "{row:,}. Numeric columns are {columns}"
-            ).format(
-                target=target,
-                kind=column.type,
-                example=example,
-                row=row,
-                columns=listed(others),
-            )
+    schema = source.schema
+    require_column(schema.names, target, "target")
+    kind = kind_of(schema.field(target))
+    if kind == "numeric":
+        return read_column(source, target, ["value"], scratch)[0]
+    column = pa.concat_tables(source.blocks([target]))[target]
+    row, example = first_odd(column) if kind == "text" else first_known(column)
+    others = [field.name for field in schema if kind_of(field) == "numeric"]
+    raise DataError(
+        _(
+            "target '{target}' is not a number: it holds {kind}, such as {example!r} in row "
+            "{row:,}. Numeric columns are {columns}"
+        ).format(
+            target=target,
+            kind=column.type,
+            example=example,
+            row=row,
+            columns=listed(others),
         )
-    return numbers(column)
+    )
 
 
 def require_column(columns: Sequence[str], name: str, option: str) -> None:
@@ -263,20 +307,21 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     return shown or _("none")
 
 
-def _transform(feature: NumericFeature | CategoricalFeature, table: pa.Table) -> NDArray[Any]:
-    column = table[feature.column]
+@contextlib.contextmanager
+def _told_of(name: str, table: pa.Table, first_row: int) -> Iterator[None]:
+    """Tell of which column it is that it cannot be transformed, and where."""
     try:
-        return feature.transform(column)
+        yield
     except DataError as error:
         reason = str(error)
-        if isinstance(feature, NumericFeature) and kind_of(column) == "text":
-            row, value = first_odd(column)
+        if kind_of(table[name]) == "text":
+            row, value = first_odd(table[name])
             reason = _("{reason}; row {row:,} holds {value!r}").format(
-                reason=reason, row=row, value=value
+                reason=reason, row=first_row + row, value=value
             )
         raise DataError(
             _("column '{name}' is not what it was when fitted: {reason}").format(
-                name=feature.column, reason=reason
+                name=name, reason=reason
             )
         ) from error
 
@@ -293,27 +338,51 @@ def _grouped(left_out: Mapping[str, str]) -> dict[str, list[str]]:
     return groups
 
 
-def _fit_column(
-    name: str, column: pa.ChunkedArray
-) -> list[NumericFeature] | CategoricalFeature | str:
+def _fit_column(name: str, rows: Training) -> list[NumericFeature] | CategoricalFeature | str:
     """Return the features of a column, or the reason why it has none."""
-    kind = kind_of(column)
+    field = rows.source.schema.field(name)
+    kind = kind_of(field)
     if kind is None:
-        return f"of type {column.type}"
+        return f"of type {field.type}"
     if kind == "text":
-        return _fit_text(name, column)
+        return _fit_text(name, rows)
     parts = ["value"] if kind == "numeric" else list(CALENDAR_PARTS)
-    fitted = [NumericFeature.fit(name, p, read_part(column, p)) for p in [*parts, "missing"]]
-    features = [feature for feature in fitted if feature is not None]
-    return features or _CONSTANT
+    features, num_rows = [], len(rows.numbers)
+    values = rows.scratch.array(num_rows, np.float64)
+    for part, column in zip(
+        parts, read_column(rows.source, name, parts, rows.scratch), strict=True
+    ):
+        np.take(column, rows.numbers, out=values, mode="clip")
+        features.append(NumericFeature.fit(name, part, values))
+    num_missing = int(np.isnan(values).sum())
+    features.append(NumericFeature.fit_missing(name, num_missing, num_rows))
+    return [feature for feature in features if feature is not None] or _CONSTANT
 
 
-def _fit_text(name: str, column: pa.ChunkedArray) -> CategoricalFeature | str:
-    column = texts(column)
-    num_known = len(column) - column.null_count
-    num_distinct = pc.count_distinct(column).as_py()
-    if num_distinct + (column.null_count > 0) <= 1:
+def _fit_text(name: str, rows: Training) -> CategoricalFeature | str:
+    is_training = np.zeros(len(rows.targets), np.bool_)
+    is_training[rows.numbers] = True
+    counts, start = Counts(), 0
+    for block in rows.source.blocks([name]):
+        counts.add(block[name], is_training[start : start + len(block)])
+        start += len(block)
+    counted = counts.table
+    known = counted.filter(pc.field("value").is_valid())
+    if len(counted) <= 1:
         return _CONSTANT
-    if num_distinct > _IDENTIFIER * num_known:
+    if len(known) > _IDENTIFIER * (pc.sum(known["count"]).as_py() or 0):
         return _DISTINCT
-    return CategoricalFeature.fit(name, column)
+    return CategoricalFeature.fit(name, counted)
+
+
+def read_column(
+    source: Source, name: str, parts: Sequence[str], scratch: Scratch
+) -> NDArray[np.float64]:
+    """Return numeric views of all of a column; see `read_parts`. Shape [P, N]."""
+    found: NDArray[np.float64] = scratch.array((len(parts), source.num_rows), np.float64)
+    start = 0
+    for block in source.blocks([name]):
+        for values, part in zip(found, read_parts(block[name], parts), strict=True):
+            values[start : start + len(block)] = part
+        start += len(block)
+    return found
