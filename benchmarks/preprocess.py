@@ -3,10 +3,11 @@
     python benchmarks/preprocess.py                  300,000 rows of 19 columns, Parquet and CSV
     python benchmarks/preprocess.py --rounds 1 --rows 30000
 
-A table of numbers, categories, dates and missing values is read, split, fitted on its training rows
-and transformed. Ours also hashes the table, and keeps the arrays on disk, hashed and synced. Each is
-a process of its own with one thread; the ways take turns; what is told begins after its imports. The
-CPU seconds are those of the process, which other work on the machine disturbs less than the clock.
+A table of numbers, categories, dates and missing values is read, split, fitted on its training
+rows and transformed. Ours also hashes the table, and keeps the arrays on disk, hashed and synced.
+Each is a process of its own with one thread; the ways take turns; what is told begins after its
+imports. The CPU seconds are those of the process, which other work on the machine disturbs less
+than the clock.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from onward.errors import DataError, UsageError
+from train.tabular.data import fitting
 from train.tabular.data.dataset import prepare, source_fingerprint, split
-from train.tabular.data.prepare import Preprocessing, Training, target_values
+from train.tabular.data.fitting import Work, target_values
+from train.tabular.data.prepare import Preprocessing
 from train.tabular.data.scale import TargetScale
 from train.tabular.data.scratch import Scratch
 from train.tabular.data.source import InMemory
@@ -27,8 +29,8 @@ def fit(columns, **options):
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
     source = InMemory(table)
     targets = target_values(source, "y", Scratch())
-    rows = Training(source, targets, np.arange(len(targets)))
-    return Preprocessing.fit(rows, target="y", **options), table
+    work = Work(source, targets, np.arange(len(targets)))
+    return fitting.fit(work, target="y", **options)[0], table
 
 
 def csv(path, columns):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from onward.errors import DataError, UsageError
 from onward.words.language import _
 from train.tabular.data import prepare as preparation
-from train.tabular.data.prepare import Features, Preprocessing, Training, listed, target_values
+from train.tabular.data.fitting import Columns, Work, fit, target_values, transform
+from train.tabular.data.parquet import BLOCK_ROWS
+from train.tabular.data.prepare import Features, Preprocessing, listed
 from train.tabular.data.recognise import recognised
 from train.tabular.data.scratch import Arranged, Scratch
 from train.tabular.data.source import InMemory, Kept, Source
@@ -152,12 +155,18 @@ def prepare(
             ).format(data=config.data, num_rows=len(targets), target=target)
         )
     order, num_val = split_order(len(targets), config.val_fraction, config.split_seed)
-    fitted = preprocessing or Preprocessing.fit(
-        Training(source, targets, order[num_val:], scratch),
-        target=target, drop=config.drop, index=index, target_scale=config.target_scale,
-    )  # fmt: skip
-    _check_agrees(config, target, fitted)
-    val, train = _transformed(source, fitted, targets, order, num_val, scratch)
+    work = Work(source, targets, order[num_val:], scratch)
+    if preprocessing is None:
+        fitted, columns = fit(
+            work, target=target, drop=config.drop, index=index, target_scale=config.target_scale
+        )
+    else:
+        fitted = preprocessing
+        _check_agrees(config, target, fitted)
+        columns = transform(work, fitted)
+    scratch.clear()
+    pa.default_memory_pool().release_unused()  # what it keeps of the blocks that were decoded
+    val, train = _arranged(columns, targets, order, num_val, scratch)
     path = locate(config.data)
     return Dataset(
         name=path.name.split(".")[0] or path.name,
@@ -192,28 +201,25 @@ def _open(
     return InMemory(table), target, index, (*raw.told, *notes)
 
 
-def _transformed(
-    source: Source,
-    preprocessing: Preprocessing,
+def _arranged(
+    columns: Columns,
     targets: NDArray[np.float64],
     order: NDArray[np.int64],
     num_first: int,
     scratch: Scratch,
 ) -> tuple[Rows, Rows]:
-    """Return the rows as the model sees them, in that order: the first ones, and the others."""
-    preprocessing.require_columns(source.schema.names)
-    kinds = (
-        (len(preprocessing.numeric), np.float32),
-        (len(preprocessing.categorical), preprocessing.code_type),
-        (1, np.float64),
-    )
-    arranged, start = Arranged(order, kinds, scratch), 0
-    used = [name for name in source.schema.names if name in preprocessing.columns]
-    for block in source.blocks(used):
-        stop = start + len(block)
-        made = preprocessing.transform(block, first_row=start)
-        arranged.add(made.numeric, made.categorical, targets[start:stop, None])
-        start = stop
+    """Return the rows in an order: so many of the first ones, and the others."""
+    codes = np.result_type(np.uint8, *columns.categorical)
+    shapes: tuple[tuple[list[NDArray[Any]], Any], ...]
+    shapes = ((columns.numeric, np.float32), (columns.categorical, codes), ([targets], np.float64))
+    arranged = Arranged(order, [(len(some), kind) for some, kind in shapes], scratch)
+    for start in range(0, len(order), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(order))
+        block = [np.empty((stop - start, len(some)), kind) for some, kind in shapes]
+        for rows, (some, _kind) in zip(block, shapes, strict=True):
+            for i, column in enumerate(some):
+                rows[:, i] = column[start:stop]
+        arranged.add(*block)
     numeric, categorical, target = arranged.finish()
     first, others = (
         Rows(Features(numeric[part], categorical[part]), target[part, 0])
@@ -271,13 +277,7 @@ def _recognised(
 
 def _sample(source: Source, preprocessing: Preprocessing) -> pa.Table:
     used = [name for name in source.schema.names if name in preprocessing.columns]
-    rows, num_rows = [], 0
-    for block in source.blocks(used):
-        rows.append(block.slice(0, _SAMPLE_ROWS - num_rows))
-        num_rows += len(rows[-1])
-        if num_rows == _SAMPLE_ROWS:
-            break
-    return pa.concat_tables(rows).combine_chunks()
+    return source.head(used, _SAMPLE_ROWS).combine_chunks()
 
 
 def _target_of(config: Config) -> str | None:

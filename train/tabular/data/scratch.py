@@ -5,8 +5,11 @@ The pages of such a file are the system's to write out and drop, so that memory 
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_IN_MEMORY_BYTES: Final = 1 << 26  # an array of more lies in a file
+_IN_MEMORY_BYTES: Final = 1 << 28  # of all arrays together; what is more lies in files
+_PART_BYTES: Final = 1 << 26  # of the parts of arrays that are put in order at a time
 
 
 class Scratch:
@@ -27,21 +31,46 @@ class Scratch:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._num_bytes = 0  # in memory
+        self._reused: dict[str, NDArray[Any]] = {}
 
     def array(self, shape: int | Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-        """Return a new array, of any content.
+        """Return a new array, of any content; its memory is given back as soon as it is gone.
 
         Raises:
             OSError: The disk is full.
         """
-        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if num_bytes <= _IN_MEMORY_BYTES:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        length = math.prod(shape)
+        num_bytes = length * np.dtype(dtype).itemsize
+        if not num_bytes:
             return np.empty(shape, dtype)
-        with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
-            # IMPORTANT: all of it has its place on the disk: where a page of a mapped file finds
-            # none, the process is killed.
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-            return np.asarray(np.memmap(file, dtype, "r+", shape=shape))  # type: ignore[call-overload]
+        if self._num_bytes + num_bytes <= _IN_MEMORY_BYTES:
+            memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._num_bytes += num_bytes
+            weakref.finalize(memory, self._give_back, num_bytes)
+        else:
+            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+                # IMPORTANT: all of it has its place on the disk: where a page of a mapped file
+                # finds none, the process is killed.
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+                memory = mmap.mmap(file.fileno(), num_bytes)
+        return np.frombuffer(memory, dtype, length).reshape(shape)
+
+    def reused(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        """Return the array of that name, of any content: the one before is used no more."""
+        length = math.prod(shape)
+        if name not in self._reused or len(self._reused[name]) < length:
+            self._reused.pop(name, None)
+            self._reused[name] = self.array(length, dtype)
+        return self._reused[name][:length].reshape(shape)
+
+    def clear(self) -> None:
+        """Give back what `reused` returned."""
+        self._reused.clear()
+
+    def _give_back(self, num_bytes: int) -> None:
+        self._num_bytes -= num_bytes
 
 
 class Arranged:
@@ -66,7 +95,10 @@ class Arranged:
         self._order = order
         self._arrays = [scratch.array((num_rows, width), kind) for width, kind in arrays]
         row_bytes = max(1, sum(width * np.dtype(kind).itemsize for width, kind in arrays))
-        self._part_rows = max(1, _IN_MEMORY_BYTES // row_bytes)
+        total = row_bytes * num_rows
+        self._part_rows = (
+            num_rows if total <= _IN_MEMORY_BYTES else max(1, _PART_BYTES // row_bytes)
+        )
         kind = np.int32 if num_rows < 2**31 else np.int64
         self._places = np.empty(num_rows, kind)
         self._places[order] = np.arange(num_rows, dtype=kind)

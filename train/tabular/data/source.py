@@ -25,7 +25,13 @@ class Source(Protocol):
         """How many rows there are."""
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the rows in their order, of the named columns; none of them is empty."""
+        """Yield the rows in their order, of the named columns, some thousand at a time.
+
+        Text may come as a dictionary.
+        """
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Return the first rows, as they are stored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,10 @@ class InMemory:
         chosen = self.table.select(list(columns))
         for start in range(0, len(chosen), BLOCK_ROWS):
             yield chosen.slice(start, BLOCK_ROWS)
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Return the first rows."""
+        return self.table.select(list(columns)).slice(0, num_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +86,8 @@ class Kept:
             start += len(block)
             if len(kept):
                 yield kept
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        """Return the first rows, as they are stored."""
+        kept = np.flatnonzero(self.is_kept)[:num_rows]
+        return self.source.head(columns, int(kept[-1]) + 1).take(pa.array(kept))

@@ -144,6 +144,10 @@ class _Named:
         with _told_of(self.path, "Parquet"):
             yield from self.parquet.blocks(columns)
 
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        with _told_of(self.path, "Parquet"):
+            return self.parquet.head(columns, num_rows)
+
 
 def index_columns(data: str) -> list[str]:
     """Return the columns of a file that are a saved index of pandas: row numbers, no measurements.
