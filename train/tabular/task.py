@@ -35,6 +35,7 @@ Options = TabularOptions
 
 _NUM_LAYERS: Final = 3
 _MAX_DROPOUT: Final = 0.5
+_ENCODED_ROWS: Final = 1 << 16
 
 
 def open_task(options: Config, stored: Stored | None) -> TabularTask:
@@ -200,7 +201,10 @@ class TabularTask:
         return {"val_loss": val_loss, **_metrics(decoded, self.dataset.val.target)}
 
     def _tensors(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        target = self.dataset.preprocessing.scale.encode(rows.target).astype(np.float32)
+        scale, target = self.dataset.preprocessing.scale, np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _ENCODED_ROWS):  # no second copy of all of them
+            part = slice(start, start + _ENCODED_ROWS)
+            target[part] = scale.encode(rows.target[part])
         arrays = (rows.features.numeric, rows.features.categorical, target)
         numeric, categorical, encoded = (torch.from_numpy(a).to(self.device) for a in arrays)
         return numeric, categorical, encoded

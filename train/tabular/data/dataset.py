@@ -154,7 +154,10 @@ def prepare(
                 "at least 2 are needed, to train on and to validate"
             ).format(data=config.data, num_rows=len(targets), target=target)
         )
-    order, num_val = split_order(len(targets), config.val_fraction, config.split_seed)
+    drawn, num_val = split_order(len(targets), config.val_fraction, config.split_seed)
+    order = scratch.array(len(drawn), drawn.dtype)
+    order[:] = drawn
+    del drawn
     work = Work(source, targets, order[num_val:], scratch)
     if preprocessing is None:
         fitted, columns = fit(

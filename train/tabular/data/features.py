@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from train.tabular.data.columns import encoded, read_parts
+from train.tabular.data.parquet import BLOCK_ROWS
 from train.tabular.data.scale import mean_and_std
 
 _LIMIT: Final = 3.0  # standardised values approach ±3: an outlier must not rule the prediction
@@ -48,12 +49,26 @@ class NumericFeature:
     std: float
 
     @classmethod
-    def fit(cls, name: str, part: str, values: NDArray[np.float64]) -> NumericFeature | None:
-        """Fit to the training rows' values, NaN for missing; None where they do not vary."""
-        known = values[~np.isnan(values)]
-        if not known.size:
+    def fit(
+        cls, name: str, part: str, values: NDArray[np.float64], room: NDArray[np.float64]
+    ) -> NumericFeature | None:
+        """Fit to the training rows; None where they do not vary.
+
+        Args:
+            name: The raw column's name.
+            part: What of it is taken.
+            values: Those of the rows, NaN for missing. Shape [N]
+            room: To work in. Shape [N]
+        """
+        num_known = 0
+        for start in range(0, len(values), BLOCK_ROWS):
+            block = values[start : start + BLOCK_ROWS]
+            known = block[~np.isnan(block)]
+            room[num_known : num_known + len(known)] = known
+            num_known += len(known)
+        if not num_known:
             return None
-        fill = float(np.median(known, overwrite_input=True))
+        fill = float(np.median(room[:num_known], overwrite_input=True))
         mean, std = mean_and_std(values, fill)
         return cls(name, part, fill, mean, std) if std else None
 

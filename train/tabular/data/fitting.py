@@ -89,7 +89,9 @@ def fit(
         DataError: A column of `drop` does not exist, or no column is left to learn from.
     """
     names = work.source.schema.names
-    scale = TargetScale.fit(work.targets[work.training], target_scale)
+    in_training = work.scratch.reused("training", (len(work.training),), np.float64)
+    np.take(work.targets, work.training, out=in_training, mode="clip")
+    scale = TargetScale.fit(in_training, target_scale)
     dropped = set(drop)
     for name in sorted(dropped):
         require_column(names, name, "drop")
@@ -155,7 +157,9 @@ def target_values(source: Source, target: str, scratch: Scratch) -> NDArray[np.f
     require_column(schema.names, target, "target")
     kind = kind_of(schema.field(target))
     if kind == "numeric":
-        return read_column(source, target, ["value"], scratch)[0].copy()
+        found: NDArray[np.float64] = scratch.array(source.num_rows, np.float64)
+        found[:] = read_column(source, target, ["value"], scratch)[0]
+        return found
     column = pa.concat_tables(source.blocks([target]))[target]
     row, example = first_odd(column) if kind == "text" else first_known(column)
     others = [field.name for field in schema if kind_of(field) == "numeric"]
@@ -224,9 +228,10 @@ def _fit_column(
     features = []
     values = read_column(work.source, name, parts, work.scratch)
     in_training = work.scratch.reused("training", (len(work.training),), np.float64)
+    room = work.scratch.reused("room", (len(work.training),), np.float64)
     for part, of_all in zip(parts, values, strict=True):
         np.take(of_all, work.training, out=in_training, mode="clip")
-        feature = NumericFeature.fit(name, part, in_training)
+        feature = NumericFeature.fit(name, part, in_training, room)
         if feature is not None:
             features.append(feature)
             columns.numeric.append(_transformed(feature, of_all.__getitem__, work))
