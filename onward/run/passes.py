@@ -59,6 +59,7 @@ class Order:
         seed: The run's.
         epoch: Returns the number of the epoch under way, from 1.
         walk: Iterates it as a loop does.
+        window: How many are shuffled among each other; see `order.epoch_order`.
     """
 
     def __init__(
@@ -68,8 +69,9 @@ class Order:
         seed: int,
         epoch: Callable[[], int],
         walk: Callable[[Order], Iterator[torch.Tensor]],
+        window: int = 0,
     ) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
+        self.num_samples, self.batch_size, self.window = num_samples, batch_size, window
         self._seed, self._epoch, self._walk = seed, epoch, walk
         self.is_sampler = False
 
@@ -78,7 +80,8 @@ class Order:
 
     def after(self, start: int) -> Iterator[torch.Tensor]:
         """Yield the batches after the first `start`; nothing is counted."""
-        return orders.batches(self.num_samples, self.batch_size, self._seed, self._epoch(), start)
+        counts = self.num_samples, self.batch_size
+        return orders.batches(*counts, self._seed, self._epoch(), start, self.window)
 
     def __iter__(self) -> Iterator[Any]:
         if self.is_sampler:
@@ -157,11 +160,13 @@ class Passes:
                 )  # fmt: skip
             feed.end_pass()
 
-    def order(self, num_samples: int, batch_size: int, seed: int, is_whole: bool) -> Order:
+    def order(
+        self, num_samples: int, batch_size: int, seed: int, is_whole: bool, window: int
+    ) -> Order:
         """Return an order of samples; see `Run.order`."""
         walk = functools.partial(self._walk, is_whole=is_whole)
         # Counted from 1, as it always was.
-        return Order(num_samples, batch_size, seed, lambda: self.state.epoch + 1, walk)
+        return Order(num_samples, batch_size, seed, lambda: self.state.epoch + 1, walk, window)
 
     def _walk(self, order: Order, is_whole: bool) -> Iterator[torch.Tensor]:
         state, num = self.state, len(order)
