@@ -32,8 +32,8 @@ DDP, FSDP, PARTS = "ddp", "fsdp", "parts"
 class Strategy(Protocol):
     """One way to make a step."""
 
-    def order(self, num_samples: int, batch_size: int, window: int) -> Order:
-        """Return the samples of each batch that this rank is to see; see `Run.order`."""
+    def order(self, num_samples: int, batch_size: int) -> Order:
+        """Return the samples of each batch that this rank is to see."""
         ...
 
     def backward(self, task: Task, indices: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -114,9 +114,9 @@ class Averaged:
                 model, device_ids=device_ids, find_unused_parameters=True
             )
 
-    def order(self, num_samples: int, batch_size: int, window: int) -> Order:
+    def order(self, num_samples: int, batch_size: int) -> Order:
         """Return this rank's share of each batch."""
-        return self._run.order(num_samples, batch_size, window=window)
+        return self._run.order(num_samples, batch_size)
 
     def backward(self, task: Task, indices: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Add the gradient up, in `accumulation_steps` parts."""
@@ -157,9 +157,9 @@ class Parts:
         self._run, self._model, self._options = run, model, options
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def order(self, num_samples: int, batch_size: int, window: int) -> Order:
+    def order(self, num_samples: int, batch_size: int) -> Order:
         """Return each batch, whole: what is dealt out are its parts."""
-        return self._run.order(num_samples, batch_size, is_whole=True, window=window)
+        return self._run.order(num_samples, batch_size, is_whole=True)
 
     def backward(self, task: Task, indices: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Compute this rank's parts, and add up those of all."""

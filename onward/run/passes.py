@@ -59,7 +59,10 @@ class Order:
         seed: The run's.
         epoch: Returns the number of the epoch under way, from 1.
         walk: Iterates it as a loop does.
-        window: How many are shuffled among each other; see `order.epoch_order`.
+
+    Attributes:
+        window: How many are shuffled among each other, 0: all; see `order.epoch_order`. It is set
+            before the order is gone through.
     """
 
     def __init__(
@@ -69,9 +72,8 @@ class Order:
         seed: int,
         epoch: Callable[[], int],
         walk: Callable[[Order], Iterator[torch.Tensor]],
-        window: int = 0,
     ) -> None:
-        self.num_samples, self.batch_size, self.window = num_samples, batch_size, window
+        self.num_samples, self.batch_size, self.window = num_samples, batch_size, 0
         self._seed, self._epoch, self._walk = seed, epoch, walk
         self.is_sampler = False
 
@@ -160,13 +162,11 @@ class Passes:
                 )  # fmt: skip
             feed.end_pass()
 
-    def order(
-        self, num_samples: int, batch_size: int, seed: int, is_whole: bool, window: int
-    ) -> Order:
+    def order(self, num_samples: int, batch_size: int, seed: int, is_whole: bool) -> Order:
         """Return an order of samples; see `Run.order`."""
         walk = functools.partial(self._walk, is_whole=is_whole)
         # Counted from 1, as it always was.
-        return Order(num_samples, batch_size, seed, lambda: self.state.epoch + 1, walk, window)
+        return Order(num_samples, batch_size, seed, lambda: self.state.epoch + 1, walk)
 
     def _walk(self, order: Order, is_whole: bool) -> Iterator[torch.Tensor]:
         state, num = self.state, len(order)

@@ -210,9 +210,7 @@ class Run:
         self._recorder.begin_unit()
         self._passes.begin_unit(self.state)
 
-    def order(
-        self, num_samples: int, batch_size: int, is_whole: bool = False, window: int = 0
-    ) -> Order:
+    def order(self, num_samples: int, batch_size: int, is_whole: bool = False) -> Order:
         """Return the samples of each batch that is left of the epoch; each is a step.
 
         The order is a function of the seed and the epoch. Inside the epoch it is saved where that
@@ -222,13 +220,11 @@ class Run:
             num_samples: How many the epoch has.
             batch_size: The most in a batch, of all ranks together; see `order.batches`.
             is_whole: Whether each rank gets all of a batch, and not its own share.
-            window: So many samples are shuffled among each other, for those that do not fit into
-                memory; 0: all. See `order.epoch_order`.
 
         Raises: `Interrupted`, and `Superseded` where a later attempt has the run.
         """
         self._saving.know_samples(num_samples)
-        return self._passes.order(num_samples, batch_size, self.options.seed, is_whole, window)
+        return self._passes.order(num_samples, batch_size, self.options.seed, is_whole)
 
     def batches(self, loader: Any, repeat: bool = False) -> Any:
         """Return the loader's batches that are left in the epoch; each is a step.

@@ -48,6 +48,12 @@ class Rows:
         """Return the number of rows."""
         return len(self.target)
 
+    @property
+    def num_bytes(self) -> int:
+        """What their arrays take."""
+        arrays = (self.features.numeric, self.features.categorical, self.target)
+        return sum(array.nbytes for array in arrays)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -154,10 +160,7 @@ def prepare(
                 "at least 2 are needed, to train on and to validate"
             ).format(data=config.data, num_rows=len(targets), target=target)
         )
-    drawn, num_val = split_order(len(targets), config.val_fraction, config.split_seed)
-    order = scratch.array(len(drawn), drawn.dtype)
-    order[:] = drawn
-    del drawn
+    order, num_val = _split_order(len(targets), config.val_fraction, config.split_seed, scratch)
     work = Work(source, targets, order[num_val:], scratch)
     if preprocessing is None:
         fitted, columns = fit(
@@ -231,12 +234,12 @@ def _arranged(
     return first, others
 
 
-def split_order(num_rows: int, val_fraction: float, seed: int) -> tuple[NDArray[np.int64], int]:
-    """Return the row numbers as they are drawn, and how many of the first ones validate.
-
-    See `split`. Shape int64 [N]
-    """
-    order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
+def _split_order(
+    num_rows: int, val_fraction: float, seed: int, scratch: Scratch
+) -> tuple[NDArray[np.int64], int]:
+    """Return the row numbers as they are drawn, and how many of the first ones validate."""
+    order: NDArray[np.int64] = scratch.array(num_rows, np.int64)
+    order[:] = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
     return order, min(max(round(num_rows * val_fraction), 1), num_rows - 1)
 
 
@@ -254,7 +257,7 @@ def split(
     Shape:
         int64 [N_train], int64 [N_val]
     """
-    order, num_val = split_order(num_rows, val_fraction, seed)
+    order, num_val = _split_order(num_rows, val_fraction, seed, Scratch())
     return order[num_val:], order[:num_val]
 
 

@@ -76,11 +76,11 @@ class Parquet:
         return pa.concat_tables(found)
 
     def _head(self, columns: Sequence[str], num_rows: int) -> Iterator[pa.Table]:
-        """Yield the first rows, where one file has them; it is not decoded any further."""
+        """Yield the first rows; where one group of rows has them, nothing else is decoded."""
         first, whole = self._dataset.fragments[0], self._dataset.schema
         own = first.physical_schema
         names = [name for name in columns if name in own.names]
-        is_whole = first.metadata.num_rows >= num_rows and names == [*columns]
+        is_whole = first.metadata.row_group(0).num_rows >= num_rows and names == [*columns]
         if not is_whole or any(own.field(n).type != whole.field(n).type for n in names):
             yield from _scan(self._dataset, columns)
             return
