@@ -5,8 +5,8 @@
 
 The same model goes through the same rows: held in memory; mapped, so that they are read from the
 page cache; and with --limit in a control group of so much memory, page cache included, which needs
-root and control groups for memory: there it is prepared, and trained on in windows. Each is a process
-of its own with one thread, which makes so many steps that a comparison takes seconds.
+root and control groups for memory: there it is prepared, and trained on in windows. Each is a
+process of its own with one thread.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def fit(
     """
     names = work.source.schema.names
     in_training = work.scratch.reused("training", (len(work.training),), np.float64)
-    np.take(work.targets, work.training, out=in_training, mode="clip")
+    _take(work.targets, work.training, in_training)
     scale = TargetScale.fit(in_training, target_scale)
     dropped = set(drop)
     for name in sorted(dropped):
@@ -230,7 +230,7 @@ def _fit_column(
     in_training = work.scratch.reused("training", (len(work.training),), np.float64)
     room = work.scratch.reused("room", (len(work.training),), np.float64)
     for part, of_all in zip(parts, values, strict=True):
-        np.take(of_all, work.training, out=in_training, mode="clip")
+        _take(of_all, work.training, in_training)
         feature = NumericFeature.fit(name, part, in_training, room)
         if feature is not None:
             features.append(feature)
@@ -243,6 +243,12 @@ def _fit_column(
             _transformed(missing, lambda rows: np.isnan(values[0, rows]).astype(np.float64), work)
         )
     return features or _CONSTANT
+
+
+def _take(values: NDArray[np.float64], rows: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Copy the values of some rows, in any order."""
+    # IMPORTANT: from memory: where they lie in a file, each could be a read from the disk.
+    np.take(np.array(values), rows, out=out, mode="clip")
 
 
 def _fit_text(name: str, work: Work) -> CategoricalFeature | str:
