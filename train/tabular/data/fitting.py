@@ -89,7 +89,7 @@ def fit(
         DataError: A column of `drop` does not exist, or no column is left to learn from.
     """
     names = work.source.schema.names
-    in_training = work.scratch.reused("training", (len(work.training),), np.float64)
+    in_training = np.empty(len(work.training))
     _take(work.targets, work.training, in_training)
     scale = TargetScale.fit(in_training, target_scale)
     dropped = set(drop)
@@ -227,8 +227,8 @@ def _fit_column(
     parts = ["value"] if kind == "numeric" else list(CALENDAR_PARTS)
     features = []
     values = read_column(work.source, name, parts, work.scratch)
-    in_training = work.scratch.reused("training", (len(work.training),), np.float64)
-    room = work.scratch.reused("room", (len(work.training),), np.float64)
+    in_training = np.empty(len(work.training))
+    room = np.empty(len(in_training))  # in memory: a median goes through it several times
     for part, of_all in zip(parts, values, strict=True):
         _take(of_all, work.training, in_training)
         feature = NumericFeature.fit(name, part, in_training, room)

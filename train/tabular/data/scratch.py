@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_IN_MEMORY_BYTES: Final = 1 << 28  # of all arrays together; what is more lies in files
+_IN_MEMORY_BYTES: Final = 1 << 27  # of all arrays together; what is more lies in files
 _PART_BYTES: Final = 1 << 26  # of the parts of arrays that are put in order at a time
 
 
