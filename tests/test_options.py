@@ -217,7 +217,14 @@ def test_fewer_epochs_than_were_begun_is_refused():
     assert source().epochs_begun == 4
 
 
-ORDER = ["batch_size", "data", "seed", "split_seed", "val_fraction"]  # of samples in an epoch
+ORDER = [
+    "batch_size",
+    "data",
+    "seed",
+    "shuffle_window",
+    "split_seed",
+    "val_fraction",
+]  # of samples in an epoch
 
 
 @pytest.mark.parametrize("name", ORDER)

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from onward.errors import DataError, UsageError
+from train.tabular.data import fitting
 from train.tabular.data.dataset import prepare, source_fingerprint, split
+from train.tabular.data.fitting import Work, target_values
 from train.tabular.data.prepare import Preprocessing
 from train.tabular.data.scale import TargetScale
+from train.tabular.data.scratch import Scratch
+from train.tabular.data.source import InMemory
 from train.tabular.options import Config
 
 LIMIT = 3.0
@@ -23,7 +27,10 @@ LIMIT = 3.0
 def fit(columns, **options):
     columns = {"y": range(len(next(iter(columns.values()))))} | columns
     table = pa.table({name: pa.array(values) for name, values in columns.items()})
-    return Preprocessing.fit(table, target="y", **options), table
+    source = InMemory(table)
+    targets = target_values(source, "y", Scratch())
+    work = Work(source, targets, np.arange(len(targets)))
+    return fitting.fit(work, target="y", **options)[0], table
 
 
 def csv(path, columns):

@@ -138,7 +138,7 @@ def test_a_wide_table_is_a_ridge_regression(tmp_path):
     model = train(task, 600, lr=3e-3).eval()
     features, width = task.dataset.train.features, model.linear.in_features
     with torch.no_grad():
-        codes = torch.from_numpy(features.categorical[:, 0])
+        codes = torch.from_numpy(features.categorical[:, 0]).long()
         x = torch.cat([torch.from_numpy(features.numeric), model.embeddings[0](codes)], 1).double()
     target = task.dataset.preprocessing.scale.encode(task.dataset.train.target)
     y, centred = torch.from_numpy(target), x - x.mean(0)

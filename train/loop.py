@@ -94,7 +94,10 @@ def train_epoch(
 ) -> None:
     """Make one pass over the training samples, or the rest of one."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    for indices in strategy.order(task.num_samples, options.batch_size):
+    order = strategy.order(task.num_samples, options.batch_size)
+    if options.shuffle_window:
+        order.window = options.shuffle_window
+    for indices in order:
         optimizer.zero_grad(set_to_none=True)
         loss, num_samples = strategy.backward(task, indices)
         norm = gradient_norm(parameters)

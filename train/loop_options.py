@@ -26,6 +26,16 @@ class LoopOptions:
     batch_size: int = option(
         512, "Rows per optimizer step.", "Training", minimum=1, on_resume=FORK, covers=ORDER
     )
+    shuffle_window: int = option(
+        0,
+        "So many rows are shuffled among each other, and then the next ones, for data that does "
+        "not fit into memory: they lie in 16 places, drawn in each epoch. 0: all rows.",
+        "Training",
+        minimum=0,
+        on_resume=FORK,
+        covers=ORDER,
+        is_new=True,
+    )
     accumulation_steps: int = option(
         1,
         "Forward and backward passes of an optimizer step: its rows are cut into so many parts, "

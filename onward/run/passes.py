@@ -59,6 +59,10 @@ class Order:
         seed: The run's.
         epoch: Returns the number of the epoch under way, from 1.
         walk: Iterates it as a loop does.
+
+    Attributes:
+        window: How many are shuffled among each other, 0: all; see `order.epoch_order`. It is set
+            before the order is gone through.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Order:
         epoch: Callable[[], int],
         walk: Callable[[Order], Iterator[torch.Tensor]],
     ) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
+        self.num_samples, self.batch_size, self.window = num_samples, batch_size, 0
         self._seed, self._epoch, self._walk = seed, epoch, walk
         self.is_sampler = False
 
@@ -78,7 +82,8 @@ class Order:
 
     def after(self, start: int) -> Iterator[torch.Tensor]:
         """Yield the batches after the first `start`; nothing is counted."""
-        return orders.batches(self.num_samples, self.batch_size, self._seed, self._epoch(), start)
+        counts = self.num_samples, self.batch_size
+        return orders.batches(*counts, self._seed, self._epoch(), start, self.window)
 
     def __iter__(self) -> Iterator[Any]:
         if self.is_sampler:

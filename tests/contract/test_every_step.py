@@ -29,7 +29,7 @@ OPTIONS = (
     *SMALL,
     *("--epochs", str(EPOCHS), "--checkpoint_freq", "2", "--target", "price", "--dropout", "0.2"),
     *("--precision", "bf16", "--accumulation_steps", "3", "--schedule", "plateau", "--lr", "0.05"),
-    *("--early_stopping", "3"),
+    *("--early_stopping", "3", "--shuffle_window", "100"),
 )
 
 

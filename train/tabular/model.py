@@ -34,7 +34,7 @@ class TabularMLP(nn.Module):
 
     Shape:
         numeric: float32 [B, D]
-        categorical: int64 [B, C]
+        categorical: integers [B, C]
         returns: float32 [B]
     """
 
@@ -73,7 +73,8 @@ class TabularMLP(nn.Module):
 
     def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
         """Predict on the scale the target is trained on."""
-        embedded = [embed(categorical[:, i]) for i, embed in enumerate(self.embeddings)]
+        codes = categorical.long()  # they may be kept in smaller numbers
+        embedded = [embed(codes[:, i]) for i, embed in enumerate(self.embeddings)]
         inputs = torch.cat([numeric, *embedded], dim=1)
         hidden = self.hidden(inputs) if self.hidden is not None else None
         # The sums over all inputs and all hidden units stay in float32 under bf16: with the 8 bits
@@ -98,7 +99,7 @@ def predict(
     Args:
         model: In the mode (train or eval) the caller set.
         numeric: float32 [N, D]
-        categorical: int64 [N, C]
+        categorical: integers [N, C]
         precision: "fp32" or "bf16".
 
     Shape:

@@ -16,7 +16,8 @@ from onward.checkpoint.content import Content
 from onward.metrics import History
 from onward.monitor import UNDECLARED, Best, Monitor
 from onward.run.subject import DatasetInfo, RunFiles, Stored
-from onward.system import environment
+from onward.system import environment, hardware
+from onward.system.files import size_in_words
 from onward.tracking.models import ServedModel
 from onward.words.language import _
 from onward.words.redact import redact
@@ -35,6 +36,8 @@ Options = TabularOptions
 
 _NUM_LAYERS: Final = 3
 _MAX_DROPOUT: Final = 0.5
+_ENCODED_ROWS: Final = 1 << 16
+_A_WINDOW: Final = 1_000_000  # of rows: a hundred megabytes or two
 
 
 def open_task(options: Config, stored: Stored | None) -> TabularTask:
@@ -108,6 +111,13 @@ class TabularTask:
         """Return what was made of the table, and which model learns from it."""
         for sentence in self.dataset.report:
             yield told(sentence)
+        num_bytes = sum(rows.num_bytes for rows in (self.dataset.train, self.dataset.val))
+        free = hardware.free_memory_bytes()
+        if num_bytes > free and not self.options.shuffle_window:
+            yield _(
+                "The prepared data has {needed}, and there are {free} of memory: nearly each row "
+                "of a batch is read from the disk. Pass shuffle_window, such as {example}"
+            ).format(needed=size_in_words(num_bytes), free=size_in_words(free), example=_A_WINDOW)
         yield _("It learns from {columns}").format(
             columns=listed(self.dataset.preprocessing.column_names)
         )
@@ -200,7 +210,10 @@ class TabularTask:
         return {"val_loss": val_loss, **_metrics(decoded, self.dataset.val.target)}
 
     def _tensors(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        target = self.dataset.preprocessing.scale.encode(rows.target).astype(np.float32)
+        scale, target = self.dataset.preprocessing.scale, np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _ENCODED_ROWS):  # no second copy of all of them
+            part = slice(start, start + _ENCODED_ROWS)
+            target[part] = scale.encode(rows.target[part])
         arrays = (rows.features.numeric, rows.features.categorical, target)
         numeric, categorical, encoded = (torch.from_numpy(a).to(self.device) for a in arrays)
         return numeric, categorical, encoded

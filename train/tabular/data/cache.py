@@ -21,7 +21,7 @@ from onward.errors import DataError
 from onward.system.files import atomic_write, open_plain, read_json
 from onward.words.language import _
 from train.tabular.data.dataset import Dataset, Rows
-from train.tabular.data.npz import check_declared
+from train.tabular.data.npz import check_declared, mapped, write_arrays
 from train.tabular.data.prepare import Features, Preprocessing
 
 NPZ_NAME: Final = "processed_data.npz"
@@ -50,13 +50,13 @@ def save(dataset: Dataset, folder: Path) -> tuple[Path, Path]:
         OSError: The disk is full or the folder cannot be written.
 
     Guarantees:
-        What a writer leaves that was killed at any moment is the old dataset, or `load` refuses
-        it.
+        No second copy of the arrays is made. What a writer leaves that was killed at any moment is
+        the old dataset, or `load` refuses it.
     """
     npz, record = folder / NPZ_NAME, folder / JSON_NAME
     arrays = _arrays_of(dataset)
 
-    atomic_write(npz, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    atomic_write(npz, lambda file: write_arrays(file, arrays))
     document = {
         "format_version": _FORMAT_VERSION,
         "fingerprint": dataset.fingerprint,
@@ -104,10 +104,9 @@ def load(folder: Path) -> Dataset:
                     )
                 )
             check_declared(file, max_bytes=file.tell())  # `save` compresses nothing
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                train = _rows_of(arrays, "train", preprocessing)
-                val = _rows_of(arrays, "val", preprocessing)
+            arrays = mapped(file)
+        train = _rows_of(arrays, "train", preprocessing)
+        val = _rows_of(arrays, "val", preprocessing)
         return Dataset(
             name=document["name"],
             source=document["source"],
@@ -188,10 +187,8 @@ def _sample_of(document: dict[str, Any]) -> pa.Table:
 def _arrays_of(dataset: Dataset) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for part, rows in (("train", dataset.train), ("val", dataset.val)):
-        codes = rows.features.categorical
-        smallest = np.min_scalar_type(codes.max(initial=0))  # codes fit a byte or two, not eight
         arrays[f"{part}_numeric"] = rows.features.numeric
-        arrays[f"{part}_categorical"] = codes.astype(smallest)
+        arrays[f"{part}_categorical"] = rows.features.categorical
         arrays[f"{part}_target"] = rows.target
     return arrays
 
@@ -213,7 +210,8 @@ def _rows_of(arrays: dict[str, NDArray[Any]], part: str, preprocessing: Preproce
     )
     if not fits:
         raise ValueError(_("its arrays are not those of its columns"))
-    return Rows(Features(numeric, codes.astype(np.int64)), target)
+    # Older versions wrote such types as torch does not compute with, and others than are made now.
+    return Rows(Features(numeric, codes.astype(preprocessing.code_type, copy=False)), target)
 
 
 def _sha256(path: Path) -> str:

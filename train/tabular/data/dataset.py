@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,13 @@ from numpy.typing import NDArray
 from onward.errors import DataError, UsageError
 from onward.words.language import _
 from train.tabular.data import prepare as preparation
-from train.tabular.data.prepare import Features, Preprocessing, listed, target_values
+from train.tabular.data.fitting import Columns, Work, fit, target_values, transform
+from train.tabular.data.parquet import BLOCK_ROWS
+from train.tabular.data.prepare import Features, Preprocessing, listed
 from train.tabular.data.recognise import recognised
-from train.tabular.data.table import Raw, index_columns, locate, raw_sha256, read_raw
+from train.tabular.data.scratch import Arranged, Scratch
+from train.tabular.data.source import InMemory, Kept, Source
+from train.tabular.data.table import Raw, index_columns, locate, open_parquet, raw_sha256, read_raw
 from train.tabular.options import Config
 
 _SAMPLE_ROWS = 5
@@ -32,7 +37,7 @@ class Rows:
 
     Shape:
         features.numeric: float32 [N, D]
-        features.categorical: int64 [N, C]
+        features.categorical: integers [N, C], of the smallest type
         target: float64 [N], on its own scale
     """
 
@@ -42,6 +47,12 @@ class Rows:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.target)
+
+    @property
+    def num_bytes(self) -> int:
+        """What their arrays take."""
+        arrays = (self.features.numeric, self.features.categorical, self.target)
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,30 +120,39 @@ def is_source_of(config: Config, fingerprint: str) -> bool:
     return any(source_fingerprint(one) == fingerprint for one in kept)
 
 
-def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Dataset:
+def prepare(
+    config: Config,
+    preprocessing: Preprocessing | None = None,
+    *,
+    fingerprint: str | None = None,
+    folder: Path | None = None,
+) -> Dataset:
     """Read the table, split it, and preprocess it.
+
+    Of Parquet some rows are in memory at a time, and of what is made of it some parts; tables of
+    other kinds are read whole.
 
     Args:
         config: The options; those of the group Data count.
         preprocessing: Use this fitted one, such as a forked run's; default: fit a new one to the
             training rows.
+        fingerprint: That of `source_fingerprint`, where it is known already.
+        folder: Where on the disk there is room for what is made; default: the system's for
+            temporary files.
 
     Raises:
         DataNotFound: The table is not there.
         DataError: It cannot be read, or cannot be trained on.
         UsageError: The options contradict `preprocessing`.
+        OSError: The disk is full.
     """
-    raw = read_raw(config.data, _text_columns(preprocessing))
-    target = _require_target(config, raw.table)
-    index = _index_of(config, preprocessing)
-    table, notes = _recognised(
-        config, raw, target, {*config.drop, *index, *_text_columns(preprocessing)}
-    )
-    targets = target_values(table, target)
+    scratch = Scratch(folder)
+    source, target, index, told = _open(config, preprocessing)
+    targets = target_values(source, target, scratch)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
     if num_dropped:
-        table, targets = table.filter(pa.array(has_target)), targets[has_target]
+        source, targets = Kept(source, has_target), targets[has_target]
     if len(targets) < 2:
         raise DataError(
             _(
@@ -140,33 +160,87 @@ def prepare(config: Config, preprocessing: Preprocessing | None = None) -> Datas
                 "at least 2 are needed, to train on and to validate"
             ).format(data=config.data, num_rows=len(targets), target=target)
         )
-    train, val = split(len(targets), config.val_fraction, config.split_seed)
-    fitted = preprocessing or Preprocessing.fit(
-        table.take(pa.array(train)),
-        target=target,
-        drop=config.drop,
-        index=index,
-        target_scale=config.target_scale,
-    )
-    _check_agrees(config, target, fitted)
-    features = fitted.transform(table)
+    order, num_val = _split_order(len(targets), config.val_fraction, config.split_seed, scratch)
+    work = Work(source, targets, order[num_val:], scratch)
+    if preprocessing is None:
+        fitted, columns = fit(
+            work, target=target, drop=config.drop, index=index, target_scale=config.target_scale
+        )
+    else:
+        fitted = preprocessing
+        _check_agrees(config, target, fitted)
+        columns = transform(work, fitted)
+    scratch.clear()
+    pa.default_memory_pool().release_unused()  # what it keeps of the blocks that were decoded
+    val, train = _arranged(columns, targets, order, num_val, scratch)
     path = locate(config.data)
     return Dataset(
         name=path.name.split(".")[0] or path.name,
         source=str(path),
-        fingerprint=source_fingerprint(config, preprocessing),
+        fingerprint=fingerprint or source_fingerprint(config, preprocessing),
         preprocessing=fitted,
-        train=_take(features, targets, train),
-        val=_take(features, targets, val),
+        train=train,
+        val=val,
         report=(
             f"{len(targets):,} rows: {len(train):,} to train on, {len(val):,} to validate on.",
             *([f"{num_dropped:,} rows without a value in '{target}' dropped."] * (num_dropped > 0)),
-            *raw.told,
-            *notes,
+            *told,
             *fitted.report(),
         ),
-        sample=_sample(table, fitted),
+        sample=_sample(source, fitted),
     )
+
+
+def _open(
+    config: Config, preprocessing: Preprocessing | None
+) -> tuple[Source, str, list[str], tuple[str, ...]]:
+    """Return the rows, the target, the index to leave out, and sentences on how they are read."""
+    parquet = None if config.odd_values == "missing" else open_parquet(config.data)
+    if parquet is not None:
+        target = _require_target(config, parquet.rows.schema.names)
+        return parquet.rows, target, _index_of(config, preprocessing), parquet.told
+    raw = read_raw(config.data, _text_columns(preprocessing))
+    target = _require_target(config, raw.table.column_names)
+    index = _index_of(config, preprocessing)
+    as_text = {*config.drop, *index, *_text_columns(preprocessing)}
+    table, notes = _recognised(config, raw, target, as_text)
+    return InMemory(table), target, index, (*raw.told, *notes)
+
+
+def _arranged(
+    columns: Columns,
+    targets: NDArray[np.float64],
+    order: NDArray[np.int64],
+    num_first: int,
+    scratch: Scratch,
+) -> tuple[Rows, Rows]:
+    """Return the rows in an order: so many of the first ones, and the others."""
+    codes = np.result_type(np.uint8, *columns.categorical)
+    shapes: tuple[tuple[list[NDArray[Any]], Any], ...]
+    shapes = ((columns.numeric, np.float32), (columns.categorical, codes), ([targets], np.float64))
+    arranged = Arranged(order, [(len(some), kind) for some, kind in shapes], scratch)
+    for start in range(0, len(order), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(order))
+        block = [np.empty((stop - start, len(some)), kind) for some, kind in shapes]
+        for rows, (some, _kind) in zip(block, shapes, strict=True):
+            for i, column in enumerate(some):
+                rows[:, i] = column[start:stop]
+        arranged.add(*block)
+    numeric, categorical, target = arranged.finish()
+    first, others = (
+        Rows(Features(numeric[part], categorical[part]), target[part, 0])
+        for part in (slice(None, num_first), slice(num_first, None))
+    )
+    return first, others
+
+
+def _split_order(
+    num_rows: int, val_fraction: float, seed: int, scratch: Scratch
+) -> tuple[NDArray[np.int64], int]:
+    """Return the row numbers as they are drawn, and how many of the first ones validate."""
+    order: NDArray[np.int64] = scratch.array(num_rows, np.int64)
+    order[:] = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
+    return order, min(max(round(num_rows * val_fraction), 1), num_rows - 1)
 
 
 def split(
@@ -183,8 +257,7 @@ def split(
     Shape:
         int64 [N_train], int64 [N_val]
     """
-    order = np.argsort(np.random.PCG64(seed).random_raw(num_rows), kind="stable")
-    num_val = min(max(round(num_rows * val_fraction), 1), num_rows - 1)
+    order, num_val = _split_order(num_rows, val_fraction, seed, Scratch())
     return order[num_val:], order[:num_val]
 
 
@@ -208,25 +281,21 @@ def _recognised(
     return recognised(raw.table, config.data, target, config.odd_values, as_text)
 
 
-def _sample(table: pa.Table, preprocessing: Preprocessing) -> pa.Table:
-    used = [name for name in table.column_names if name in preprocessing.columns]
-    return table.select(used).slice(0, _SAMPLE_ROWS).combine_chunks()
-
-
-def _take(features: Features, targets: NDArray[np.float64], rows: NDArray[np.int64]) -> Rows:
-    return Rows(Features(features.numeric[rows], features.categorical[rows]), target=targets[rows])
+def _sample(source: Source, preprocessing: Preprocessing) -> pa.Table:
+    used = [name for name in source.schema.names if name in preprocessing.columns]
+    return source.head(used, _SAMPLE_ROWS).combine_chunks()
 
 
 def _target_of(config: Config) -> str | None:
     return config.target or _DEFAULT_TARGETS.get(config.data)
 
 
-def _require_target(config: Config, table: pa.Table) -> str:
+def _require_target(config: Config, names: list[str]) -> str:
     target = _target_of(config)
     if target is None:
         raise DataError(
             _("data '{data}' needs a target: pass target=<column>, one of {columns}").format(
-                data=config.data, columns=listed(table.column_names)
+                data=config.data, columns=listed(names)
             )
         )
     if target in config.drop:

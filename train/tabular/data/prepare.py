@@ -5,35 +5,26 @@ Shapes: N rows, D numeric features, C categorical features.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from onward.errors import DataError
-from onward.words.language import _, later, retold
-from train.tabular.data.columns import CALENDAR_PARTS, kind_of, numbers, read_part, texts
+from onward.words.language import _
+from train.tabular.data.columns import kind_of, read_parts
 from train.tabular.data.features import CategoricalFeature, NumericFeature
-from train.tabular.data.recognise import first_known, first_odd
+from train.tabular.data.recognise import first_odd
 from train.tabular.data.scale import TargetScale
 
 VERSION: Final = 1  # raised whenever the same table would give other arrays
 
-_IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken for an identifier
-
 _NAMELESS: Final = "Unnamed: 0"  # as a first column without a name is called; once it was ""
-
-# Why a column is left out, as it is stored.
-_DROPPED: Final = later("dropped as asked")
-_INDEX: Final = later("a saved pandas index: keep_index=true takes it")
-_CONSTANT: Final = later("the same in all training rows")
-_DISTINCT: Final = later("nearly every value different, like an identifier")
-_REASONS: Final = (_DROPPED, _INDEX, _CONSTANT, _DISTINCT, later("of type {type}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +33,11 @@ class Features:
 
     Shape:
         numeric: float32 [N, D]
-        categorical: int64 [N, C]
+        categorical: integers [N, C]
     """
 
     numeric: NDArray[np.float32]
-    categorical: NDArray[np.int64]
+    categorical: NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,64 +58,6 @@ class Preprocessing:
     categorical: tuple[CategoricalFeature, ...]
     left_out: Mapping[str, str]
 
-    @classmethod
-    def fit(
-        cls,
-        table: pa.Table,
-        *,
-        target: str,
-        drop: Iterable[str] = (),
-        index: Collection[str] = (),
-        target_scale: str = "auto",
-    ) -> Preprocessing:
-        """Fit to the training rows.
-
-        Args:
-            table: The training rows and only them; each has a target.
-            target: Column to predict.
-            drop: Columns to leave out.
-            index: Columns to leave out since they are row numbers.
-            target_scale: "auto", "linear" or "log"; see `TargetScale.fit`.
-
-        Raises:
-            DataError: `target` or a column of `drop` does not exist, the target is not a number,
-                or no column is left to learn from.
-        """
-        scale = TargetScale.fit(target_values(table, target), target_scale)
-        dropped = set(drop)
-        for name in sorted(dropped):
-            require_column(table.column_names, name, "drop")
-        numeric: list[NumericFeature] = []
-        categorical: list[CategoricalFeature] = []
-        left_out: dict[str, str] = {}
-        for name in table.column_names:
-            if name == target:
-                continue
-            fitted: list[NumericFeature] | CategoricalFeature | str
-            if name in dropped:
-                fitted = _DROPPED
-            else:
-                fitted = _INDEX if name in index else _fit_column(name, table[name])
-            if isinstance(fitted, str):
-                left_out[name] = fitted
-            elif isinstance(fitted, CategoricalFeature):
-                categorical.append(fitted)
-            else:
-                numeric += fitted
-        if not numeric and not categorical:
-            groups = _grouped(left_out).items()
-            listing = [
-                f"{listed(names, most=5)} ({retold(reason, _REASONS, {})})"
-                for reason, names in groups
-            ]
-            reasons = "; ".join(listing) or _("it is the only column")
-            raise DataError(
-                _("nothing is left to predict '{target}' from: {reasons}").format(
-                    target=target, reasons=reasons
-                )
-            )
-        return cls(target, scale, tuple(numeric), tuple(categorical), left_out)
-
     def transform(self, table: pa.Table) -> Features:
         """Turn raw rows into the arrays the model takes.
 
@@ -134,24 +67,55 @@ class Preprocessing:
         Raises:
             DataError: Columns are missing, or hold something else than when they were fitted.
         """
-        if "" in self.columns and _NAMELESS in table.column_names:
-            names = ["" if name == _NAMELESS else name for name in table.column_names]
-            table = table.rename_columns(names)
-        missing = sorted(self.columns - set(table.column_names))
+        names = self.names_in(table.column_names)
+        numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
+        categorical = np.empty((table.num_rows, len(self.categorical)), dtype=self.code_type)
+        for name, places in self.numeric_of_columns.items():
+            column = table[names[name]]
+            with told_of(name, column):
+                parts = read_parts(column, [self.numeric[i].part for i in places])
+            for i, values in zip(places, parts, strict=True):
+                numeric[:, i] = self.numeric[i].of(values)
+        for i, category in enumerate(self.categorical):
+            column = table[names[category.column]]
+            with told_of(category.column, column):
+                categorical[:, i] = category.transform(column)
+        return Features(numeric, categorical)
+
+    def names_in(self, names: Sequence[str]) -> dict[str, str]:
+        """Return what each of the columns that were fitted is called in a table.
+
+        Args:
+            names: The table's columns.
+
+        Raises:
+            DataError: Some are missing.
+        """
+        known = {name: name for name in names}
+        if _NAMELESS in known:
+            known = {"": _NAMELESS} | known
+        missing = sorted(self.columns - set(known))
         if missing:
             raise DataError(
                 _(
                     "the table lacks {missing}, which the preprocessing was fitted on; "
                     "it has {columns}"
-                ).format(missing=listed(missing), columns=listed(table.column_names))
+                ).format(missing=listed(missing), columns=listed(names))
             )
-        numeric = np.empty((table.num_rows, len(self.numeric)), dtype=np.float32)
-        categorical = np.empty((table.num_rows, len(self.categorical)), dtype=np.int64)
+        return {name: known[name] for name in self.columns}
+
+    @property
+    def numeric_of_columns(self) -> dict[str, list[int]]:
+        """The raw columns of numbers and dates, to the numbers of the features made of each."""
+        found: dict[str, list[int]] = {}
         for i, feature in enumerate(self.numeric):
-            numeric[:, i] = _transform(feature, table)
-        for i, category in enumerate(self.categorical):
-            categorical[:, i] = _transform(category, table)
-        return Features(numeric, categorical)
+            found.setdefault(feature.column, []).append(i)
+        return found
+
+    @property
+    def code_type(self) -> np.dtype[Any]:
+        """The type of the codes of all categorical features."""
+        return np.result_type(np.uint8, *(feature.code_type for feature in self.categorical))
 
     @property
     def columns(self) -> set[str]:
@@ -184,7 +148,7 @@ class Preprocessing:
         ]
         sentences += [
             f"Left out: {_listed_in_english(names, most=5)} ({reason})."
-            for reason, names in _grouped(self.left_out).items()
+            for reason, names in grouped(self.left_out).items()
         ]
         if self.scale.low == self.scale.high:
             sentences.append(f"Target '{self.target}' is the same in all training rows.")
@@ -208,32 +172,6 @@ class Preprocessing:
             ),
             left_out=dict(values["left_out"]),
         )
-
-
-def target_values(table: pa.Table, target: str) -> NDArray[np.float64]:
-    """Return the target on its own scale, NaN where there is none. Shape [N].
-
-    Raises:
-        DataError: There is no such column, or it does not hold numbers.
-    """
-    require_column(table.column_names, target, "target")
-    column = table[target]
-    if kind_of(column) != "numeric":
-        row, example = first_odd(column) if kind_of(column) == "text" else first_known(column)
-        others = [n for n in table.column_names if kind_of(table[n]) == "numeric"]
-        raise DataError(
-            _(
-                "target '{target}' is not a number: it holds {kind}, such as {example!r} in row "
-                "{row:,}. Numeric columns are {columns}"
-            ).format(
-                target=target,
-                kind=column.type,
-                example=example,
-                row=row,
-                columns=listed(others),
-            )
-        )
-    return numbers(column)
 
 
 def require_column(columns: Sequence[str], name: str, option: str) -> None:
@@ -263,20 +201,27 @@ def listed(names: Sequence[str], most: int = 20) -> str:
     return shown or _("none")
 
 
-def _transform(feature: NumericFeature | CategoricalFeature, table: pa.Table) -> NDArray[Any]:
-    column = table[feature.column]
+@contextlib.contextmanager
+def told_of(name: str, column: pa.ChunkedArray, first_row: int = 0) -> Iterator[None]:
+    """Tell of which column it is that it cannot be transformed, and which row does not fit.
+
+    Args:
+        name: The column's name.
+        column: Some of its rows.
+        first_row: The number of the first of them, from 0.
+    """
     try:
-        return feature.transform(column)
+        yield
     except DataError as error:
         reason = str(error)
-        if isinstance(feature, NumericFeature) and kind_of(column) == "text":
+        if kind_of(column) == "text":
             row, value = first_odd(column)
             reason = _("{reason}; row {row:,} holds {value!r}").format(
-                reason=reason, row=row, value=value
+                reason=reason, row=first_row + row, value=value
             )
         raise DataError(
             _("column '{name}' is not what it was when fitted: {reason}").format(
-                name=feature.column, reason=reason
+                name=name, reason=reason
             )
         ) from error
 
@@ -286,34 +231,9 @@ def _listed_in_english(names: Sequence[str], most: int) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def _grouped(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+def grouped(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the reasons why columns are left out, to their names."""
     groups: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         groups.setdefault(reason, []).append(name)
     return groups
-
-
-def _fit_column(
-    name: str, column: pa.ChunkedArray
-) -> list[NumericFeature] | CategoricalFeature | str:
-    """Return the features of a column, or the reason why it has none."""
-    kind = kind_of(column)
-    if kind is None:
-        return f"of type {column.type}"
-    if kind == "text":
-        return _fit_text(name, column)
-    parts = ["value"] if kind == "numeric" else list(CALENDAR_PARTS)
-    fitted = [NumericFeature.fit(name, p, read_part(column, p)) for p in [*parts, "missing"]]
-    features = [feature for feature in fitted if feature is not None]
-    return features or _CONSTANT
-
-
-def _fit_text(name: str, column: pa.ChunkedArray) -> CategoricalFeature | str:
-    column = texts(column)
-    num_known = len(column) - column.null_count
-    num_distinct = pc.count_distinct(column).as_py()
-    if num_distinct + (column.null_count > 0) <= 1:
-        return _CONSTANT
-    if num_distinct > _IDENTIFIER * num_known:
-        return _DISTINCT
-    return CategoricalFeature.fit(name, column)

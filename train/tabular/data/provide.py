@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 from onward.errors import DataError, DataNotFound, TooLarge
 from onward.run.subject import Download
 from onward.system import untrusted
+from onward.system.files import make_folder
 from onward.words.language import _
 from train.tabular.data import cache
 from train.tabular.data.dataset import Dataset, prepare, source_fingerprint
@@ -49,15 +49,16 @@ def prepare_cached(config: Config, root: Path, preprocessing: Preprocessing | No
     Raises:
         DataError: The table is missing, cannot be read, or cannot be trained on.
     """
-    folder = cache_folder(root, source_fingerprint(config, preprocessing))
+    fingerprint = source_fingerprint(config, preprocessing)
+    folder = cache_folder(root, fingerprint)
     found = _find_cached(folder)
     if found is not None:
         log.info(_("Data '%s' is prepared already: %s"), found.name, folder)
         return found
     log.info(_("Preparing data '%s' …"), config.data)
-    dataset = prepare(config, preprocessing)
-    cache.save(dataset, folder)
-    return dataclasses.replace(dataset, folder=folder)
+    make_folder(folder)
+    cache.save(prepare(config, preprocessing, fingerprint=fingerprint, folder=folder), folder)
+    return cache.load(folder)
 
 
 def recover(
@@ -160,10 +161,11 @@ def _remake(config: Config, folder: Path, fingerprint: str) -> Dataset:
             for preprocessing in (None, fitted):
                 if source_fingerprint(kept, preprocessing) == fingerprint:
                     # By what was fitted then: an older version may have read the table otherwise.
-                    dataset = prepare(kept, fitted or preprocessing)
-                    dataset = dataclasses.replace(dataset, fingerprint=fingerprint)
+                    make_folder(folder)
+                    fitted = fitted or preprocessing
+                    dataset = prepare(kept, fitted, fingerprint=fingerprint, folder=folder)
                     cache.save(dataset, folder)
-                    return dataclasses.replace(dataset, folder=folder)
+                    return cache.load(folder)
     except DataNotFound as error:
         raise DataError(
             _(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,7 @@ from onward.errors import DataError
 from onward.words.language import _
 
 _SKEWED = 1.0  # skewness from which the logarithm is tried; a normal target has 0
+_BLOCK: Final = 1 << 15  # so many values at a time: they stay in the processor's cache
 _MARGIN = 1.0  # how far, in units of log, a prediction may leave the range of the training rows
 
 
@@ -96,20 +98,50 @@ class TargetScale:
         return np.exp(np.clip(targets, self.low - _MARGIN, self.high + _MARGIN))
 
 
-def mean_and_std(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return mean and standard deviation, without overflow; 0 where only rounding differs."""
-    largest = float(np.abs(values).max())
+def mean_and_std(values: NDArray[np.float64], fill: float = math.nan) -> tuple[float, float]:
+    """Return mean and standard deviation, without overflow; 0 where only rounding differs.
+
+    They are those of NumPy, bit for bit, and no second array of that length is made.
+
+    Args:
+        values: Shape [N], N >= 1
+        fill: What stands for NaN.
+    """
+
+    def filled(start: int, stop: int) -> NDArray[np.float64]:
+        part = values[start:stop]
+        return part if math.isnan(fill) else np.where(np.isnan(part), fill, part)
+
+    starts = range(0, len(values), _BLOCK)
+    largest = max(float(np.abs(filled(i, i + _BLOCK)).max()) for i in starts)
     if not largest:
         return 0.0, 0.0
-    scaled = values / largest
-    mean, std = float(scaled.mean()), float(scaled.std())
+    mean = pairwise(0, len(values), lambda a, b: filled(a, b) / largest) / len(values)
+    squares = pairwise(0, len(values), lambda a, b: (filled(a, b) / largest - mean) ** 2)
+    std = math.sqrt(squares / len(values))
     return mean * largest, std * largest if std > 1e-12 else 0.0
+
+
+def pairwise(start: int, stop: int, read: Callable[[int, int], NDArray[np.float64]]) -> float:
+    """Return the sum of what `read` gives of a range, as `np.sum` adds it up were it one array.
+
+    Source:
+        `pairwise_sum` of NumPy (loops_utils.h.src): an array is halved at a multiple of 8.
+    """
+    length = stop - start
+    if length <= _BLOCK:
+        return float(np.sum(read(start, stop)))
+    middle = start + length // 2 - length // 2 % 8
+    return pairwise(start, middle, read) + pairwise(middle, stop, read)
 
 
 def skewness(values: NDArray[np.float64]) -> float:
     """Return the third standardised moment; 0 where all values are equal."""
     mean, std = mean_and_std(values)
-    return float(np.mean(((values - mean) / std) ** 3)) if std else 0.0
+    if not std:
+        return 0.0
+    cubes = pairwise(0, len(values), lambda a, b: ((values[a:b] - mean) / std) ** 3)
+    return cubes / len(values)
 
 
 def _log_fits(targets: NDArray[np.float64]) -> bool:

@@ -26,7 +26,8 @@ from onward.system import hardware
 from onward.words.language import _
 from train.tabular.data.excel import read_sheet
 from train.tabular.data.npz import check_declared
-from train.tabular.data.parquet import read_parquet, read_schema
+from train.tabular.data.parquet import Parquet, read_schema
+from train.tabular.data.source import Source
 from train.tabular.data.text import column_names, read_text
 
 SHIPPED: Final = {"diamonds": Path(__file__).with_name("diamonds.csv.gz")}
@@ -60,6 +61,20 @@ class Raw:
     has_types: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A Parquet file or folder of which no rows have been read.
+
+    Args:
+        rows: Its rows, at least one; the columns have distinct names. What is wrong with a file is
+            told in a line that names it, whenever it is found.
+        told: As for `Raw`.
+    """
+
+    rows: Source
+    told: tuple[str, ...]
+
+
 def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
     """Read a table whole; see `read_raw`."""
     return read_raw(data, text_columns).table
@@ -89,9 +104,49 @@ def read_raw(data: str, text_columns: Sequence[str] = ()) -> Raw:
             sheet, told = read_sheet(path)
             table = read_text(sheet, path, text_columns)[0]
         else:
-            table, told = (_read_npz if kind == ".npz" else read_parquet)(path)
-    _check(table, path)
+            table, told = (_read_npz if kind == ".npz" else _read_parquet)(path)
+    _check(table.column_names, table.num_rows, path)
     return Raw(table, tuple(told), has_types=kind in ("Parquet", ".npz"))
+
+
+def open_parquet(data: str) -> Opened | None:
+    """Open a table to be read some rows at a time; None where it is not Parquet.
+
+    Raises:
+        DataNotFound: There is nothing at that path.
+        DataError: As for `read_raw`.
+    """
+    path = locate(data)
+    if _kind_of(path) != "Parquet":
+        return None
+    with _told_of(path, "Parquet"):
+        parquet = Parquet(path)
+        _check(parquet.schema.names, parquet.num_rows, path)
+    return Opened(_Named(parquet, path), tuple(parquet.told))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """Parquet of which each error names the path."""
+
+    parquet: Parquet
+    path: Path
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.parquet.schema
+
+    @property
+    def num_rows(self) -> int:
+        return self.parquet.num_rows
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        with _told_of(self.path, "Parquet"):
+            yield from self.parquet.blocks(columns)
+
+    def head(self, columns: Sequence[str], num_rows: int) -> pa.Table:
+        with _told_of(self.path, "Parquet"):
+            return self.parquet.head(columns, num_rows)
 
 
 def index_columns(data: str) -> list[str]:
@@ -137,18 +192,18 @@ def _told_of(path: Path, kind: str) -> Iterator[None]:
         ) from e
 
 
-def _check(table: pa.Table, path: Path) -> None:
-    twice = [name for name, n in collections.Counter(table.column_names).items() if n > 1]
+def _check(names: Sequence[str], num_rows: int, path: Path) -> None:
+    twice = [name for name, n in collections.Counter(names).items() if n > 1]
     if twice:
         raise DataError(
             _("data '{path}' has more than one column named {names}: rename them").format(
                 path=path, names=", ".join(map(repr, twice[:5]))
             )
         )
-    if not table.num_rows:
+    if not num_rows:
         raise DataError(
             _("data '{path}' is empty: {num_columns} columns and no rows").format(
-                path=path, num_columns=table.num_columns
+                path=path, num_columns=len(names)
             )
         )
 
@@ -202,6 +257,11 @@ def _kind_of(path: Path) -> str:
             path=path, suffix=path.suffix, kinds=_kinds()
         )
     )
+
+
+def _read_parquet(path: Path) -> tuple[pa.Table, list[str]]:
+    parquet = Parquet(path)
+    return parquet.read(), parquet.told
 
 
 def _read_npz(path: Path) -> tuple[pa.Table, list[str]]:
