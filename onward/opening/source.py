@@ -199,7 +199,7 @@ def find_source(
         CheckpointDamaged: The one that was asked for is damaged, or all are.
         StoreUnavailable: The store does not answer.
     """
-    manifests = store.list()
+    manifests = store.list(index=record.index_sha256)
     if not manifests:
         return _never_committed(record, store, resume_epoch, kind)
     newest_wanted, get = resume_epoch in (None, "latest"), get or store.get

@@ -121,7 +121,8 @@ def _publish(
     register: str | None,
     check_lease: Callable[[], object],
 ) -> None:
-    record, manifests = tracking.get_run(run_id), store.list()
+    record = tracking.get_run(run_id)
+    manifests = store.list(index=record.index_sha256)
     best, last = find_best(manifests), manifests[-1]
     chosen = best or last
     model_id = None
