@@ -117,10 +117,9 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
         log.info(told, wanted, parent_id)
         return parent
     experiment_id = tracking.experiment_id()
-    for record in tracking.search_runs(experiment_id):
-        if record.status != "FINISHED":
-            log.info(_("The newest unfinished run is '%s' (%s)"), record.run_id, whose(record))
-            return record
+    for record in tracking.search_runs(experiment_id, is_unfinished=True):
+        log.info(_("The newest unfinished run is '%s' (%s)"), record.run_id, whose(record))
+        return record
     raise RunNotUsable(
         wanted,
         _("was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "

@@ -118,17 +118,23 @@ class Tracking:
             )
         return RunRecord.of(run)
 
-    def search_runs(self, experiment_id: str, fingerprint: str | None = None) -> list[RunRecord]:
+    def search_runs(
+        self, experiment_id: str, fingerprint: str | None = None, is_unfinished: bool = False
+    ) -> list[RunRecord]:
         """Return this program's runs, newest first: the one that was worked on last.
 
         Args:
             experiment_id: Where to look.
             fingerprint: Only those of this fingerprint; default: only those that ever committed
                 a checkpoint.
+            is_unfinished: Only those that are not FINISHED. A server takes milliseconds for each
+                run that it tells of.
         """
         query = f"tags.`{FINGERPRINT_TAG}` LIKE '%' AND tags.`{EPOCH_TAG}` LIKE '%'"
         if fingerprint is not None:
             query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+        if is_unfinished:
+            query += " AND attributes.status != 'FINISHED'"
         found: list[Any] = []
         token = None
         with translated(
