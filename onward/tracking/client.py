@@ -102,10 +102,14 @@ class Tracking:
 
         Raises:
             RunNotUsable: It is unknown or deleted.
+            StoreUnavailable: The answer is none. Call again later.
             UnsafeValue: The server tells of another one.
         """
         with translated(_("reading run '{run_id}'").format(run_id=run_id), run_id):
             run = self.client.get_run(run_id)
+        if not run.info.run_id:  # of another call, or of something between here and the server
+            told = _("the answer for run '{run_id}' tells of no run")
+            raise StoreUnavailable(told.format(run_id=run_id))
         if run.info.run_id != run_id:
             asked = _("the answer for run '{run_id}',").format(run_id=shown(run_id))
             raise UnsafeValue(asked, shown(str(run.info.run_id)))
