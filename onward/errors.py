@@ -265,6 +265,7 @@ class StoreUnavailable(TrainError, ConnectionError):
 
     exit_code = 7
     retry_after = 0.0  # seconds that the server asks to wait
+    status: int | None = None  # what it has answered with by HTTP; None: nothing
 
 
 class RankFilesMissing(StoreUnavailable):

@@ -191,6 +191,14 @@ class Server:
         wait_for(lambda: self._process.poll() is not None or answers())
         assert self._process.poll() is None, (self.folder / "server.log").read_text()
 
+    def freeze(self) -> None:
+        """Let it accept connections and answer nothing, until `thaw`."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on where it was."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         """Kill it, if it runs."""
         if self._process.poll() is None:

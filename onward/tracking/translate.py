@@ -56,15 +56,16 @@ def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
         unknown = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
         if run_id and getattr(error, "error_code", None) in unknown:
             raise RunNotUsable(run_id, _not_found(error)) from error
-        raise _with_wait(_unavailable(doing, error, store), error) from error
+        raise _with_answer(_unavailable(doing, error, store), error) from error
 
 
-def _with_wait(told: StoreUnavailable, error: Exception) -> StoreUnavailable:
-    """Note how long the server asks to wait (429, 503), where it says so in seconds."""
+def _with_answer(told: StoreUnavailable, error: Exception) -> StoreUnavailable:
+    """Note the answer, and how long it asks to wait (429, 503), where it says so in seconds."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     seconds = str(headers.get("Retry-After", ""))
     asked = float(seconds) if re.fullmatch(r"[0-9]{1,6}", seconds) else 0.0
     told.retry_after = min(asked, MAX_PAUSE_SECONDS)
+    told.status = status_of(error)
     return told
 
 
