@@ -29,6 +29,7 @@ from train.tabular.options import Config
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SERVER_BIN = Path(os.environ.get("SERVER_BIN", BIN))  # of an MLflow of another version
 # Models and figures of finished runs cost seconds: `test_results.py` is about them.
 SMALL = ("--batch_size", "64", "--hidden_size", "16", "--num_layers", "1", "--log_model", "false")
 # What may differ between two equal runs: when, where and in which attempt they were made.
@@ -162,11 +163,19 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         env = environment(self.folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+        env["PATH"] = f"{SERVER_BIN}{os.pathsep}{env['PATH']}"
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
                     *self._prefix,
-                    *(BIN / "mlflow", "server", "--host", self._host, "--port", str(self.port)),
+                    *(
+                        SERVER_BIN / "mlflow",
+                        "server",
+                        "--host",
+                        self._host,
+                        "--port",
+                        str(self.port),
+                    ),
                     *(
                         "--workers",
                         "1",

@@ -9,7 +9,14 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from onward.errors import RequestTooLarge, RunNotUsable, StoreRefused, StoreUnavailable, TrainError
+from onward.errors import (
+    NotOffered,
+    RequestTooLarge,
+    RunNotUsable,
+    StoreRefused,
+    StoreUnavailable,
+    TrainError,
+)
 from onward.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
 from onward.words.language import _
 from onward.words.redact import redact
@@ -84,6 +91,11 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
                 "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
             ).format(uri=uri, command=migrate)
         )
+    if getattr(error, "error_code", None) == "ENDPOINT_NOT_FOUND":
+        return NotOffered(
+            _("{doing} failed: the server at {uri} is of an older version of MLflow, which has "
+              "nothing of the kind").format(doing=doing, uri=uri)
+        )  # fmt: skip
     # Files that go through the tracking server are its own affair.
     is_own_store = store != "" and not store.startswith("mlflow-artifacts:")
     asked = store if is_own_store else tracking_uri

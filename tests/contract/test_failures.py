@@ -105,11 +105,11 @@ def is_file(path):
 
 @pytest.mark.parametrize(
     ("status", "files_only"),
-    [(500, False), (503, False), (429, False), (401, False), (403, True), (507, True)],
+    [(500, False), (503, False), (429, False), (401, False), (507, True)],
 )
 def test_refused_for_a_while(gateway, train, ends_as_if_calm, status, files_only):
     """From an epoch on the server fails, is busy, knows the password no more, or is full; later all
-    is well again. 1 s each."""
+    is well again. 3 s each."""
 
     def refuse(epoch):
         if epoch == 2:
@@ -123,12 +123,10 @@ def test_refused_for_a_while(gateway, train, ends_as_if_calm, status, files_only
     ends_as_if_calm(run_id)
 
 
-@pytest.mark.parametrize(
-    ("status", "files_only"), [(401, False), (403, False), (507, True), (404, True), (500, False)]
-)
+@pytest.mark.parametrize(("status", "files_only"), [(403, False), (507, True), (404, True)])
 def test_refused_for_good(gateway, train, ends_as_if_calm, status, files_only):
     """A token that has expired, a full store, a bucket that is gone: training ends in time, and
-    what waits is published once somebody has mended it. 2 s each."""
+    what waits is published once somebody has mended it. 4 s each."""
 
     def refuse(epoch):
         if epoch == 2:
@@ -148,11 +146,11 @@ def test_refused_for_good(gateway, train, ends_as_if_calm, status, files_only):
     "fault", [("cut", 1 << 20), ("cut", 3 << 20), ("late", 0.2), ("slow", 1_000_000)], ids=str
 )
 def test_a_bad_connection_all_the_time(proxy, train, ends_as_if_calm, fault):
-    """Each connection breaks after a megabyte, or three; 200 ms on each way; 1 MB/s. 10 s each."""
+    """Each connection breaks after a megabyte, or three; 200 ms on each way; 1 MB/s. 4 to 15 s."""
     proxy.fault = fault
-    run_id = train(proxy.address, epochs=2, drain_seconds=100)
+    run_id = train(proxy.address, epochs=1, drain_seconds=100)
     proxy.fault = None
-    ends_as_if_calm(run_id, 2)
+    ends_as_if_calm(run_id, 1)
 
 
 def send_half(port, path):
