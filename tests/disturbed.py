@@ -12,7 +12,7 @@ from support import Server
 
 CONNECTIONS = ("reset", "delay", "freeze", ("cut", 300), ("cut", 9_000), ("cut", 100_000))
 STATUSES = (500, 503, 429)
-CALM_SECONDS, BAD_SECONDS, AWAY_SECONDS = (2.0, 6.0), (0.5, 3.0), (0.0, 5.0)
+CALM_SECONDS, BAD_SECONDS, AWAY_SECONDS = (3.0, 12.0), (0.5, 3.0), (0.0, 5.0)
 
 
 class Disturber:

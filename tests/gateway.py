@@ -26,6 +26,10 @@ class Gateway:
         self.passed: list[tuple[str, str, int]] = []
         gateway = self
 
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_) -> None:
+                pass  # of clients that are gone
+
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -37,7 +41,7 @@ class Gateway:
             def log_message(self, *_) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_port
         self.address = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -52,7 +52,7 @@ def samples(folder):
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def lives(folder, draw, server, address):
+def lives(folder, draw, address, request):
     """Train in one process after the other until all epochs are done; return how each ended."""
     codes, home = [], 0
     while not codes or codes[-1] != 0:
@@ -62,6 +62,7 @@ def lives(folder, draw, server, address):
         machine = folder / f"machine_{home}"
         process = started(machine, environment(machine / "home", address, **options))
         begin = len(samples(folder))
+        request.addfinalizer(process.kill)  # where the test fails
         lasts, last = (
             draw.randrange(20, max(40, EPOCHS // 10)),
             draw.choice([signal.SIGKILL, signal.SIGTERM]),
@@ -86,7 +87,7 @@ def undisturbed(folder):
     return uri, only_run(uri).info.run_id
 
 
-def test_what_is_disturbed_for_long_ends_the_same(tmp_path):
+def test_what_is_disturbed_for_long_ends_the_same(tmp_path, request):
     """Invariants 1, 2, 5, 8, 9, 10: the end is that of an undisturbed run, to the bit, and what a
     process holds does not grow. 80 s."""
     expected = undisturbed(tmp_path)
@@ -95,7 +96,7 @@ def test_what_is_disturbed_for_long_ends_the_same(tmp_path):
         disturbing = threading.Thread(target=disturber.run)
         disturbing.start()
         try:
-            codes = lives(tmp_path, random.Random(SEED + 1), server, disturber.address)
+            codes = lives(tmp_path, random.Random(SEED + 1), disturber.address, request)
         finally:
             disturber.stop()
             disturbing.join()
