@@ -33,7 +33,7 @@ PLOT = os.environ.get("PLOT")
 PACE = 0.25  # seconds of an epoch, at least
 EPOCHS = int(60 * MINUTES / PACE)
 KILLS_UNTIL = EPOCHS * 2 // 3
-MANY_MINUTES = 5  # from which on what a process holds is judged
+MANY_MINUTES = 2  # from which on what a process holds is judged
 SOAKED = Path(__file__).parent / "soaked.py"
 GOOD = (0, 7, 75, -signal.SIGKILL, -signal.SIGTERM)  # 7: it began while the server was away
 
