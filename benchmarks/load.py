@@ -106,7 +106,14 @@ def trainers(number: int) -> None:
             env = environment(folder / f"home_{at}", server.address)
             words = [sys.executable, str(folder / "trainer.py")]
             file = (folder / f"said_{at}.txt").open("w+")
-            processes.append((subprocess.Popen(words, cwd=folder, env=env, stderr=file), file))
+            processes.append(
+                (
+                    subprocess.Popen(
+                        words, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=file
+                    ),
+                    file,
+                )
+            )
         codes = [process.wait() for process, _file in processes]
         seconds = time.monotonic() - began
         trained = []
