@@ -12,6 +12,10 @@ SEED = 0
 # Several ranks of one run, e.g. make chaos RANKS=2 KILLS=100
 RANKS =
 
+# How long `make soak` trains, and where it draws what the processes held, if anywhere.
+MINUTES = 20
+PLOT =
+
 # Options of `make pin`, e.g. make pin PIN=--all
 PIN =
 
@@ -19,7 +23,7 @@ PIN =
 BENCH =
 PEERS = build/bench
 
-.PHONY: help run test contract chaos bench bench-quick versions pin docs browser servers screenshots format
+.PHONY: help run test contract chaos soak bench bench-quick versions server-versions pin docs browser servers screenshots format
 
 help:
 	@echo 'make run                                      set up .venv and train'
@@ -28,9 +32,11 @@ help:
 	@echo 'make contract                                 run the long tests: processes that are killed, servers that go away'
 	@echo 'make chaos KILLS=300 SEED=0                   kill a run so many times, and see it end the same'
 	@echo 'make chaos RANKS=2 KILLS=100                  the same for a run of several ranks'
+	@echo 'make soak MINUTES=20 SEED=0                   train under kills, restarts and a failing network, and see nothing grow'
 	@echo 'make bench                                    train in each way, in turns, and write docs/benchmarks.md anew'
 	@echo 'make bench-quick                              two minutes: fail where a ratio is 10 % worse than recorded'
 	@echo 'make versions                                 run the fast tests with the lowest and the newest requirements'
+	@echo 'make server-versions                          run the main job against MLflow servers of older versions'
 	@echo 'make pin PIN=--all                            write constraints.txt anew'
 	@echo 'make docs                                     build the documentation into build/site'
 	@echo 'make screenshots                              picture MLflow and record a terminal for docs/, by the tests'
@@ -55,6 +61,9 @@ chaos: $(STAMP)
 	KILLS=$(KILLS) SEED=$(SEED) $(if $(RANKS),RANKS=$(RANKS)) $(BIN)/pytest -s \
 	    $(if $(RANKS),tests/contract/test_ranks.py -k chaos,tests/contract/test_chaos.py)
 
+soak: $(STAMP)
+	MINUTES=$(MINUTES) SEED=$(SEED) PLOT=$(PLOT) $(BIN)/pytest -s tests/contract/test_soak.py
+
 # In an environment of its own, which has the peers that install: benchmarks/requirements.txt.
 bench: $(PEERS)/installed
 	$(PEERS)/bin/python benchmarks/bench.py $(BENCH)
@@ -76,6 +85,10 @@ $(PEERS)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 versions: $(STAMP)
 	$(BIN)/python tools/versions.py lowest --python $(PYTHON)
 	$(BIN)/python tools/versions.py newest --python $(PYTHON)
+
+# MLflow servers of older versions against this client.
+server-versions: $(STAMP)
+	$(BIN)/python tools/versions.py servers
 
 pin: $(STAMP)
 	$(BIN)/python tools/versions.py pin $(PIN)

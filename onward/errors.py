@@ -16,7 +16,8 @@
     ├── StoreUnavailable (ConnectionError)      7   the tracking server or its artifacts
     │   ├── RankFilesMissing                    7   what a rank is to bring there itself is not
     │   └── StoreRefused                        7   what will not go away by itself
-    │       └── RequestTooLarge                 7   a gateway takes no request of that size
+    │       ├── RequestTooLarge                 7   a gateway takes no request of that size
+    │       └── NotOffered                      7   the server is of an older version of MLflow
     ├── TooLarge (ValueError)                   7   a file of a store is longer than it may be
     ├── RankLost (SystemExit)                   1   a rank died, or does not answer
     ├── RankStopped (SystemExit)                1   another rank stopped: the code is that rank's
@@ -265,6 +266,7 @@ class StoreUnavailable(TrainError, ConnectionError):
 
     exit_code = 7
     retry_after = 0.0  # seconds that the server asks to wait
+    status: int | None = None  # what it has answered with by HTTP; None: nothing
 
 
 class RankFilesMissing(StoreUnavailable):
@@ -288,6 +290,10 @@ class StoreRefused(StoreUnavailable):
 
 class RequestTooLarge(StoreRefused):
     """What is between here and the store takes no request of that size; smaller ones it may."""
+
+
+class NotOffered(StoreRefused):
+    """The server is of an older version of MLflow, which has nothing of what is asked for."""
 
 
 class TooLarge(TrainError, ValueError):

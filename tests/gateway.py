@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import threading
 from collections.abc import Callable
@@ -25,6 +26,10 @@ class Gateway:
         self.passed: list[tuple[str, str, int]] = []
         gateway = self
 
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_) -> None:
+                pass  # of clients that are gone
+
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -36,8 +41,9 @@ class Gateway:
             def log_message(self, *_) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        self.address = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -57,9 +63,13 @@ class Gateway:
         self.passed.append(asked)
         server = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         sent = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "connection")}
-        server.request(request.command, request.path, body, sent)
-        answer = server.getresponse()
-        content = answer.read()
+        try:
+            server.request(request.command, request.path, body, sent)
+            answer = server.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException):  # it is away: so is the gateway
+            request.close_connection = True
+            return
         own = ("transfer-encoding", "connection", "content-length", "server", "date")
         headers = {k: v for k, v in answer.getheaders() if k.lower() not in own}
         self._answer(request, answer.status, headers, content)
@@ -72,4 +82,5 @@ class Gateway:
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         if request.command != "HEAD":
-            request.wfile.write(content)
+            with contextlib.suppress(OSError):
+                request.wfile.write(content)

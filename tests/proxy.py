@@ -23,6 +23,8 @@ class FaultyProxy:
         "freeze"        pass nothing, and break nothing off, as long as it is set
         ("freeze", b)   do so from the first piece that holds the bytes b
         ("cut", n)      pass n bytes of each answer and n of each request, then break off
+        ("late", s)     hold every piece back for s seconds
+        ("slow", n)     pass n bytes a second
     """
 
     def __init__(self, port: int) -> None:
@@ -69,7 +71,10 @@ class FaultyProxy:
                 while self.fault == "freeze":
                     time.sleep(0.02)
                 if fault == "delay":
-                    time.sleep(0.1)
+                    fault = ("late", 0.1)
+                if isinstance(fault, tuple) and fault[0] in ("late", "slow"):
+                    time.sleep(fault[1] if fault[0] == "late" else len(piece) / fault[1])
+                    fault = None
                 if fault == "503" and source is ends[0]:
                     source.sendall(UNAVAILABLE)
                     break

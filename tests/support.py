@@ -29,6 +29,7 @@ from train.tabular.options import Config
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SERVER_BIN = Path(os.environ.get("SERVER_BIN", BIN))  # of an MLflow of another version
 # Models and figures of finished runs cost seconds: `test_results.py` is about them.
 SMALL = ("--batch_size", "64", "--hidden_size", "16", "--num_layers", "1", "--log_model", "false")
 # What may differ between two equal runs: when, where and in which attempt they were made.
@@ -182,11 +183,13 @@ class Server:
         env = environment(
             self.folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **self._variables
         )
+        env["PATH"] = f"{SERVER_BIN}{os.pathsep}{env['PATH']}"
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 [
                     *self._prefix,
-                    *(BIN / "mlflow", "server", "--host", self._host, "--port", str(self.port)),
+                    *(SERVER_BIN / "mlflow", "server"),
+                    *("--host", self._host, "--port", str(self.port)),
                     *("--workers", "1", *self._options),
                 ],
                 cwd=self.folder,
@@ -204,6 +207,14 @@ class Server:
 
         wait_for(lambda: self._process.poll() is not None or answers())
         assert self._process.poll() is None, (self.folder / "server.log").read_text()
+
+    def freeze(self) -> None:
+        """Let it accept connections and answer nothing, until `thaw`."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on where it was."""
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def stop(self) -> None:
         """Kill it, if it runs."""

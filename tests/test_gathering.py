@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import attempt_of, wait_for
 
+from onward.checkpoint import listed
 from onward.checkpoint.bringing import bring_part, parts_in, remove_part
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.index import Origin
@@ -335,7 +336,9 @@ def test_a_draft_that_cannot_be_finished_stops_no_resume(hosts, store, monkeypat
         raise error
 
     store.gathering.adopt = adopt
-    record = SimpleNamespace(run_id="r1", attempts=1, artifact_uri=str(store.uri))
+    record = SimpleNamespace(
+        run_id="r1", attempts=1, index_sha256=None, artifact_uri=str(store.uri)
+    )
     assert not finishing.finish_drafts(None, record, store, hosts[0], None, is_free=True)
     assert "It is not committed" in caplog.text
 
@@ -348,7 +351,7 @@ def test_what_others_have_brought_is_not_swept_away(tracking, record, hosts, sto
     store.list()
     attempt = attempt_of(tracking, record.run_id)
     publisher = Publisher(attempt, store, hosts[0].spool(1), Retention(), sweeps=sweeps)
-    publisher._prune()
+    publisher._prune([], listed.to_text([]))
     assert bool(store._artifacts.list(f"checkpoints/{NAME}")) is not sweeps
 
 

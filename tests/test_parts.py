@@ -208,6 +208,42 @@ def test_a_part_whose_answer_was_lost_is_looked_for(remote, write, tmp_path, mon
     assert store.list() == [manifest]
 
 
+@pytest.mark.parametrize("passes", [600_000, 300_000])
+def test_what_breaks_off_again_and_again_is_cut(remote, write, tmp_path, monkeypatch, passes):
+    """Connections that break after so many bytes, wherever that is, keep no checkpoint out."""
+    sent = []
+
+    class Breaking(LocalArtifactRepository):
+        def log_artifact(self, local_file, artifact_path=None):
+            sent.append(Path(local_file).stat().st_size)
+            if sent[-1] > passes:
+                raise OSError("Connection broken")
+            super().log_artifact(local_file, artifact_path)
+
+    remote._repository = Breaking(str(tmp_path / "artifacts"))
+    store = CheckpointStore(remote, "r1")
+    content, manifest = write(1)
+    stored = store.put(tmp_path / "spool" / "epoch_1", manifest)
+    got = store.get(stored)
+    assert torch.equal(got.parts["model"]["weight"], content["model_state_dict"]["weight"])
+    assert sum(size > passes for size in sent) < 16
+
+
+def test_a_store_that_is_away_cuts_nothing(remote, write, tmp_path, monkeypatch):
+    """Where it does not answer at all, nothing is too large."""
+    store = CheckpointStore(remote, "r1")
+
+    def away(*_args, **_options):
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(remote, "upload", away)
+    monkeypatch.setattr(remote, "size", away)
+    _, manifest = write(1)
+    with pytest.raises(StoreUnavailable):
+        store.put(tmp_path / "spool" / "epoch_1", manifest)
+    assert store.uploads.part_size.bytes == PART_BYTES
+
+
 def test_what_takes_minutes_is_cut_and_not_sent_again(remote, write, tmp_path, monkeypatch):
     """A store slower than the client's patience gets smaller parts in place of the same bytes."""
     clock = Clock()

@@ -21,6 +21,7 @@ import pyarrow.parquet
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from mlflow.utils import requirements_utils
 from support import SMALL, cli, wait_for, write_table
 
@@ -303,6 +304,24 @@ def test_a_store_that_is_away_is_tried_again(trained, tracking, monkeypatch, cal
     states = {m.model_id: str(m.status) for m in models(tracking)}
     assert states.pop(model_id) == "READY"
     assert "PENDING" not in states.values()
+
+
+def test_a_server_without_logged_models_leaves_them_out(train, tracking, monkeypatch):
+    """One of MLflow 2 answers 404: it is said once, and the figures are there."""
+
+    def unknown(*_args, **_options):
+        told = "API request to endpoint /api/2.0/mlflow/logged-models failed with error code 404"
+        raise MlflowException(told, error_code=ENDPOINT_NOT_FOUND)
+
+    for call in ("search_logged_models", "create_logged_model", "get_logged_model"):
+        monkeypatch.setattr(MlflowClient, call, unknown)
+    result = train("--epochs", "1")
+    run = the_run(tracking)
+    assert (run.status, MODEL_TAG in run.tags) == ("FINISHED", False)
+    assert result.output.count("is of an older version of MLflow") == 1
+    assert any((Path(run.artifact_uri) / "figures").iterdir())
+    result = cli("publish", run.run_id)
+    assert (result.exit_code, "an older version" in result.stderr) == (7, True)
 
 
 @pytest.mark.parametrize("num_failing", [2, 99])

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from onward.checkpoint import listed
 from onward.checkpoint import store as store_module
 from onward.checkpoint import transfers as transfers_module
 from onward.checkpoint.format import write_checkpoint
@@ -76,7 +77,7 @@ def test_ends_and_insides_of_epochs_are_listed_in_the_order_of_training(
     manifests = [manifest for _, manifest in written]
     for at in (5, 2, 7, 0, 6, 1, 4, 3):
         store.put(*written[at])
-    store.write_index([manifests[at] for at in reversed(indexed)], tmp_path)
+    store.write_index(listed.to_text([manifests[at] for at in reversed(indexed)]), tmp_path)
     calls.arm(None)
     assert store.indexed() == manifests
     assert [m.name for m in store.indexed()] == MIXED_NAMES
@@ -278,7 +279,7 @@ def test_a_corrupt_or_missing_index_is_harmless(store, artifacts, write, tmp_pat
     manifests = [write(epoch)[1] for epoch in (1, 2)]
     for manifest in manifests:
         store.put(tmp_path / "spool" / manifest.name, manifest)
-    store.write_index(manifests, tmp_path)
+    store.write_index(listed.to_text(manifests), tmp_path)
     index = artifacts.root / "checkpoints" / "index.json"
     if content is None:
         index.unlink()
@@ -292,7 +293,7 @@ def test_a_stale_index_is_harmless(store, artifacts, write, tmp_path):
     manifests = [write(epoch)[1] for epoch in (1, 2, 3)]
     for manifest in manifests:
         store.put(tmp_path / "spool" / manifest.name, manifest)
-    store.write_index(manifests[:2], tmp_path)
+    store.write_index(listed.to_text(manifests[:2]), tmp_path)
     store.delete(manifests[0].name)
     assert store.list() == manifests[1:]
 
@@ -314,13 +315,51 @@ def test_an_index_that_lies_is_found_out_before_use(store, artifacts, write, tmp
         store.get(manifest)
 
 
+@pytest.fixture
+def indexed(store, write, tmp_path, calls):
+    """Three checkpoints and their index; return them and its digest."""
+    manifests = [store.put(*write(epoch)) for epoch in (1, 2, 3)]
+    text = listed.to_text(manifests)
+    store.write_index(text, tmp_path)
+    calls.arm(None)
+    return manifests, listed.digest(text)
+
+
+def test_an_index_that_the_run_names_is_chosen_by(store, indexed, calls):
+    """A resume reads it, and the newest manifest, whatever the number."""
+    manifests, digest = indexed
+    assert store.list(index=digest) == manifests
+    assert len(calls.names) == 3
+
+
+@pytest.mark.parametrize("forged", ["the index", "the newest manifest", "its tag"])
+def test_an_index_of_another_digest_is_not_chosen_by(store, artifacts, indexed, forged):
+    """Where index, newest manifest and tag do not agree, each manifest is read."""
+    (manifests, digest), folder = indexed, artifacts.root / "checkpoints"
+    if forged == "the index":
+        (folder / "index.json").write_bytes(listed.to_text(manifests[:1]))
+    elif forged == "its tag":
+        digest = "a" * 64
+    else:
+        document = {**manifests[-1].to_dict(), "attempt": 7}
+        (folder / "epoch_3" / MANIFEST_FILE).write_text(json.dumps(document))
+        manifests[-1] = dataclasses.replace(manifests[-1], attempt=7)
+    assert store.list(index=digest) == manifests
+
+
+def test_an_index_is_chosen_by_only_as_far_as_it_is_signed(store, indexed):
+    """With a key what that has not signed counts as none, in the index too."""
+    signing = CheckpointStore(store._artifacts, store.run_id, b"k" * 32)
+    assert signing.list(index=indexed[1]) == []
+
+
 @pytest.mark.parametrize("number", [1, 2, 40])
 def test_a_listing_costs_two_calls_whatever_the_number(store, write, calls, tmp_path, number):
     """With a current index, a listing is one folder and one file."""
     manifests = [write(epoch)[1] for epoch in range(1, number + 1)]
     for manifest in manifests:
         store.put(tmp_path / "spool" / manifest.name, manifest)
-    store.write_index(manifests, tmp_path)
+    store.write_index(listed.to_text(manifests), tmp_path)
     calls.arm(None)
     assert len(store.indexed()) == number
     assert calls.names == ["list checkpoints", "download checkpoints/index.json"]
@@ -331,7 +370,7 @@ def test_a_listing_costs_one_call_more_for_each_that_is_not_indexed(store, write
     manifests = [write(epoch)[1] for epoch in range(1, 6)]
     for manifest in manifests:
         store.put(tmp_path / "spool" / manifest.name, manifest)
-    store.write_index(manifests[:3], tmp_path)
+    store.write_index(listed.to_text(manifests[:3]), tmp_path)
     calls.arm(None)
     assert store.indexed() == manifests
     fetched = [f"download checkpoints/epoch_{n}/manifest.json" for n in (4, 5)]

@@ -17,6 +17,7 @@ from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from support import attempt_of
 
+from onward.checkpoint import listed
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.manifest import MANIFEST_FILE
 from onward.checkpoint.policy import Retention
@@ -194,7 +195,7 @@ def test_a_name_that_cannot_be_deleted_is_written_again_all_the_same(
     first = CheckpointStore(undeletable, "r1")
     _, old = write(1, 1.0)
     first.put(tmp_path / "spool_1" / "epoch_1", old)
-    first.write_index([old], tmp_path)
+    first.write_index(listed.to_text([old]), tmp_path)
     folder, new = write(1, 2.0, attempt=2)
     checks = iter(range(num_files))
 

@@ -13,7 +13,14 @@ from onward.attempts.attempt import Attempt
 from onward.checkpoint.content import Content
 from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
-from onward.errors import DataError, RunNotUsable, UnsafeFile, UnsafeValue, UsageError
+from onward.errors import (
+    DataError,
+    RunNotUsable,
+    StoreUnavailable,
+    UnsafeFile,
+    UnsafeValue,
+    UsageError,
+)
 from onward.metrics import History
 from onward.opening.source import Source
 from onward.opening.waiting import is_journal, publish_waiting, waiting_runs
@@ -125,11 +132,18 @@ def answering(monkeypatch):
         thread.join()
 
 
-@pytest.mark.parametrize("answer", ["../../x", "5a5a", "", "4F1C", "latest"])
+@pytest.mark.parametrize("answer", ["../../x", "5a5a", "4F1C", "latest"])
 def test_an_answer_for_another_run_is_refused(answering, answer):
     """Else the server would choose whose files are written to."""
     answering(run_as_json(answer))
     with pytest.raises(UnsafeValue, match="4f1c"):
+        Tracking().get_run("4f1c")
+
+
+def test_an_answer_that_tells_of_no_run_is_none(answering):
+    """It is as if the server were away: an attempt asks again, and trains on meanwhile."""
+    answering(run_as_json(""))
+    with pytest.raises(StoreUnavailable, match="tells of no run"):
         Tracking().get_run("4f1c")
 
 

@@ -20,6 +20,7 @@ import torch
 from support import SMALL, cli, write_table
 from test_state import leaves
 
+from onward.checkpoint import listed
 from onward.checkpoint.content import Content
 from onward.checkpoint.format import load_checkpoint, write_checkpoint
 from onward.checkpoint.hashed import verify
@@ -259,7 +260,7 @@ def test_versions_can_lie_side_by_side_in_one_store(tmp_path):
     for _ in range(2):
         found = [(m.epoch, m.step, m.epoch_step) for m in store.list()]
         assert found == in_order
-        store.write_index(store.list(), tmp_path)
+        store.write_index(listed.to_text(store.list()), tmp_path)
 
 
 def write_of_today(folder: Path) -> None:

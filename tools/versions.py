@@ -3,13 +3,14 @@
     python tools/versions.py lowest     the lowest version that each range of pyproject.toml has
     python tools/versions.py newest     the newest that are to be had
     python tools/versions.py pinned     those of constraints.txt
+    python tools/versions.py servers    MLflow servers of older versions, with the client of here
     python tools/versions.py pin        no test: write constraints.txt, and conda.yaml's pins, anew
 
 Each makes a virtual environment in `build/versions`, and runs the fast tests in it, or what stands
 after `--`: the words are pytest's. `--python python3.12` chooses the Python, `--set mlflow==3.16.1`
 one version. Whichever torch is meant is installed first, so that nothing else decides on it.
-`pin` keeps what is pinned, but for what `--set` says and what must change with it; with `--all` it
-takes the newest of everything but torch.
+Of `servers` it chooses another one than 2.22.0 and 3.1.0. `pin` keeps what is pinned, but for what
+`--set` says and what must change with it; with `--all` it takes the newest of everything but torch.
 """
 
 import argparse
@@ -31,6 +32,7 @@ HEAD = """\
 # Exact versions, also of what the requirements in pyproject.toml need themselves: make and CI
 # install by them. Written by `make pin`; conda.yaml has those of the requirements.
 """
+SERVERS = ("2.22.0", "3.1.0")
 OF_CUDA = re.compile(r"nvidia-(?!ml-py)|cuda-|triton$")  # what a build of torch chooses for itself
 
 
@@ -114,12 +116,31 @@ def test(python: Path, which: str, words: list[str]) -> int:
     return code
 
 
+def test_servers(python: str, versions: list[str]) -> int:
+    """Run the main job against a server of each version; return the number of those that failed."""
+    num_failed = 0
+    for version in versions:
+        folder = ROOT / "build" / "versions" / f"server-{version}"
+        if not (folder / "bin" / "mlflow").exists():
+            print(f"Installing into {folder} (takes minutes) ...", flush=True)
+            subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
+            pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
+            # These were made before SQLAlchemy 2.1, which no longer has what they import.
+            subprocess.run([*pip, f"mlflow=={version}", "sqlalchemy<2.1"], check=True)
+        env = {**os.environ, "SERVER_BIN": str(folder / "bin"), "PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-m", "pytest", "-q", "-s", "tests/contract/server_versions.py"]
+        failed = subprocess.run(words, cwd=ROOT, env=env).returncode != 0
+        num_failed += failed
+        print(f"MLflow server {version}: {'FAILED' if failed else 'passed'}", flush=True)
+    return num_failed
+
+
 def main() -> int:
     """Do what the command line says; return its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("which", choices=["lowest", "newest", "pinned", "pin"])
+    parser.add_argument("which", choices=["lowest", "newest", "pinned", "pin", "servers"])
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--set", action="append", default=[], metavar="NAME==VERSION")
     parser.add_argument("--all", action="store_true")
@@ -127,6 +148,9 @@ def main() -> int:
     if "--" in own:
         own, words = own[: own.index("--")], own[own.index("--") + 1 :]
     given = parser.parse_args(own)
+    if given.which == "servers":
+        chosen = pins("\n".join(given.set)).get("mlflow")
+        return test_servers(given.python, [chosen] if chosen else list(SERVERS))
     pinned = pins(CONSTRAINTS.read_text())
     tools = {canonicalize_name(Requirement(r).name) for r in dev_requirements()}
     if given.which == "lowest":

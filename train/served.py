@@ -41,7 +41,7 @@ def open_checkpoint(tracking: Tracking, kind: TaskKind, run_id: str, epoch: str 
         RunNotUsable: The run trains something else.
     """
     record, _folder, store = find_store(tracking, run_id)
-    manifests = store.list()
+    manifests = store.list(index=record.index_sha256)
     epoch = epoch or ("best" if find_best(manifests) else "latest")
     manifest = pick(record.run_id, manifests, epoch)
     content = store.get(manifest)

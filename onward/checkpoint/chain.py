@@ -10,6 +10,7 @@ signature, by a key that the store never sees, is against that too.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import hmac
@@ -46,6 +47,14 @@ def require_own(manifest: Manifest, run_id: str, key: bytes | None, name: str) -
         raise CheckpointDamaged(name, _("it belongs to run '{run}'").format(run=manifest.run_id))
     if key is not None and not hmac.compare_digest(manifest.hmac or "", _signature(manifest, key)):
         raise CheckpointDamaged(name, _("not signed by this key"))
+
+
+def is_own(manifest: Manifest, run_id: str, key: bytes | None, name: str) -> bool:
+    """Tell whether `require_own` takes it."""
+    with contextlib.suppress(CheckpointDamaged):
+        require_own(manifest, run_id, key, name)
+        return True
+    return False
 
 
 def _signature(manifest: Manifest, key: bytes) -> str:

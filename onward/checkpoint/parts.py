@@ -21,6 +21,7 @@ PART_SECONDS = 10.0  # that a part is to take on a slow way
 SLOW_SECONDS = 30.0  # that one may take before smaller ones are made
 MEASURED_SECONDS = 1.0  # what takes less says nothing of the speed
 LOST_SECONDS = 60.0  # what fails after so long was too large
+MAX_BREAKS = 2  # in the middle of large files, none having arrived: then they were too large
 
 
 class Smaller(Exception):
@@ -33,6 +34,7 @@ class PartSize:
     def __init__(self, num_bytes: int = PART_BYTES) -> None:
         self.bytes = num_bytes
         self._is_told = False  # that the store has refused one
+        self._num_breaks = 0
         self._lock = threading.Lock()
 
     def refused(self, num_bytes: int) -> bool:
@@ -57,8 +59,33 @@ class PartSize:
                 )  # fmt: skip
             return True
 
+    def broke(self, num_bytes: int) -> bool:
+        """Note that no answer came to a file though the store answers; return whether to cut it."""
+        with self._lock:
+            if num_bytes <= MIN_PART_BYTES:
+                return False
+            self._num_breaks += 1
+            if self._num_breaks >= MAX_BREAKS and num_bytes <= self.bytes:
+                self._num_breaks = 0
+                size = self.bytes
+                while size >= num_bytes:
+                    size //= 2
+                self.bytes = max(size, MIN_PART_BYTES)
+                log.info(
+                    _("Connections to the store break off in the middle of %s: checkpoints go up "
+                      "in parts of %s"),
+                    size_in_words(num_bytes), size_in_words(self.bytes),
+                )  # fmt: skip
+            return num_bytes > self.bytes
+
+    def arrived(self, num_bytes: int, seconds: float) -> None:
+        """Note that a file has arrived, and how long it took."""
+        if num_bytes > MIN_PART_BYTES:
+            self._num_breaks = 0
+        self.took(num_bytes, seconds)
+
     def took(self, num_bytes: int, seconds: float) -> None:
-        """Note how long a file took, or did until it was given up."""
+        """Note how long a file took, until it arrived or was given up."""
         if seconds < MEASURED_SECONDS:
             return
         per_second = num_bytes / seconds
@@ -107,16 +134,18 @@ def send_once(
             raise
         raise Smaller from error
     except StoreUnavailable as error:
-        seconds = time.monotonic() - started
-        if not is_remote or seconds < MEASURED_SECONDS:
+        seconds, is_lost = time.monotonic() - started, error.status is None
+        if not is_remote or not (is_lost or seconds >= MEASURED_SECONDS):
             raise
-        # Its answer may be all that was lost.
-        if is_clean and artifacts.size(target) == entry.bytes:
+        # Its answer may be all that was lost. A store that is away does not tell.
+        if artifacts.size(target) == entry.bytes and is_clean:
             return
+        if is_lost and entry.path != METRICS_FILE and part_size.broke(entry.bytes):
+            raise Smaller from error
         if seconds > LOST_SECONDS:
             part_size.took(entry.bytes, seconds)
             if part_size.bytes < entry.bytes:
                 raise Smaller from error
         raise
     if is_remote:
-        part_size.took(entry.bytes, time.monotonic() - started)
+        part_size.arrived(entry.bytes, time.monotonic() - started)

@@ -4,51 +4,47 @@ A checkpoint exists if and only if its `manifest.json` does and every file has t
 hash that it lists. So the manifest is uploaded last and deleted first, and a folder without one
 (a killed upload, a half-done deletion) is nothing.
 
-`index.json` holds the manifests of all checkpoints, so that a listing costs two calls. It is
-derived, and for looking only: what is gone on from, deleted or given away is chosen by the
-manifests themselves.
+`index.json` holds the manifests of all checkpoints, so that a listing costs two calls. What is gone
+on from, deleted or given away is chosen by it only where the run's tag proves it (see `listed`);
+else by the manifests themselves.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from onward.checkpoint import chain
+from onward.checkpoint import chain, listed
 from onward.checkpoint.artifacts import Artifacts
 from onward.checkpoint.content import Content
 from onward.checkpoint.downloads import fetch_files
 from onward.checkpoint.foreign import Foreign
 from onward.checkpoint.format import load_content
 from onward.checkpoint.gathering import Gathering
+from onward.checkpoint.listed import INDEX_FILE
 from onward.checkpoint.manifest import (
     MANIFEST_FILE,
     NAME,
     ROOT,
     Manifest,
-    checkpoint_name,
     is_own_file,
     parse_manifest,
 )
 from onward.checkpoint.shards import Shards
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
 from onward.checkpoint.uploads import Uploads
-from onward.errors import CheckpointDamaged, CheckpointError, StoreUnavailable, TooLarge, UnsafeFile
+from onward.errors import CheckpointDamaged, StoreUnavailable, TooLarge, UnsafeFile
 from onward.system.files import atomic_write
 from onward.system.threads import each
-from onward.system.untrusted import parse_json
 from onward.terminal.progress import Moved, show_transfer
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
-INDEX_FILE = "index.json"
-INDEX_VERSION = 2
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest of 20 TB in parts; nothing larger is read
 VOID = b'{"deleted": true}'  # in place of a manifest that the store refuses to delete
 
@@ -87,17 +83,20 @@ class CheckpointStore:
         """Where the files lie, for messages."""
         return str(self.folder or self.uri)
 
-    def list(self, level: int = logging.WARNING) -> list[Manifest]:
+    def list(self, level: int = logging.WARNING, index: str | None = None) -> list[Manifest]:
         """Return the manifests of all committed checkpoints, oldest first.
 
-        Costs a call, and one for each checkpoint. What cannot be read, or is not the run's own,
+        Costs three calls where the index is the one that is named, and one for each checkpoint that
+        it lacks; else a call, and one for each. What cannot be read, or is not the run's own,
         counts as none.
 
         Args:
             level: How that is logged.
+            index: The digest by which the run names its index; None: each manifest is read.
         """
         self._names = self._find_names()
-        return [m for m in self._read_all({}, level).values() if m is not None]
+        known = self._proven(index) if index and self._names else {}
+        return [m for m in self._read_all(known, level).values() if m is not None]
 
     def indexed(self) -> Sequence[Manifest]:
         """Return the same as the index tells it, to be looked at only.
@@ -326,13 +325,8 @@ class CheckpointStore:
         unknown = sorted(self._names - {m.name for m in manifests} - self._foreign.names)
         return [name for name in unknown if name in self._unfinished or self._foreign.is_left(name)]
 
-    def write_index(self, manifests: Iterable[Manifest], folder: Path) -> None:
+    def write_index(self, text: bytes, folder: Path) -> None:
         """Replace the index, by way of a file in the local `folder`."""
-        document = {
-            "format_version": INDEX_VERSION,
-            "checkpoints": [manifest.to_dict() for manifest in manifests],
-        }
-        text = json.dumps(document, allow_nan=False).encode()
         atomic_write(folder / INDEX_FILE, lambda file: file.write(text))
         self._artifacts.upload(folder / INDEX_FILE, ROOT)
 
@@ -382,17 +376,23 @@ class CheckpointStore:
             log.log(level, _("%s: it counts as none"), error)
             return None  # but not one of a newer version: that would be silently less
 
-    def _read_index(self) -> Mapping[str, Manifest]:
+    def _read_index(self, digest: str | None = None) -> Mapping[str, Manifest]:
+        """Return what the index lists; nothing if another digest than its own is given."""
         try:
-            document = parse_json(self._read(f"{ROOT}/{INDEX_FILE}"))
-            entries = [(checkpoint_name(entry), entry) for entry in document["checkpoints"]]
-            return {name: Manifest.from_dict(entry, name) for name, entry in entries}
-        except (
-            FileNotFoundError,
-            CheckpointError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):
-            return {}  # it is derived: the manifests themselves are read instead
+            text = self._read(f"{ROOT}/{INDEX_FILE}")
+        except (FileNotFoundError, CheckpointDamaged):
+            return {}
+        return listed.from_text(text) if digest in (None, listed.digest(text)) else {}
+
+    def _proven(self, digest: str) -> Mapping[str, Manifest]:
+        """Return what the index of that digest lists; nothing if the store has changed since.
+
+        That is seen by its newest manifest. A change of another one is found where that is used.
+        """
+        found = self._read_index(digest)
+        newest = max(found.values(), key=lambda manifest: manifest.order, default=None)
+        stored = newest and self._find_manifest(newest.name, logging.DEBUG)
+        if not (newest and stored) or stored.to_dict() != newest.to_dict():
+            return {}
+        own = functools.partial(chain.is_own, run_id=self.run_id, key=self._key)
+        return {name: manifest for name, manifest in found.items() if own(manifest, name=name)}

@@ -139,7 +139,8 @@ def find_drafts(record: RunRecord, store: CheckpointStore) -> list[Manifest]:
     """
     if store.has_key or not record.attempts:
         return []
-    committed = {m.name: m for m in store.list(logging.DEBUG)}  # by the manifests themselves
+    found = store.list(logging.DEBUG, record.index_sha256)
+    committed = {m.name: m for m in found}
     newest = max((m.order for m in committed.values()), default=(-1, -1))
     drafts = store.gathering.drafts(store.names - committed.keys())
     return [d for d in drafts if d.attempt == record.attempts and d.order > newest]
@@ -158,7 +159,7 @@ def finish_elsewhere(
         StoreUnavailable: The store does not answer.
     """
     parts = [part for _number, part in parts_in(folder)]
-    committed = store.list(logging.DEBUG) if parts else []
+    committed = store.list(logging.DEBUG, record.index_sha256) if parts else []
     newest = max((manifest.step for manifest in committed), default=-1)
     wanted = [part.name for part in parts if step_of(part) > newest]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onward.attempts.heartbeat import wait_until_free
+from onward.checkpoint import listed
 from onward.checkpoint.format import load_whole
 from onward.checkpoint.manifest import CHECKPOINT_FILE, Manifest
 from onward.checkpoint.policy import Retention, ranked
@@ -19,7 +20,7 @@ from onward.system.files import PUBLIC, atomic_write
 from onward.system.threads import each
 from onward.terminal.progress import Moved, show_transfer
 from onward.tracking.client import Tracking
-from onward.tracking.names import MANIFEST_TAG
+from onward.tracking.names import INDEX_TAG, MANIFEST_TAG
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
@@ -103,9 +104,10 @@ def prune(
         gone = retention.to_prune(_guarded_by_good(store, manifests))
         if gone and not dry_run:
             # IMPORTANT: the index comes first, so that it never names what is gone.
+            index = listed.to_text(m for m in manifests if m not in gone)
             with tempfile.TemporaryDirectory(prefix="train-") as temporary:
-                stay = [m for m in manifests if m not in gone]
-                store.write_index(stay, Path(temporary))
+                store.write_index(index, Path(temporary))
+            tracking.set_tags(record.run_id, {INDEX_TAG: listed.digest(index)})
             _delete(store, gone)
         return gone
     finally:
@@ -118,7 +120,8 @@ def _delete(store: CheckpointStore, gone: list[Manifest]) -> None:
             store.delete(manifest.name)
         except StoreUnavailable as error:
             with tempfile.TemporaryDirectory(prefix="train-") as temporary:
-                store.write_index(store.list(), Path(temporary))  # raises if the store is away
+                found = store.list()  # raises if the store is away
+                store.write_index(listed.to_text(found), Path(temporary))
             told = _("the store refuses to delete {name}, so {number} checkpoints stay: {reason}")
             raise StoreUnavailable(
                 told.format(name=manifest.name, number=len(gone) - number, reason=error)
@@ -146,7 +149,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
     import torch
 
     record, _folder, store = find_store(tracking, run_id)
-    manifest = pick(record.run_id, store.list(), epoch)
+    manifest = pick(record.run_id, store.list(index=record.index_sha256), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))
         parts = sorted(e.path for e in stored.files if e.path.split("/")[0] == CHECKPOINT_FILE)
@@ -172,7 +175,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
 def describe(tracking: Tracking, run_id: str, epoch: str) -> Row:
     """Return what a checkpoint holds: manifest, state keys with shapes, options, environment."""
     record, _folder, store = find_store(tracking, run_id)
-    manifest = pick(record.run_id, store.list(), epoch)
+    manifest = pick(record.run_id, store.list(index=record.index_sha256), epoch)
     content = store.get(manifest)
     state = content.to_dict()
     for told_apart in ("config", "environment"):

@@ -144,10 +144,10 @@ class _Way:
         experiment_id = tracking.experiment_id()
         fingerprint = identity(subject)[FINGERPRINT_TAG]
         threads = self.given.get("threads")  # not in the fingerprint: a machine may choose them
-        for record in tracking.search_runs(experiment_id, fingerprint):
+        for record in tracking.search_runs(experiment_id, fingerprint, is_unfinished=True):
             options = record.run_options()
             is_other = bool(threads and options and options.threads != threads)
-            if record.status != "FINISHED" and not is_other:
+            if not is_other:
                 told = _("Going on with run '%s' (%s): it has these options and this data")
                 log.info(told, record.run_id, whose(record))
                 return self._resume(record)

@@ -117,10 +117,9 @@ def find_run(tracking: Tracking, wanted: str) -> RunRecord:
         log.info(told, wanted, parent_id)
         return parent
     experiment_id = tracking.experiment_id()
-    for record in tracking.search_runs(experiment_id):
-        if record.status != "FINISHED":
-            log.info(_("The newest unfinished run is '%s' (%s)"), record.run_id, whose(record))
-            return record
+    for record in tracking.search_runs(experiment_id, is_unfinished=True):
+        log.info(_("The newest unfinished run is '%s' (%s)"), record.run_id, whose(record))
+        return record
     raise RunNotUsable(
         wanted,
         _("was asked for, but experiment {experiment_id} has no unfinished run with a checkpoint: "
@@ -199,7 +198,7 @@ def find_source(
         CheckpointDamaged: The one that was asked for is damaged, or all are.
         StoreUnavailable: The store does not answer.
     """
-    manifests = store.list()
+    manifests = store.list(index=record.index_sha256)
     if not manifests:
         return _never_committed(record, store, resume_epoch, kind)
     newest_wanted, get = resume_epoch in (None, "latest"), get or store.get

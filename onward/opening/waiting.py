@@ -140,7 +140,9 @@ def _publish(
     """
     # What the attempt did not go on from was damaged when it began: it is not the newest.
     stored = [
-        m for m in store.list() if m.attempt >= spool.attempt or m.epoch < attempt.first_epoch
+        m
+        for m in store.list(index=record.index_sha256)
+        if m.attempt >= spool.attempt or m.epoch < attempt.first_epoch
     ]
     newest = stored[-1].order if stored else (-1, -1)
     # The newest in the store too: it may be committed, and its metrics not yet published.
@@ -182,7 +184,8 @@ def _show(tracking: Tracking, store: CheckpointStore, spool: Spool, attempt: Att
     retention = Retention.of(record.run_options())
     published = tracking.published(record.run_id, record.metrics)
     points_here = HOST_TAG not in record.tags
-    Publisher(attempt, store, spool, retention, store.list(), points_here, published).show()
+    stored = store.list(index=record.index_sha256)
+    Publisher(attempt, store, spool, retention, stored, points_here, published).show()
 
 
 def lost_journal(tracking: Tracking, record: RunRecord) -> dict[str, Any]:

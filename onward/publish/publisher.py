@@ -11,9 +11,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from onward.attempts.attempt import Attempt
+from onward.checkpoint import listed
 from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import ROOT, Manifest
 from onward.checkpoint.policy import Retention, find_best
@@ -22,7 +23,13 @@ from onward.checkpoint.store import CheckpointStore
 from onward.metrics import History, Point
 from onward.publish.checkpoint_page import checkpoint_page
 from onward.system.files import atomic_write
-from onward.tracking.names import BEST_EPOCH_TAG, EPOCH_TAG, LATEST_CHECKPOINT_TAG, MANIFEST_TAG
+from onward.tracking.names import (
+    BEST_EPOCH_TAG,
+    EPOCH_TAG,
+    INDEX_TAG,
+    LATEST_CHECKPOINT_TAG,
+    MANIFEST_TAG,
+)
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
@@ -128,9 +135,11 @@ class Publisher:
         # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
         self._publish(newest)
         self._require_lease()
-        self._point_to(newest)
+        gone = self.retention.to_prune(self.manifests)
+        index = listed.to_text(m for m in self.manifests if m not in gone)
+        self._point_to(newest, index)
         self._require_lease()
-        self._prune()
+        self._prune(gone, index)
 
     def _publish(self, newest: Manifest) -> None:
         def is_due(point: Point, order: Order | None) -> bool:
@@ -144,8 +153,9 @@ class Publisher:
         with self._lock:
             self._unpublished = [row for row in self._unpublished if not is_due(*row)]
 
-    def _point_to(self, manifest: Manifest) -> None:
-        tags = {**self.tags, EPOCH_TAG: str(manifest.epoch), MANIFEST_TAG: manifest.digest}
+    def _point_to(self, manifest: Manifest, index: bytes) -> None:
+        newest = {MANIFEST_TAG: manifest.digest, INDEX_TAG: listed.digest(index)}
+        tags = {**self.tags, EPOCH_TAG: str(manifest.epoch), **newest}
         if self._points_here:
             name = manifest.files[0].path.split("/")[0]
             tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"
@@ -154,16 +164,14 @@ class Publisher:
             tags[BEST_EPOCH_TAG] = str(best.epoch)
         self._tracking.set_tags(self.store.run_id, tags)
 
-    def _prune(self) -> None:
+    def _prune(self, gone: Sequence[Manifest], index: bytes) -> None:
         """Delete what need not stay, and what is left of a killed upload or deletion.
 
         The index is written first and without it, so that it never names what is gone; one that
         cannot be written, as it is too long for a gateway, goes. A store that refuses to delete is
         asked again now and then: nothing waits for it.
         """
-        gone = self.retention.to_prune(self.manifests)
-        stay = [m for m in self.manifests if m not in gone]
-        write_index = functools.partial(self.store.write_index, stay, self._spool.folder)
+        write_index = functools.partial(self.store.write_index, index, self._spool.folder)
         self._is_tidy = self.store.try_to("index", write_index)
         if not (self._is_tidy or self.store.try_to("old index", self.store.delete_index)):
             return
@@ -188,8 +196,7 @@ class Publisher:
         """
         if not self._is_tidy:
             self._prune_at = -math.inf
-            self._require_lease()
-            self._prune()
+            self.settle()
 
     def silent_seconds(self) -> float:
         """Return for how long the tracking server has owed an answer."""

@@ -16,7 +16,7 @@ from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import find_best
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import retried
-from onward.errors import StoreUnavailable, Superseded
+from onward.errors import NotOffered, StoreUnavailable, Superseded
 from onward.metrics import STEP, logged_keys
 from onward.monitor import UNDECLARED
 from onward.options.run_options import RunOptions
@@ -121,7 +121,8 @@ def _publish(
     register: str | None,
     check_lease: Callable[[], object],
 ) -> None:
-    record, manifests = tracking.get_run(run_id), store.list()
+    record = tracking.get_run(run_id)
+    manifests = store.list(index=record.index_sha256)
     best, last = find_best(manifests), manifests[-1]
     chosen = best or last
     model_id = None
@@ -132,7 +133,10 @@ def _publish(
             check_lease()
             make = functools.partial(results.model, content)
             log_it = functools.partial(log_checkpoint, tracking, record, manifest, content, make)
-            model_id = retried(functools.partial(log_it, register))
+            try:
+                model_id = retried(functools.partial(log_it, register))
+            except NotOffered as error:
+                log.warning(_("%s. All else of the run is there"), error)
             del make, log_it
         drawn: dict[str, bytes] = {}
         if manifest == last:

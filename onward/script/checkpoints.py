@@ -33,7 +33,7 @@ class Checkpoints(Sequence[Manifest]):
         self._tracking = Tracking()
         record, _folder, self._store = find_store(self._tracking, run_id)
         self.run_id = record.run_id
-        self._manifests = self._store.list()
+        self._manifests = self._store.list(index=record.index_sha256)
         require_committed(record, self._store, self._manifests)
 
     @overload

@@ -102,10 +102,14 @@ class Tracking:
 
         Raises:
             RunNotUsable: It is unknown or deleted.
+            StoreUnavailable: The answer is none. Call again later.
             UnsafeValue: The server tells of another one.
         """
         with translated(_("reading run '{run_id}'").format(run_id=run_id), run_id):
             run = self.client.get_run(run_id)
+        if not run.info.run_id:  # of another call, or of something between here and the server
+            told = _("the answer for run '{run_id}' tells of no run")
+            raise StoreUnavailable(told.format(run_id=run_id))
         if run.info.run_id != run_id:
             asked = _("the answer for run '{run_id}',").format(run_id=shown(run_id))
             raise UnsafeValue(asked, shown(str(run.info.run_id)))
@@ -118,17 +122,23 @@ class Tracking:
             )
         return RunRecord.of(run)
 
-    def search_runs(self, experiment_id: str, fingerprint: str | None = None) -> list[RunRecord]:
+    def search_runs(
+        self, experiment_id: str, fingerprint: str | None = None, is_unfinished: bool = False
+    ) -> list[RunRecord]:
         """Return this program's runs, newest first: the one that was worked on last.
 
         Args:
             experiment_id: Where to look.
             fingerprint: Only those of this fingerprint; default: only those that ever committed
                 a checkpoint.
+            is_unfinished: Only those that are not FINISHED. A server takes milliseconds for each
+                run that it tells of.
         """
         query = f"tags.`{FINGERPRINT_TAG}` LIKE '%' AND tags.`{EPOCH_TAG}` LIKE '%'"
         if fingerprint is not None:
             query = f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+        if is_unfinished:
+            query += " AND attributes.status != 'FINISHED'"
         found: list[Any] = []
         token = None
         with translated(

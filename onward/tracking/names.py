@@ -7,6 +7,7 @@ FINGERPRINT_TAG = "train.fingerprint"  # marks a run as one of ours
 OPTIONS_TAG = "train.options"  # the options of the newest attempt, as JSON
 EPOCH_TAG = "train.epoch"  # of the newest checkpoint
 MANIFEST_TAG = "train.manifest"  # SHA-256 of the newest checkpoint's manifest
+INDEX_TAG = "train.index"  # SHA-256 of the list of its checkpoints, as that commit leaves it
 HEARTBEAT_TAG = "train.heartbeat"  # changes as long as the newest attempt lives
 HOST_TAG = "train.checkpoints_on"  # the machine whose disk has them, with upload=off
 DATA_TAG = "train.data"  # fingerprint of the data

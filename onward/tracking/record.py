@@ -26,6 +26,7 @@ from onward.tracking.names import (
     EPOCH_TAG,
     FINGERPRINT_TAG,
     HEARTBEAT_TAG,
+    INDEX_TAG,
     MANIFEST_TAG,
     MONITOR_TAG,
     OPTIONS_TAG,
@@ -244,11 +245,19 @@ class RunRecord:
     @property
     def manifest_sha256(self) -> str | None:
         """SHA-256 of the newest checkpoint's manifest, if the run tells."""
-        value = self.tags.get(MANIFEST_TAG)
+        return self._sha256(MANIFEST_TAG)
+
+    @property
+    def index_sha256(self) -> str | None:
+        """SHA-256 of the list of checkpoints, if the run tells."""
+        return self._sha256(INDEX_TAG)
+
+    def _sha256(self, tag: str) -> str | None:
+        value = self.tags.get(tag)
         try:
-            return None if value is None else fingerprint(value, MANIFEST_TAG)
+            return None if value is None else fingerprint(value, tag)
         except TrainError:
-            self.warn(MANIFEST_TAG, value)
+            self.warn(tag, value)
             return None
 
     @property

@@ -9,7 +9,14 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from onward.errors import RequestTooLarge, RunNotUsable, StoreRefused, StoreUnavailable, TrainError
+from onward.errors import (
+    NotOffered,
+    RequestTooLarge,
+    RunNotUsable,
+    StoreRefused,
+    StoreUnavailable,
+    TrainError,
+)
 from onward.tracking.causes import chain, missing_package, proxy_in_between, status_of, without_html
 from onward.words.language import _
 from onward.words.redact import redact
@@ -56,15 +63,16 @@ def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
         unknown = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
         if run_id and getattr(error, "error_code", None) in unknown:
             raise RunNotUsable(run_id, _not_found(error)) from error
-        raise _with_wait(_unavailable(doing, error, store), error) from error
+        raise _with_answer(_unavailable(doing, error, store), error) from error
 
 
-def _with_wait(told: StoreUnavailable, error: Exception) -> StoreUnavailable:
-    """Note how long the server asks to wait (429, 503), where it says so in seconds."""
+def _with_answer(told: StoreUnavailable, error: Exception) -> StoreUnavailable:
+    """Note the answer, and how long it asks to wait (429, 503), where it says so in seconds."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     seconds = str(headers.get("Retry-After", ""))
     asked = float(seconds) if re.fullmatch(r"[0-9]{1,6}", seconds) else 0.0
     told.retry_after = min(asked, MAX_PAUSE_SECONDS)
+    told.status = status_of(error)
     return told
 
 
@@ -83,6 +91,11 @@ def _unavailable(doing: str, error: Exception, store: str) -> StoreUnavailable:
                 "MLFLOW_TRACKING_URI=sqlite:///mlflow.db"
             ).format(uri=uri, command=migrate)
         )
+    if getattr(error, "error_code", None) == "ENDPOINT_NOT_FOUND":
+        return NotOffered(
+            _("{doing} failed: the server at {uri} is of an older version of MLflow, which has "
+              "nothing of the kind").format(doing=doing, uri=uri)
+        )  # fmt: skip
     # Files that go through the tracking server are its own affair.
     is_own_store = store != "" and not store.startswith("mlflow-artifacts:")
     asked = store if is_own_store else tracking_uri

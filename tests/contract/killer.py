@@ -33,8 +33,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from onward.checkpoint import format, spooling
+from onward.checkpoint.listed import INDEX_FILE
 from onward.checkpoint.manifest import MANIFEST_FILE
-from onward.checkpoint.store import INDEX_FILE
 from onward.system import files
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
