@@ -53,7 +53,8 @@ NOT_EVEN_A_FORK_MAY_CHANGE = {
 }
 # Another value than the default for every option.
 OTHER = {
-    "epochs": 7, "batch_size": 64, "shuffle_window": 100, "accumulation_steps": 2, "lr": 0.5, "weight_decay": 0.0,
+    "epochs": 7, "batch_size": 64, "accumulation_steps": 2, "lr": 0.5, "weight_decay": 0.0,
+    "shuffle_window": 100,
     "schedule": "none", "schedule_epochs": 9, "max_grad_norm": 0.0, "early_stopping": 3,
     "max_minutes": 1.5,
     "precision": "bf16", "seed": 1, "threads": 2, "device": "cpu", "hidden_size": 8,
