@@ -4,6 +4,7 @@ docs/reliability.md has the table of all failures, and where each is tested.
 """
 
 import random
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from gateway import Gateway
 from proxy import FaultyProxy
-from support import client, differences, ended, mlflow_server, wait_for
+from support import client, differences, ended, wait_for
 
 import onward
 from onward.cli import main as onward_cli
@@ -26,10 +27,9 @@ SIZE = 180_000  # weights: a checkpoint of 2 MB
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """One real server for all tests."""
-    with mlflow_server(tmp_path_factory.mktemp("server")) as running:
-        yield running
+def server(team_server):
+    """One real server for all tests: before PostgreSQL and S3."""
+    return team_server
 
 
 @pytest.fixture
@@ -165,13 +165,13 @@ def test_a_server_that_stops_in_the_middle_of_an_upload(
     server, gateway, train, ends_as_if_calm, how
 ):
     """It is frozen for a while, or killed and started again. 4 and 12 s."""
-    again, stopped = threading.Event(), threading.Event()
+    once, again, stopped = threading.Lock(), threading.Event(), threading.Event()
 
     def stop(method, path, _num_bytes):
-        if method == "PUT" and "epoch_3/checkpoint.pth" in path and not stopped.is_set():
-            stopped.set()
+        if method == "PUT" and "epoch_3/checkpoint.pth" in path and once.acquire(blocking=False):
             send_half(server.port, path)
             server.freeze() if how == "frozen" else server.stop()
+            stopped.set()
 
     def mend():
         again.wait(60)
@@ -187,6 +187,34 @@ def test_a_server_that_stops_in_the_middle_of_an_upload(
     gateway.rule = stop
     run_id = train(gateway.address, at=at)
     mending.join()
+    ends_as_if_calm(run_id)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("postgres", "stopped"), ("postgres", "frozen"), ("s3", "frozen")]
+)
+def test_what_the_server_needs_is_away_for_a_while(
+    request, server, train, ends_as_if_calm, name, how
+):
+    """Its database is stopped and started again, or stands still; so does its store. 4 s each."""
+    behind, is_away = request.getfixturevalue(name), threading.Event()
+
+    def mend():
+        if is_away.is_set():
+            behind.start() if how == "stopped" else behind.signal(signal.SIGCONT)
+            is_away.clear()
+
+    def at(epoch):
+        if epoch == 2:
+            is_away.set()
+            behind.stop() if how == "stopped" else behind.signal(signal.SIGSTOP)
+        if epoch == 4:
+            mend()
+
+    try:
+        run_id = train(server.address, at=at)
+    finally:  # it is that of other tests too
+        mend()
     ends_as_if_calm(run_id)
 
 
