@@ -257,7 +257,7 @@ def test_residuals_lie_over_the_predictions():
     [dots] = axes.collections
     np.testing.assert_allclose(dots.get_offsets(), np.column_stack([predicted, target - predicted]))
     assert axes.get_ylabel() == "residual (true - predicted)"
-    assert sum(bar.get_width() for bar in side.patches) == 500
+    assert sum(bars.get_data().values.sum() for bars in side.patches) == 500
     assert side.get_ylim() == axes.get_ylim()
 
 
@@ -270,7 +270,7 @@ def test_wide_positive_targets_are_on_log_axes(num_rows):
     [axes, side, *_] = figures._residual_figure(predicted, target, "Validation").axes
     assert (axes.get_xscale(), axes.get_yscale(), side.get_yscale()) == ("log", "log", "log")
     assert axes.get_ylabel() == "residual (true / predicted)"
-    assert sum(bar.get_width() for bar in side.patches) == num_rows
+    assert sum(bars.get_data().values.sum() for bars in side.patches) == num_rows
     target[0] = 0.0
     [axes, *_] = figures._predicted_figure(predicted, target, "Validation").axes
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")

@@ -109,7 +109,17 @@ def worded():
 
     Not of what is translated where it stands, or compared, nor of a docstring.
     """
-    for name in ("dataset", "excel", "parquet", "prepare", "recognise", "table", "text"):
+    for name in (
+        "dataset",
+        "excel",
+        "fitting",
+        "parquet",
+        "prepare",
+        "recognise",
+        "source",
+        "table",
+        "text",
+    ):
         tree = ast.parse((ROOT / "train" / "tabular" / "data" / f"{name}.py").read_text())
         aside = set()
         for node in ast.walk(tree):

@@ -262,7 +262,7 @@ def check_order(content: Content, subject: Subject, path: Path) -> None:
         return
     now = subject.options.to_dict()
     ordered = covered_by(type(subject.options), ORDER)
-    changed = [name for name in ordered if content.config.get(name) != now[name]]
+    changed = [name for name in ordered if content.config.get(name) != now.get(name)]
     if content.data.get("fingerprint") != subject.data_fingerprint:
         changed.append("data")
     if changed:

@@ -41,10 +41,10 @@ def draw_apart() -> None:
         for name, value in vars(random).items()
         if getattr(value, "__self__", None) is generator
     }
-    for package, module in list(sys.modules.items()):
+    for package, module in sys.modules.copy().items():  # others import meanwhile
         if package.partition(".")[0] not in _CLIENTS or not isinstance(module, ModuleType):
             continue
-        for attribute, value in list(vars(module).items()):
+        for attribute, value in vars(module).copy().items():
             if value is random:
                 setattr(module, attribute, _own)
             elif id(value) in taken:  # from random import randint
