@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.db import utils as mlflow_databases
 from support import cli
 
 from onward.errors import RunNotUsable, StoreUnavailable, UnsafeFile
@@ -477,14 +478,17 @@ def test_now_is_in_milliseconds():
         "mysql+pymysql://me:secret@127.0.0.1:1/db",
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_in_one_line(tmp_path, uri):
-    """A file that is no database, or a driver that is missing, ends in no traceback."""
+def test_a_store_that_cannot_be_used_is_told_in_one_line(tmp_path, uri, monkeypatch):
+    """A file that is no database, a driver or a server that is missing, ends in no traceback."""
+    waited = []
+    monkeypatch.setattr(mlflow_databases.time, "sleep", waited.append)
     (tmp_path / "garbage.db").write_text("this is no database " * 100)
     os.environ["MLFLOW_TRACKING_URI"] = uri.format(folder=tmp_path)
     with pytest.raises(StoreUnavailable, match=r"connecting (failed|needs)") as caught:
         Tracking().probe()
     assert one_line(caught.value)
     assert "secret" not in str(caught.value)
+    assert sum(waited) < 15
 
 
 def test_passwords_with_an_at_sign_are_not_shown():

@@ -16,6 +16,7 @@ import shlex
 import sqlite3
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ LOOK_SECONDS = 0.2
 QUIET_SECONDS = 10.0  # a file that nobody has changed for so long is not being made
 JOURNAL_SECONDS = 60.0  # the same of SQLite's journal, in which a long change is prepared
 MAX_WAIT_SECONDS = 120.0
+MAX_TRIES = 7  # to reach another database; between them 0.1, 0.3, 0.7, … 6.3 s
 
 
 def open_store(uri: str) -> Any:
@@ -43,7 +45,8 @@ def open_store(uri: str) -> Any:
     from sqlalchemy.engine import make_url
 
     if not uri.startswith("sqlite"):
-        return MlflowClient(uri)
+        with _few_tries():
+            return MlflowClient(uri)
     name = make_url(uri).database
     if not name or name == ":memory:" or "mode=memory" in uri:
         raise StoreRefused(
@@ -60,6 +63,19 @@ def open_store(uri: str) -> Any:
         if not path.exists():
             _make(uri, path)
         return _open_when_made(uri, path)
+
+
+@contextlib.contextmanager
+def _few_tries() -> Iterator[None]:
+    """Let MLflow try for 12 s to reach a database, in place of 102: whoever waits is to know."""
+    from mlflow.store.db import utils
+
+    usual = utils.MAX_RETRY_COUNT
+    utils.MAX_RETRY_COUNT = min(usual, MAX_TRIES)
+    try:
+        yield
+    finally:
+        utils.MAX_RETRY_COUNT = usual
 
 
 def _has_all_tables(path: Path) -> bool:

@@ -8,6 +8,7 @@ saved; what it is then is written beside, to be compared.
 
 import hashlib
 import json
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -209,6 +210,7 @@ def main():
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
+        os._exit(0)  # torch's threads may abort the end of the interpreter
 
 
 if __name__ == "__main__":
