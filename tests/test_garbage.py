@@ -52,3 +52,15 @@ console()
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "True"
+
+
+def test_what_was_imported_is_old_at_once(monkeypatch):
+    """Else the next search goes through all of it, in the middle of training."""
+    with garbage.seldom_searched():
+        made = [[]]
+    assert any(one is made for one in gc.get_objects(generation=2))
+    assert gc.get_freeze_count() == 0
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: 1)
+    with garbage.seldom_searched():
+        later = [[]]
+    assert not any(one is later for one in gc.get_objects(generation=2)), "somebody else's stay"

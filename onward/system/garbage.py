@@ -16,13 +16,16 @@ _is_own = False
 
 @contextlib.contextmanager
 def seldom_searched() -> Iterator[None]:
-    """Search seldom, while the block imports."""
+    """Search seldom, while the block imports; what it has made counts as old from then on."""
     before = gc.get_threshold()
     gc.set_threshold(*_SELDOM)
     try:
         yield
     finally:
         gc.set_threshold(*before)
+        if not gc.get_freeze_count():  # else somebody else has frozen what is to stay so
+            gc.freeze()  # into the oldest generation, where no search for the young ones goes
+            gc.unfreeze()
 
 
 def own_process() -> None:
