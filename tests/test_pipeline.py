@@ -723,6 +723,36 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(saver, calls, spool, 
     assert "Waiting up to 0.2 s for the store (2 to upload)" in caplog.text
 
 
+def test_what_is_left_at_the_end_is_not_begun(saver, calls, stored):
+    """In a process that lives on, a notebook's, the spool is then another's to publish."""
+    run, given_back = saver(), threading.Event()
+    calls.arm(0)
+    run.save(1, kept=True)
+    run.save(2, kept=True)
+    run.offline()
+    assert run.close(drain_seconds=0) is False
+    run.pipeline.let_go(given_back.set)
+    assert given_back.is_set()
+    calls.arm(None)
+    assert not run.pipeline._uploader.is_alive()
+    assert (stored(), run.spooled(), run.ended) == ([], [1, 2], [])
+
+
+def test_nobody_else_has_the_spool_while_an_upload_is_under_way(saver, calls, stored, monkeypatch):
+    """It is the last: then the spool is given back."""
+    monkeypatch.setattr(pipeline_module, "LET_GO_SECONDS", 0.0)
+    run, held, given_back = saver(), calls.hold(FIRST), threading.Event()
+    run.save(1, kept=True)
+    run.save(2, kept=True)
+    held.wait()
+    assert run.close(drain_seconds=0) is False
+    run.pipeline.let_go(given_back.set)
+    assert not given_back.is_set()
+    held.free.set()
+    assert given_back.wait(60)
+    assert (stored(), run.spooled(), run.ended) == ([1], [2], [])
+
+
 def test_what_is_left_at_the_end_shows_how_far_it_is(saver, calls, caplog, monkeypatch):
     """A long last upload is seen to go on, by file."""
     caplog.set_level("INFO", "onward.terminal.progress")

@@ -77,11 +77,41 @@ class Shared:
     offline: bool = False
     closing: bool = False  # training is over
     ending: Callable[[], None] | None = None  # what comes last, once it is known
+    is_left: bool = False  # training waits no more: the rest stays in the spool
     error: BaseException | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self.is_left or self.error is not None
+
+    @property
+    def ends_now(self) -> bool:
+        """Whether what comes last may begin, once the spool is empty."""
+        return self.ending is not None and not self.num_writing
 
     def num_bytes(self) -> int:
         """Return the size of what is in the spool."""
         return sum(spooled.manifest.bytes for spooled in self.spooled)
+
+    def stalled_seconds(self, moved: float) -> float:
+        """Return for how long nothing of the upload under way has arrived.
+
+        Args:
+            moved: When a file has arrived last, on the monotonic clock.
+        """
+        return time.monotonic() - max(self.begun, moved) if self.uploading else 0.0
+
+    def take_overtaken(self, publisher: Publishing) -> Sequence[Spooled]:
+        """Take out what a newer one makes needless before its upload has begun; return it."""
+        stored = publisher.manifests
+        # The one under way may be committed already: it must not count twice.
+        spooled_manifests = [s.manifest for s in self.spooled]
+        waiting = [m for m in spooled_manifests if not any(m.is_same(n) for n in stored)]
+        gone = publisher.retention.to_prune([*stored, *waiting])
+        taken = [s for s in self.spooled if s.manifest in gone and s is not self.uploading]
+        self.spooled = [s for s in self.spooled if s not in taken]
+        return taken
 
 
 @dataclass

@@ -32,6 +32,7 @@ from onward.checkpoint.staging import MayWait, Staged, Stager
 from onward.checkpoint.transfers import show_upload
 from onward.errors import RankFilesMissing, StoreRefused, UnsafeFile
 from onward.monitor import UNDECLARED, Monitor
+from onward.system.threads import act_after
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
 STALL_SECONDS = 60.0  # without a file that arrives, after which the store counts as away
 PATIENCE_SECONDS = 2.0  # after which a wait is announced
 SILENT_SECONDS = 5.0  # after which a server that owes an answer counts as away
+LET_GO_SECONDS = 3.0  # that the end waits for what is under way, which is to stop
 
 
 class Pipeline:
@@ -156,19 +158,13 @@ class Pipeline:
             number = len(self._shared.spooled)
             if self._shared.offline or self.publisher.silent_seconds() > SILENT_SECONDS:
                 return _("offline, {number} waiting").format(number=number)
-            if self._is_stalled():
-                seconds = self._stalled_seconds()
+            if (seconds := self._stalled_seconds()) > STALL_SECONDS:
                 told = _("no answer for {seconds:.0f} s, {number} waiting")
                 return told.format(seconds=seconds, number=number)
             return ""
 
     def _stalled_seconds(self) -> float:
-        """Return for how long nothing of the upload under way has arrived."""
-        since = max(self._shared.begun, self.publisher.store.uploads.moved)
-        return time.monotonic() - since if self._shared.uploading else 0.0
-
-    def _is_stalled(self) -> bool:
-        return self._stalled_seconds() > STALL_SECONDS
+        return self._shared.stalled_seconds(self.publisher.store.uploads.moved)
 
     @property
     def num_waiting(self) -> int:
@@ -220,6 +216,17 @@ class Pipeline:
         self.check()
         return not self._uploader.is_alive()
 
+    def let_go(self, then: Callable[[], object]) -> None:
+        """Begin nothing more, and call `then` once nothing is under way any more.
+
+        What is under way is waited for a moment only; it ends by itself, or with the process.
+        """
+        with self._shared.changed:
+            self._shared.is_left = True
+            self._shared.changed.notify_all()
+        self._join_uploader(LET_GO_SECONDS)
+        act_after(self._uploader, then)
+
     def _join_uploader(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Wait so long for the uploader to end, or for `is_enough`; less if a signal asks to."""
         ends = time.monotonic() + seconds
@@ -240,7 +247,7 @@ class Pipeline:
         shared = self._shared
 
         def is_done() -> bool:
-            is_away = shared.offline or self._is_stalled()
+            is_away = shared.offline or self._stalled_seconds() > STALL_SECONDS
             is_over = shared.error is not None or self.seconds_left() < math.inf
             return is_away or is_over or not (shared.num_writing or shared.spooled)
 
@@ -306,17 +313,8 @@ class Pipeline:
         return Spooled(manifest, item.stall_seconds, seconds)
 
     def _drop_overtaken(self) -> None:
-        """Take out of the spool what a newer one makes needless before its upload has begun."""
-        shared = self._shared
-        stored = self.publisher.manifests
-        # The one under way may be committed already: it must not count twice.
-        spooled_manifests = [s.manifest for s in shared.spooled]
-        waiting = [m for m in spooled_manifests if not any(m.is_same(n) for n in stored)]
-        gone = self.publisher.retention.to_prune([*stored, *waiting])
-        for spooled in list(shared.spooled):
-            if spooled.manifest in gone and spooled is not shared.uploading:
-                shared.spooled.remove(spooled)
-                self.spool.remove(spooled.manifest.name)
+        for spooled in self._shared.take_overtaken(self.publisher):
+            self.spool.remove(spooled.manifest.name)
 
     # The uploader's thread.
 
@@ -325,14 +323,10 @@ class Pipeline:
         self._until_it_works(self.publisher.settle, None)  # what the attempt before left undone
         while True:
             with shared.changed:
-                shared.changed.wait_for(
-                    lambda: (
-                        shared.spooled or shared.error or (shared.ending and not shared.num_writing)
-                    )
-                )
+                shared.changed.wait_for(lambda: shared.spooled or shared.is_over or shared.ends_now)
                 spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
                 shared.begun = time.monotonic()
-                if shared.error:
+                if shared.is_over:
                     return
             if spooled is None:
                 self._until_it_works(self.publisher.tidy, None)
@@ -359,6 +353,8 @@ class Pipeline:
     def _until_it_works(self, work: Callable[[], None], spooled: Spooled | None) -> None:
         """Do it again and again while the server is away, until it is done or overtaken."""
         for number in itertools.count():
+            if self._shared.is_left:
+                return
             try:
                 work()
             except OSError as error:  # the store is away, or the disk is full
@@ -372,7 +368,7 @@ class Pipeline:
             self._shared.offline = False
 
     def _wait_offline(self, number: int, error: Exception, spooled: Spooled | None) -> bool:
-        """Wait for the next try; return False if meanwhile the checkpoint was overtaken."""
+        """Wait for the next try; return False if meanwhile it became needless."""
         shared = self._shared
         with shared.changed:
             if isinstance(error, RankFilesMissing) and self.rank_files and self.rank_files.is_lost:
@@ -392,9 +388,9 @@ class Pipeline:
             seconds = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(number, 10))
             seconds *= _jitter.uniform(0.5, 1.0)
 
-            def is_overtaken() -> bool:
-                return spooled is not None and spooled not in shared.spooled
+            def is_over() -> bool:
+                return shared.is_left or (spooled is not None and spooled not in shared.spooled)
 
-            shared.changed.wait_for(is_overtaken, seconds)
+            shared.changed.wait_for(is_over, seconds)
             shared.uploading, shared.begun = spooled, time.monotonic()
-            return not is_overtaken()
+            return not is_over()

@@ -91,7 +91,9 @@ class Lifecycle:
         finally:
             self._heartbeat.stop()
             self.stop.uninstall()
-            self.release()
+            # IMPORTANT: an upload under way keeps the folder: no other process may publish what is
+            # in it meanwhile.
+            self._pipeline.let_go(self.release)
             self._world.closed()
             self._world.close()
             self.on_close()

@@ -105,6 +105,19 @@ def bounded(act: Callable[[], object], seconds: float) -> bool:
     return True
 
 
+def act_after(thread: threading.Thread, act: Callable[[], object]) -> None:
+    """Do it once a thread has ended: now, or in a thread that waits for it."""
+
+    def wait() -> None:
+        thread.join()
+        act()
+
+    if thread.is_alive():
+        _start(wait)
+    else:
+        act()
+
+
 def end_within(seconds: float, code: Any) -> None:
     """Let the process end with the exit code `code` in that time, whatever still runs in it.
 
