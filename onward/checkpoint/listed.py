@@ -8,7 +8,6 @@ not be read one by one. Any other is for looking only.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 
 from onward.checkpoint.manifest import Manifest, checkpoint_name
@@ -21,9 +20,8 @@ _VERSION = 2
 
 def to_text(manifests: Iterable[Manifest]) -> bytes:
     """Return what the file holds."""
-    listed = [manifest.to_dict() for manifest in manifests]
-    document = {"format_version": _VERSION, "checkpoints": listed}
-    return json.dumps(document, allow_nan=False).encode()
+    listed = ", ".join(manifest.line for manifest in manifests)
+    return f'{{"format_version": {_VERSION}, "checkpoints": [{listed}]}}'.encode()
 
 
 def digest(text: bytes) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import hashlib
 import json
 import re
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, TypeGuard
 
@@ -119,6 +120,8 @@ class Manifest:
 
     def is_same(self, other: Manifest) -> bool:
         """Whether it is the same checkpoint, however each is cut into parts."""
+        if self.order != other.order:  # at once, since it is asked of each checkpoint of a run
+            return False
         return replace(self, files=()) == replace(other, files=())
 
     @property
@@ -160,7 +163,8 @@ class Manifest:
         unit = None if self.unit == EPOCH else self.unit
         ranks = {"world": self.world if self.world > 1 else None, "layout": self.layout or None}
         told = {"monitor": monitor, "unit": unit, **ranks, "files": self._files()}
-        document = {"format_version": self.format_version, **asdict(self), **told}
+        own = {f.name: getattr(self, f.name) for f in fields(self)}  # `asdict` copies all deeply
+        document = {"format_version": self.format_version, **own, **told}
         optional = {"monitor", "unit", *ranks, *COMMIT_FIELDS}
         return {k: v for k, v in document.items() if k not in optional or v is not None}
 
@@ -168,8 +172,13 @@ class Manifest:
         """Return what `manifest.json` holds."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False).encode()
 
+    @functools.cached_property
+    def line(self) -> str:
+        """The JSON document as an index holds it, which is written again at each commit."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
     def _files(self) -> list[dict[str, Any]]:
-        return [asdict(entry) for entry in self.files]
+        return [dict(vars(entry)) for entry in self.files]
 
     @classmethod
     def from_dict(cls, document: Any, name: str) -> Manifest:

@@ -61,7 +61,7 @@ class Artifacts:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
-        self.uri = uri
+        self.uri, self._shown = uri, redact(uri)
         self.folder = local_path(uri)
         with self._translated(_("opening the files at {uri}"), ""):
             if uri.startswith("s3:"):
@@ -71,7 +71,7 @@ class Artifacts:
         self._is_http = isinstance(self._repository, HttpArtifactRepository)
 
     def _translated(self, doing: str, path: str) -> contextlib.AbstractContextManager[None]:
-        doing = doing.format(path=path, uri=redact(self.uri))
+        doing = doing.format(path=path, uri=self._shown)
         return translated(doing, store=self.uri)
 
     @property

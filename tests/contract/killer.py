@@ -3,16 +3,18 @@
     killer.py before:part:3@2 run --epochs 6
 
 kills right before the third call of `part` for the checkpoint of epoch 2; `after:` right after
-it. Without a number it is the first call. Whoever makes the call dies: the attempt that trains
-the epoch, or a resume that publishes what the attempt before it left. Checkpoints are cut into
-small parts, so that there are several. Steps are
+it; `amid:`, where it sends a file to a server, once half of that is sent. Without a number it is
+the first call. Whoever makes the call dies: the attempt that trains the epoch, or a resume that
+publishes what the attempt before it left. Checkpoints are cut into small parts, so that there are
+several, but for `file`. Steps are
 
     write       the files of the checkpoint are written to the spool
     fsync       one of them, or a folder of them, is brought to the disk
     rename      their folder gets its final name
     last_fsync  that name is brought to the disk
     upload      a file of the checkpoint goes to the artifact store
-    part        a part of its `checkpoint.pth` does
+    file        its `checkpoint.pth` does, as one file
+    part        a part of it does
     last_part   the last part does
     manifest    its manifest does
     publish     metrics of the epoch go to the tracking server
@@ -27,6 +29,8 @@ import json
 import os
 import re
 import signal
+import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -34,7 +38,7 @@ from mlflow import MlflowClient
 
 from onward.checkpoint import format, spooling
 from onward.checkpoint.listed import INDEX_FILE
-from onward.checkpoint.manifest import MANIFEST_FILE
+from onward.checkpoint.manifest import CHECKPOINT_FILE, MANIFEST_FILE
 from onward.system import files
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
@@ -46,6 +50,10 @@ PART_BYTES = 8192
 
 def is_file_of(epoch, _, file, folder, *__) -> bool:
     return f"epoch_{epoch}" in folder.split("/")
+
+
+def is_single_file_of(epoch, _, file, folder, *__) -> bool:
+    return is_file_of(epoch, _, file, folder) and file.name == CHECKPOINT_FILE
 
 
 def is_part_of(epoch, _, file, folder, *__) -> bool:
@@ -73,6 +81,7 @@ STEPS = {
     "rename": (files.os, "replace", lambda epoch, _, target: is_name(epoch, target)),
     "last_fsync": (files.os, "fsync", lambda *_: True),
     "upload": (Artifacts, "upload", is_file_of),
+    "file": (Artifacts, "upload", is_single_file_of),
     "part": (Artifacts, "upload", is_part_of),
     "last_part": (Artifacts, "upload", is_last_part_of),
     "manifest": (Artifacts, "upload", is_manifest_of),
@@ -95,13 +104,37 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_after_sending(num_bytes: int) -> None:
+    """Let the process die once that much more has gone to whatever server."""
+    left = num_bytes
+
+    def make(original):
+        def send(self, data, *args):
+            nonlocal left
+            if len(data) > left:
+                original(self, bytes(data)[:left], *args)
+                die()
+            left -= len(data)
+            return original(self, data, *args)
+
+        return send
+
+    for owner, name in (
+        (socket.socket, "send"),
+        (socket.socket, "sendall"),
+        (ssl.SSLSocket, "send"),
+    ):
+        setattr(owner, name, make(getattr(owner, name)))
+
+
 def arm(when: str, step: str, number: int, epoch: int) -> None:
     """Let the process die at the `number`-th call of `step` for the checkpoint of `epoch`."""
 
     def write_in_parts(*args, **options):
         return format.write_checkpoint(*args, **{**options, "part_bytes": PART_BYTES})
 
-    spooling.write_checkpoint = write_in_parts
+    if step != "file":
+        spooling.write_checkpoint = write_in_parts
     since = SINCE.get(step, "")
     reached = {""}
     numbers = itertools.count(1)
@@ -116,6 +149,8 @@ def arm(when: str, step: str, number: int, epoch: int) -> None:
             is_it = name == step and since in reached and next(numbers) == number
             if is_it and when == "before":
                 die()
+            if is_it and when == "amid":
+                die_after_sending(args[1].stat().st_size // 2)
             reached.add(f"before:{name}")
             result = original(*args, **kwargs)
             reached.add(f"after:{name}")
@@ -131,7 +166,7 @@ def arm(when: str, step: str, number: int, epoch: int) -> None:
 
 if __name__ == "__main__":
     when, step, number, epoch = re.fullmatch(
-        r"(before|after):(\w+)(?::(\d+))?@(\d+)", sys.argv[1]
+        r"(before|amid|after):(\w+)(?::(\d+))?@(\d+)", sys.argv[1]
     ).groups()
     arm(when, step, int(number or 1), int(epoch))
     cli.main(sys.argv[2:])

@@ -152,19 +152,22 @@ def told(*words):
 
 
 def test_the_life_of_a_run(undisturbed, place, table, tmp_path, monkeypatch, capfd):
-    """Killed amid an upload, gone on with elsewhere beside an own loop, forked, checked, thinned
-    out, exported, served: the bits are those of a local run, and no secret is anywhere."""
-    env = environment(tmp_path / "first", **place.variables)
-    words = ("before:part:2@3", *OPTIONS, "--data", str(table))
-    printed = []
-    killed = threading.Thread(
-        target=lambda: printed.append(launch_killed(*words, cwd=tmp_path, env=env))
-    )
+    """Killed amid the upload of a file, and of a part, gone on with elsewhere beside an own loop,
+    forked, checked, thinned out, exported, served: the bits are those of a local run, and no secret
+    is anywhere."""
+    env, told_of = environment(tmp_path / "first", **place.variables), []
+
+    def kill_twice():
+        done = launch_killed("amid:file@2", *OPTIONS, "--data", table, cwd=tmp_path, env=env)
+        [run_id] = re.findall(r"^Run ([0-9a-f]{32})", done.stdout, re.MULTILINE)
+        again = launch_killed("amid:part:2@3", "--resume_run", run_id, cwd=tmp_path, env=env)
+        told_of.extend((done.stdout, done.stderr, again.stdout, again.stderr))
+
+    killed = threading.Thread(target=kill_twice)
     killed.start()  # two runs at once
     own_id = own_loop_died(place, tmp_path, monkeypatch, undisturbed)
     killed.join()
-    assert printed
-    told_of = [printed[0].stdout, printed[0].stderr]
+    assert len(told_of) == 4
     [run_id] = [row["run_id"] for row in json.loads(told("list", "--json")) if row["epoch"] == 2]
     monkeypatch.setenv("TRAIN_HOME", str(tmp_path / "elsewhere"))
     told_of.append(told("run", "--resume_run", run_id, "--log_model", "true"))
