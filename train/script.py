@@ -22,7 +22,7 @@ from onward.options.run_options import RunOptions
 from onward.run import rng
 from onward.run.state import MISFITS
 from onward.run.subject import Subject
-from onward.system.files import private_copy
+from onward.system.streams import private_copy
 from onward.system.tensors import as_number, load_tensors
 from onward.system.untrusted import shown
 from onward.words.language import _

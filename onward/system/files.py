@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shlex
 import shutil
 import stat
-import tempfile
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-from onward.errors import TooLarge, UnsafeFile, UsageError
+from onward.errors import UnsafeFile, UsageError
 from onward.system.untrusted import parse_json
 from onward.words.language import _
 
@@ -298,49 +296,6 @@ def exclusively(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def write_hashed(chunks: Iterable[bytes], target: Path, max_bytes: int, name: str) -> str:
-    """Write `chunks` to the new file `target`, hashing them as they pass; return the SHA-256.
-
-    Nothing is fsynced: it is for files that a process reads and throws away. `name` is what the
-    source is called in a message.
-
-    Raises:
-        TooLarge: There are more than `max_bytes`; the file is gone then.
-        OSError: The disk is full or the folder cannot be written.
-    """
-    make_folder(target.parent)
-    target.unlink(missing_ok=True)
-    sha256, num_bytes = hashlib.sha256(), 0
-    with create(target, PRIVATE) as file:
-        for chunk in chunks:
-            num_bytes += len(chunk)
-            if num_bytes > max_bytes:
-                target.unlink()
-                raise TooLarge(name, max_bytes)
-            sha256.update(chunk)
-            file.write(chunk)
-    return sha256.hexdigest()
-
-
-def chunks_of(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the bytes of an open file, a piece that stays in the processor's cache at a time."""
-    while chunk := file.read(CHUNK_BYTES):
-        yield chunk
-
-
-@contextlib.contextmanager
-def private_copy(path: Path) -> Iterator[Path]:
-    """Yield a copy of a file that nobody else changes or cuts off, for the length of a block.
-
-    Raises:
-        OSError: There is no such file, or no room for another.
-    """
-    with open_plain(path) as file, tempfile.TemporaryDirectory(prefix="train-") as folder:
-        copy = Path(folder) / "file"
-        write_hashed(chunks_of(file), copy, os.fstat(file.fileno()).st_size, str(path))
-        yield copy
 
 
 class FolderLock:

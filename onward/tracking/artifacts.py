@@ -14,7 +14,8 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 
 from onward.errors import StoreUnavailable, TooLarge
-from onward.system.files import CHUNK_BYTES, make_folder, write_hashed
+from onward.system.files import CHUNK_BYTES, make_folder
+from onward.system.streams import write_hashed
 from onward.tracking.draws import draw_apart
 from onward.tracking.sending import send
 from onward.tracking.translate import local_path, translated

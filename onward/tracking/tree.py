@@ -14,14 +14,13 @@ from onward.system.files import (
     NO_LINK,
     PUBLIC,
     UMASK,
-    chunks_of,
     copy_out,
     create,
     open_plain,
     rename,
     require_plain,
-    write_hashed,
 )
+from onward.system.streams import chunks_of, write_hashed
 from onward.words.language import _
 
 _MLFLOW_TEMPORARY = ".artifact.uploading."  # by which MLflow names what is not whole yet

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from onward.errors import CheckpointDamaged, DataError
-from onward.system.files import private_copy, read_json
+from onward.system.files import read_json
+from onward.system.streams import private_copy
 from onward.system.tensors import load_tensors
 from onward.words.language import _
 from train.tabular.data.columns import CALENDAR_PARTS, kind_of, texts, without_missing_words

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 from onward.errors import DataError, RequestTooLarge, TooLarge
 from onward.run.subject import Download, RunFiles
-from onward.system.files import MIN_PART_BYTES, atomic_write, chunks_of, open_plain
+from onward.system.files import MIN_PART_BYTES, atomic_write, open_plain
+from onward.system.streams import chunks_of
 from onward.system.untrusted import shown
 from onward.words.language import _
 from train.tabular.data import cache
