@@ -221,14 +221,14 @@ class RecordedArtifacts(Artifacts):
 
         self.calls.make(f"upload {folder}/{local_file.name}", whole, half)
 
-    def download(self, path, local_file, max_bytes):
+    def download(self, path, local_file, max_bytes, offset=None):
         def half():
             content = (self.root / path).read_bytes()
             local_file.parent.mkdir(parents=True, exist_ok=True)
             local_file.write_bytes(content[: len(content) // 2])
 
         def whole():
-            return super(RecordedArtifacts, self).download(path, local_file, max_bytes)
+            return super(RecordedArtifacts, self).download(path, local_file, max_bytes, offset)
 
         return self.calls.make(f"download {path}", whole, half)
 

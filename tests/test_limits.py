@@ -132,6 +132,23 @@ def test_a_download_tells_the_hash_of_what_it_wrote(tmp_path):
         assert (tmp_path / "got").read_bytes() == b"content"
 
 
+def test_a_download_into_a_file_touches_nothing_else_of_it(tmp_path):
+    """Parts that arrive at the same time go into one file, and none reaches into the next."""
+    root, got = tmp_path / "store", tmp_path / "got"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "b").write_bytes(b"content")
+    for artifacts in (Artifacts(str(root)), behind(tmp_path, Growing(7, lambda _: [b"content"]))):
+        path = "a/b" if artifacts.folder else "a/file"
+        got.write_bytes(b"." * 12)
+        assert artifacts.download(path, got, 7, 3) == hashlib.sha256(b"content").hexdigest()
+        assert got.read_bytes() == b"...content.."
+        got.write_bytes(b"." * 12)
+        with pytest.raises(TooLarge):
+            artifacts.download(path, got, 6, 3)
+        assert got.read_bytes() == b"." * 12
+        assert [file.name for file in tmp_path.iterdir()] == ["store", "got"]
+
+
 def test_a_local_file_is_copied_not_shared(tmp_path):
     """Whoever may write to the store cannot change, or cut off, what was read from it."""
     root = tmp_path / "store"

@@ -13,7 +13,7 @@ from onward.checkpoint import listed
 from onward.checkpoint import store as store_module
 from onward.checkpoint import transfers as transfers_module
 from onward.checkpoint.format import write_checkpoint
-from onward.checkpoint.manifest import MANIFEST_FILE, checkpoint_name
+from onward.checkpoint.manifest import CHECKPOINT_FILE, MANIFEST_FILE, checkpoint_name
 from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import show_upload
@@ -590,8 +590,8 @@ def cut_downloads(artifacts, monkeypatch, times):
     """Let the first `times` downloads of a checkpoint.pth end early, without an error."""
     download, done = artifacts.download, []
 
-    def cut(path, local_file, max_bytes):
-        found = download(path, local_file, max_bytes)
+    def cut(path, local_file, max_bytes, offset=None):
+        found = download(path, local_file, max_bytes, offset)
         if path.endswith(".pth") and len(done) < times:
             done.append(path)
             content = local_file.read_bytes()[:-1]
@@ -629,9 +629,9 @@ def test_a_file_that_is_under_way_counts_as_far_as_it_is(
     remote.put(folder, manifest)
     moved, seen, download = Moved(), [], remote._artifacts.download
 
-    def look(path, local_file, max_bytes):
+    def look(path, local_file, max_bytes, offset=None):
         before = moved.num_bytes()
-        found = download(path, local_file, max_bytes)
+        found = download(path, local_file, max_bytes, offset)
         seen.append(moved.num_bytes() - before)
         return found
 
@@ -700,6 +700,27 @@ def test_parts_are_fetched_verified_and_joined(remote, write_parts, tmp_path):
     assert listed == manifest
     got = remote.get(listed)
     assert torch.equal(got.parts["model"]["weight"], torch.arange(400.0))
+
+
+def test_parts_become_one_file_that_is_mapped(store, write_parts, artifacts, tmp_path, monkeypatch):
+    """Their bytes are read and written once on their way to the weights."""
+    folder, manifest = write_parts(1)
+    store.put(folder, manifest)
+    moved = Moved()
+    store.fetch(manifest, tmp_path / "got", moved)
+    assert moved.num_bytes() == manifest.bytes
+    whole = tmp_path / "got" / CHECKPOINT_FILE
+    parts = sorted((folder / CHECKPOINT_FILE).iterdir())
+    assert whole.read_bytes() == b"".join(part.read_bytes() for part in parts)
+    read = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **kw: read.append(kw["mmap"]) or load(*a, **kw))
+    store.get(manifest)
+    assert read == [True]
+    damaged = artifacts.root / "checkpoints" / "epoch_1" / CHECKPOINT_FILE / parts[1].name
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(CheckpointDamaged, match=f"{parts[1].name} has sha256"):
+        store.get(manifest)
 
 
 def test_a_local_store_shares_the_bytes_of_the_spool(store, artifacts, write):

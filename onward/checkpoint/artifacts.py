@@ -42,8 +42,10 @@ class Artifacts(Protocol):
         """Return name and size of the files directly in a folder; None where it is not told."""
         ...
 
-    def download(self, path: str, local_file: Path, max_bytes: int) -> str:
-        """Fetch a file; return its SHA-256.
+    def download(
+        self, path: str, local_file: Path, max_bytes: int, offset: int | None = None
+    ) -> str:
+        """Fetch a file, or into one that is there from `offset` on; return its SHA-256.
 
         Raises:
             FileNotFoundError: There is none.

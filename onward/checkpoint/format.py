@@ -157,14 +157,20 @@ def _shards_cut_again(
             yield from Shard(folder, index, manifest.name).cut_into(target, part_bytes).entries
 
 
+def checkpoint_files(folder: Path, manifest: Manifest) -> Sequence[Path]:
+    """Return `checkpoint.pth`, or the parts in order where it is cut and they were not joined."""
+    whole = folder / CHECKPOINT_FILE
+    own = sorted(e.path for e in manifest.files if e.path.split("/")[0] == CHECKPOINT_FILE)
+    return [whole] if whole.is_file() else [folder / path for path in own]
+
+
 def load_checkpoint(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
     """Read a checkpoint that was verified; only tensors and builtins come out, on the CPU.
 
     Raises:
         CheckpointDamaged: It is not a checkpoint of this format.
     """
-    own = sorted(e.path for e in manifest.files if e.path.split("/")[0] == CHECKPOINT_FILE)
-    checkpoint = load_tensors([folder / path for path in own], name)
+    checkpoint = load_tensors(checkpoint_files(folder, manifest), name)
     if not isinstance(checkpoint, dict) or not is_readable(checkpoint):
         raise CheckpointDamaged(name, _("it holds no checkpoint of this format"))
     return upgraded(checkpoint)

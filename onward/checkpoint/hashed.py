@@ -130,6 +130,15 @@ def verify_file(folder: Path, entry: FileEntry, name: str, sha256: str | None = 
     if found is None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
+    require_sha256(entry, name, found)
+
+
+def require_sha256(entry: FileEntry, name: str, found: str) -> None:
+    """Make sure that what was read of a file is what its manifest says.
+
+    Raises:
+        CheckpointDamaged: It differs.
+    """
     if found != entry.sha256:
         raise CheckpointDamaged(
             name,

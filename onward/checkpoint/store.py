@@ -220,6 +220,8 @@ class CheckpointStore:
     def fetch(self, manifest: Manifest, folder: Path, moved: Moved | None = None) -> Manifest:
         """Download a checkpoint into `folder` and verify it; return its manifest as stored.
 
+        The parts of its `checkpoint.pth` become one file.
+
         Args:
             manifest: The checkpoint.
             folder: A local folder.
@@ -242,7 +244,7 @@ class CheckpointStore:
             raise CheckpointDamaged(title, found) from error
         if stored != manifest:
             raise CheckpointDamaged(title, _("its manifest is not the one that was chosen"))
-        fetch_files(self._artifacts, stored, folder, title, moved)
+        fetch_files(self._artifacts, stored, folder, title, moved, joins=True)
         return stored
 
     def delete(self, name: str) -> None:

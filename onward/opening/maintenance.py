@@ -10,8 +10,8 @@ from typing import Any
 
 from onward.attempts.heartbeat import wait_until_free
 from onward.checkpoint import listed
-from onward.checkpoint.format import load_whole
-from onward.checkpoint.manifest import CHECKPOINT_FILE, Manifest
+from onward.checkpoint.format import checkpoint_files, load_whole
+from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.policy import Retention, ranked
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointDamaged, CheckpointError, RunNotUsable, StoreUnavailable
@@ -152,7 +152,6 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
     manifest = pick(record.run_id, store.list(index=record.index_sha256), epoch)
     with tempfile.TemporaryDirectory(prefix="train-") as temporary:
         stored = store.fetch(manifest, Path(temporary))
-        parts = sorted(e.path for e in stored.files if e.path.split("/")[0] == CHECKPOINT_FILE)
         if stored.shard_files:  # tensors that ranks have pieces of are put together
             title = _("{name} of run '{run_id}'").format(name=stored.name, run_id=record.run_id)
             whole = load_whole(Path(temporary), stored, title)
@@ -160,8 +159,8 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
             return stored
 
         def join(file: Any) -> None:
-            for part in parts:
-                with open(Path(temporary) / part, "rb") as source:
+            for part in checkpoint_files(Path(temporary), stored):
+                with part.open("rb") as source:
                     while chunk := source.read(1 << 20):
                         moved.add(file.write(chunk))
 

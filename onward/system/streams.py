@@ -14,24 +14,35 @@ from onward.errors import TooLarge
 from onward.system.files import CHUNK_BYTES, PRIVATE, create, make_folder, open_plain
 
 
-def write_hashed(chunks: Iterable[bytes], target: Path, max_bytes: int, name: str) -> str:
-    """Write `chunks` to the new file `target`, hashing them as they pass; return the SHA-256.
+def write_hashed(
+    chunks: Iterable[bytes], target: Path, max_bytes: int, name: str, offset: int | None = None
+) -> str:
+    """Write `chunks` to the file `target`, hashing them as they pass; return the SHA-256.
 
-    Nothing is fsynced: it is for files that a process reads and throws away. `name` is what the
-    source is called in a message.
+    Nothing is fsynced: it is for files that a process reads and throws away.
+
+    Args:
+        chunks: The bytes.
+        target: The file.
+        max_bytes: How many they may be.
+        name: What the source is called in a message.
+        offset: Where in the file, which is there, they begin; None: the file is made, or replaced.
 
     Raises:
-        TooLarge: There are more than `max_bytes`; the file is gone then.
+        TooLarge: They are more than `max_bytes`; a new file is gone then.
         OSError: The disk is full or the folder cannot be written.
     """
-    make_folder(target.parent)
-    target.unlink(missing_ok=True)
+    if offset is None:
+        make_folder(target.parent)
+        target.unlink(missing_ok=True)
     sha256, num_bytes = hashlib.sha256(), 0
-    with create(target, PRIVATE) as file:
+    with create(target, PRIVATE) if offset is None else target.open("r+b") as file:
+        file.seek(offset or 0)
         for chunk in chunks:
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
-                target.unlink()
+                if offset is None:
+                    target.unlink()
                 raise TooLarge(name, max_bytes)
             sha256.update(chunk)
             file.write(chunk)

@@ -79,8 +79,10 @@ class Tree:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=folder)
 
-    def fetch(self, path: str, target: Path, max_bytes: int) -> str:
+    def fetch(self, path: str, target: Path, max_bytes: int, offset: int | None = None) -> str:
         """Copy the file at `path` to a file of our own; return the SHA-256 of what came.
+
+        See `write_hashed` for what the arguments say of that one.
 
         Raises:
             FileNotFoundError: There is none.
@@ -90,7 +92,7 @@ class Tree:
         with self._opened(parent) as folder:
             self._require_plain(name, folder, parent)
             with open_plain(name, folder) as file:
-                return write_hashed(chunks_of(file), target, max_bytes, path)
+                return write_hashed(chunks_of(file), target, max_bytes, path, offset)
 
     def delete(self, path: str) -> None:
         """Remove the file or folder at `path`, which may be gone already."""
