@@ -31,6 +31,7 @@ from onward.publish.publisher import Publisher
 from onward.run.signals import SIGNALS
 from onward.script import open as script_open
 from onward.system import invocation
+from onward.system.streams import write_hashed
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
 from onward.tracking.names import (
@@ -221,14 +222,13 @@ class RecordedArtifacts(Artifacts):
 
         self.calls.make(f"upload {folder}/{local_file.name}", whole, half)
 
-    def download(self, path, local_file, max_bytes, offset=None):
+    def download(self, path, target, max_bytes):
         def half():
             content = (self.root / path).read_bytes()
-            local_file.parent.mkdir(parents=True, exist_ok=True)
-            local_file.write_bytes(content[: len(content) // 2])
+            write_hashed([content[: len(content) // 2]], target, max_bytes, path)
 
         def whole():
-            return super(RecordedArtifacts, self).download(path, local_file, max_bytes, offset)
+            return super(RecordedArtifacts, self).download(path, target, max_bytes)
 
         return self.calls.make(f"download {path}", whole, half)
 

@@ -590,8 +590,8 @@ def cut_downloads(artifacts, monkeypatch, times):
     """Let the first `times` downloads of a checkpoint.pth end early, without an error."""
     download, done = artifacts.download, []
 
-    def cut(path, local_file, max_bytes, offset=None):
-        found = download(path, local_file, max_bytes, offset)
+    def cut(path, local_file, max_bytes):
+        found = download(path, local_file, max_bytes)
         if path.endswith(".pth") and len(done) < times:
             done.append(path)
             content = local_file.read_bytes()[:-1]
@@ -629,9 +629,9 @@ def test_a_file_that_is_under_way_counts_as_far_as_it_is(
     remote.put(folder, manifest)
     moved, seen, download = Moved(), [], remote._artifacts.download
 
-    def look(path, local_file, max_bytes, offset=None):
+    def look(path, local_file, max_bytes):
         before = moved.num_bytes()
-        found = download(path, local_file, max_bytes, offset)
+        found = download(path, local_file, max_bytes)
         seen.append(moved.num_bytes() - before)
         return found
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from onward.system.streams import Target
+
 
 class Artifacts(Protocol):
     """What a store has to do, and no more: any that does can hold checkpoints.
@@ -42,10 +44,8 @@ class Artifacts(Protocol):
         """Return name and size of the files directly in a folder; None where it is not told."""
         ...
 
-    def download(
-        self, path: str, local_file: Path, max_bytes: int, offset: int | None = None
-    ) -> str:
-        """Fetch a file, or into one that is there from `offset` on; return its SHA-256.
+    def download(self, path: str, target: Target, max_bytes: int) -> str:
+        """Fetch a file, to one of our own or a piece of one; return its SHA-256.
 
         Raises:
             FileNotFoundError: There is none.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onward.checkpoint.artifacts import Artifacts
@@ -14,6 +15,7 @@ from onward.checkpoint.manifest import CHECKPOINT_FILE, ROOT, FileEntry, Manifes
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
 from onward.errors import CheckpointDamaged, CheckpointError, TooLarge, UnsafeFile
 from onward.system.files import PRIVATE, create, size_in_words
+from onward.system.streams import Region
 from onward.system.threads import each
 from onward.terminal.progress import Moved
 from onward.words.language import _
@@ -45,22 +47,19 @@ def fetch_files(
         CheckpointError: The disk has no room for them.
     """
     _require_room(folder, manifest, title)
-    offsets = _join(folder, manifest) if joins else {}
 
     def receive(entry: FileEntry) -> None:
         remote = f"{ROOT}/{manifest.name}/{entry.path}"
-        offset = offsets.get(entry)
-        path = folder / (entry.path if offset is None else CHECKPOINT_FILE)
+        target = places.get(entry, folder / entry.path)
         for is_last in (False, True):
             try:
-                # A file that all parts go into tells of none alone.
-                with moved.growing(path) if offset is None else contextlib.nullcontext():
-                    found = retried(lambda: artifacts.download(remote, path, entry.bytes, offset))
-                if offset is None:
+                with moved.growing(target):
+                    found = retried(lambda: artifacts.download(remote, target, entry.bytes))
+                if isinstance(target, Path):
                     verify_file(folder, entry, title, found)
-                    moved.add(entry.bytes)
                 else:
                     require_sha256(entry, title, found)
+                moved.add(entry.bytes)
                 return
             except TooLarge as error:
                 told = _("{path} has more than {expected:,} bytes, which its manifest says")
@@ -71,26 +70,26 @@ def fetch_files(
                     raise
 
     try:
-        with moved.growing(folder / CHECKPOINT_FILE) if offsets else contextlib.nullcontext():
+        with _joined(folder, manifest.files if joins else ()) as places:
             list(each(receive, manifest.files, NUM_TRANSFERS))
-        moved.add(sum(entry.bytes for entry in offsets))
     except FileNotFoundError as error:
         raise CheckpointDamaged(title, _("{path} is missing").format(path=error)) from error
     except UnsafeFile as error:
         raise CheckpointDamaged(title, str(error)) from error
 
 
-def _join(folder: Path, manifest: Manifest) -> Mapping[FileEntry, int]:
-    """Make the file that the parts become, if there are any; return where each begins in it."""
-    parts = sorted(
-        (entry for entry in manifest.files if entry.path.startswith(f"{CHECKPOINT_FILE}/")),
-        key=lambda entry: entry.path,
-    )
-    starts = [0, *itertools.accumulate(entry.bytes for entry in parts)]
-    if parts:
-        with create(folder / CHECKPOINT_FILE, PRIVATE) as file:
-            file.truncate(starts[-1])
-    return dict(zip(parts, starts, strict=False))
+@contextlib.contextmanager
+def _joined(folder: Path, entries: Iterable[FileEntry]) -> Iterator[Mapping[FileEntry, Region]]:
+    """Make the file that the parts become, if there are any, and yield where each goes in it."""
+    parts = [entry for entry in entries if entry.path.startswith(f"{CHECKPOINT_FILE}/")]
+    parts.sort(key=lambda entry: entry.path)
+    if not parts:
+        yield {}
+        return
+    starts = itertools.accumulate((entry.bytes for entry in parts), initial=0)
+    turn = threading.Lock()
+    with create(folder / CHECKPOINT_FILE, PRIVATE) as file:
+        yield {e: Region(file, start, turn) for e, start in zip(parts, starts, strict=False)}
 
 
 def _require_room(folder: Path, manifest: Manifest, title: str) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onward.checkpoint.content import Content
-from onward.checkpoint.hashed import CHUNK_BYTES, PART_BYTES, PartWriter, verify_file
+from onward.checkpoint.hashed import PART_BYTES, PartWriter, verify_file
 from onward.checkpoint.index import index_file
 from onward.checkpoint.manifest import (
     CHECKPOINT_FILE,
@@ -43,6 +43,7 @@ from onward.errors import CheckpointDamaged
 from onward.metrics import EPOCH
 from onward.monitor import UNDECLARED, Monitor
 from onward.system.files import atomic_folder
+from onward.system.streams import chunks_of
 from onward.system.tensors import load_tensors
 from onward.system.untrusted import shown
 from onward.words.language import _
@@ -139,7 +140,7 @@ def cut_again(folder: Path, manifest: Manifest, target: Path, part_bytes: int) -
             writer = PartWriter(temporary, CHECKPOINT_FILE, part_bytes)
             for entry in own:
                 with (folder / entry.path).open("rb") as file:
-                    while chunk := file.read(CHUNK_BYTES):
+                    for chunk in chunks_of(file):
                         writer.write(chunk)
             files = [*writer.close(), *files]
         cut = dataclasses.replace(manifest, files=tuple(files))

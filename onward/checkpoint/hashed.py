@@ -9,10 +9,10 @@ from typing import Any
 
 from onward.checkpoint.manifest import FileEntry, Manifest
 from onward.errors import CheckpointDamaged
+from onward.system.files import CHUNK_BYTES
 from onward.words.language import _
 
 PART_BYTES = 256 << 20
-CHUNK_BYTES = 1 << 20
 
 
 class PartWriter:

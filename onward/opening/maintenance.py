@@ -17,6 +17,7 @@ from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointDamaged, CheckpointError, RunNotUsable, StoreUnavailable
 from onward.opening.source import find_gone, find_run, find_store, pick, require_committed
 from onward.system.files import PUBLIC, atomic_write
+from onward.system.streams import chunks_of
 from onward.system.threads import each
 from onward.terminal.progress import Moved, show_transfer
 from onward.tracking.client import Tracking
@@ -161,7 +162,7 @@ def export(tracking: Tracking, run_id: str, epoch: str, to: Path) -> Manifest:
         def join(file: Any) -> None:
             for part in checkpoint_files(Path(temporary), stored):
                 with part.open("rb") as source:
-                    while chunk := source.read(1 << 20):
+                    for chunk in chunks_of(source):
                         moved.add(file.write(chunk))
 
         moved = Moved()

@@ -23,7 +23,9 @@ from onward.errors import UnsafeFile, UsageError
 from onward.system.untrusted import parse_json
 from onward.words.language import _
 
-CHUNK_BYTES = 1 << 20
+# That is written at a time. For larger pieces Linux may look for memory in one piece of that size,
+# of which the first use can cost five times as much: see docs/experiments.md.
+CHUNK_BYTES = 1 << 17
 MIN_PART_BYTES = 256 << 10  # of what goes up in parts: no gateway's limit is meant to be less
 
 PRIVATE = 0o600

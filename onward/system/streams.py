@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,39 +15,70 @@ from onward.errors import TooLarge
 from onward.system.files import CHUNK_BYTES, PRIVATE, create, make_folder, open_plain
 
 
-def write_hashed(
-    chunks: Iterable[bytes], target: Path, max_bytes: int, name: str, offset: int | None = None
-) -> str:
-    """Write `chunks` to the file `target`, hashing them as they pass; return the SHA-256.
+class Region:
+    """A piece of a file that one of several threads fills from its start.
 
-    Nothing is fsynced: it is for files that a process reads and throws away.
+    They take turns: the kernel lets one at a time write to a file, and keeps a processor busy for
+    each that waits.
 
     Args:
-        chunks: The bytes.
-        target: The file.
-        max_bytes: How many they may be.
-        name: What the source is called in a message.
-        offset: Where in the file, which is there, they begin; None: the file is made, or replaced.
+        file: Opened to be written to.
+        start: Where in it the piece begins.
+        turn: Held by who writes to the file.
+
+    Attributes:
+        num_bytes: How much is filled.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, turn: threading.Lock) -> None:
+        self._file, self._start, self._turn = file, start, turn
+        self.num_bytes = 0
+
+    def fill(self, chunk: bytes) -> None:
+        """Write the next bytes."""
+        with self._turn:
+            self._file.seek(self._start + self.num_bytes)
+            self._file.write(chunk)
+        self.num_bytes += len(chunk)
+
+
+Target = Path | Region  # a file, which is made or replaced, or a piece of one
+
+
+def write_hashed(chunks: Iterable[bytes], target: Target, max_bytes: int, name: str) -> str:
+    """Write `chunks` to `target`, hashing them as they pass; return the SHA-256.
+
+    Nothing is fsynced: it is for files that a process reads and throws away. `name` is what the
+    source is called in a message.
 
     Raises:
-        TooLarge: They are more than `max_bytes`; a new file is gone then.
+        TooLarge: There are more than `max_bytes`; a file is gone then.
         OSError: The disk is full or the folder cannot be written.
     """
-    if offset is None:
-        make_folder(target.parent)
-        target.unlink(missing_ok=True)
     sha256, num_bytes = hashlib.sha256(), 0
-    with create(target, PRIVATE) if offset is None else target.open("r+b") as file:
-        file.seek(offset or 0)
+    with _opened(target) as write:
         for chunk in chunks:
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
-                if offset is None:
+                if isinstance(target, Path):
                     target.unlink()
                 raise TooLarge(name, max_bytes)
             sha256.update(chunk)
-            file.write(chunk)
+            write(chunk)
     return sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(target: Target) -> Iterator[Callable[[bytes], object]]:
+    """Yield what writes the next bytes."""
+    if isinstance(target, Region):
+        target.num_bytes = 0
+        yield target.fill
+        return
+    make_folder(target.parent)
+    target.unlink(missing_ok=True)
+    with create(target, PRIVATE) as file:
+        yield file.write
 
 
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:

@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onward.system.streams import Region, Target
 from onward.system.untrusted import told
 from onward.words.language import _
 
@@ -36,7 +36,7 @@ class Moved:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._num_bytes = 0
-        self._growing: list[Path] = []
+        self._growing: list[Target] = []
 
     def add(self, num_bytes: int) -> None:
         """Count bytes that have arrived for good."""
@@ -44,7 +44,7 @@ class Moved:
             self._num_bytes += num_bytes
 
     @contextlib.contextmanager
-    def growing(self, file: Path) -> Iterator[None]:
+    def growing(self, file: Target) -> Iterator[None]:
         """Count what `file` has so far, as long as the block lasts; `add` is for after it."""
         with self._lock:
             self._growing.append(file)
@@ -60,8 +60,10 @@ class Moved:
             return self._num_bytes + sum(map(_written_bytes, self._growing))
 
 
-def _written_bytes(file: Path) -> int:
+def _written_bytes(file: Target) -> int:
     """Return how much of a file is there; one that is filled from several ends has holes."""
+    if isinstance(file, Region):
+        return file.num_bytes
     try:
         found = os.stat(file)
     except FileNotFoundError:

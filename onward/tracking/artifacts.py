@@ -8,6 +8,7 @@ import importlib
 import os
 import posixpath
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from onward.errors import StoreUnavailable, TooLarge
 from onward.system.files import CHUNK_BYTES, make_folder
-from onward.system.streams import chunks_of, write_hashed
+from onward.system.streams import Target, chunks_of, write_hashed
 from onward.tracking.draws import draw_apart
 from onward.tracking.sending import send
 from onward.tracking.translate import local_path, translated
@@ -116,19 +117,16 @@ class Artifacts:
             found = self._repository.list_artifacts(path or None)
         return {posixpath.basename(i.path): i.file_size for i in found if not i.is_dir}
 
-    def download(
-        self, path: str, local_file: Path, max_bytes: int, offset: int | None = None
-    ) -> str:
-        """Fetch the file at `path` into a file of our own; return the SHA-256 of what came.
+    def download(self, path: str, target: Target, max_bytes: int) -> str:
+        """Fetch the file at `path`; return the SHA-256 of what came.
 
         Nothing else about its content is checked. It is a copy also of a file in a local folder:
         what is done to that one later does not reach what was hashed.
 
         Args:
             path: The file.
-            local_file: Where to put it.
+            target: Where to put it: a file of our own, or a piece of one.
             max_bytes: How long it may be.
-            offset: Where in `local_file`, which is there, its bytes go; None: they are all of it.
 
         Raises:
             FileNotFoundError: There is no such file; a folder is none.
@@ -142,13 +140,12 @@ class Artifacts:
                 self._translated(doing, path),
                 contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
             ):
-                return self._tree.fetch(path, local_file, max_bytes, offset)
+                return self._tree.fetch(path, target, max_bytes)
             raise FileNotFoundError(path)
-        make_folder(local_file.parent)
         try:
             if self._is_http:  # once: a server before an object store says 500 of what is absent
-                return write_hashed(self._stream(path, 0), local_file, max_bytes, path, offset)
-            return self._fetch_by_client(path, local_file, max_bytes, offset)
+                return write_hashed(self._stream(path, 0), target, max_bytes, path)
+            return self._fetch_by_client(path, target, max_bytes)
         except TooLarge:
             raise
         except Exception as error:  # each store raises its own kind for "no such file"
@@ -156,7 +153,7 @@ class Artifacts:
                 raise FileNotFoundError(path) from error
             with self._translated(doing, path):
                 if self._is_http:
-                    return write_hashed(self._stream(path), local_file, max_bytes, path, offset)
+                    return write_hashed(self._stream(path), target, max_bytes, path)
                 raise
 
     def _has_file(self, path: str) -> bool:
@@ -184,18 +181,17 @@ class Artifacts:
             response.raise_for_status()
             yield from response.iter_content(CHUNK_BYTES)
 
-    def _fetch_by_client(
-        self, path: str, local_file: Path, max_bytes: int, offset: int | None
-    ) -> str:
-        if offset is None:
-            self._fetch_watched(path, local_file, max_bytes)
-            with local_file.open("rb") as file:
+    def _fetch_by_client(self, path: str, target: Target, max_bytes: int) -> str:
+        if isinstance(target, Path):
+            make_folder(target.parent)
+            self._fetch_watched(path, target, max_bytes)
+            with target.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        alone = local_file.with_name(f"{local_file.name}-{offset}")  # clients make whole files
-        self._fetch_watched(path, alone, max_bytes)
-        with alone.open("rb") as file:
-            alone.unlink()
-            return write_hashed(chunks_of(file), local_file, max_bytes, path, offset)
+        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+            file_of_client = Path(folder) / "file"
+            self._fetch_watched(path, file_of_client, max_bytes)
+            with file_of_client.open("rb") as file:
+                return write_hashed(chunks_of(file), target, max_bytes, path)
 
     def _fetch_watched(self, path: str, local_file: Path, max_bytes: int) -> None:
         """Fetch a file by the store's own client, which knows no limit: it is looked at meanwhile.

@@ -20,7 +20,7 @@ from onward.system.files import (
     rename,
     require_plain,
 )
-from onward.system.streams import chunks_of, write_hashed
+from onward.system.streams import Target, chunks_of, write_hashed
 from onward.words.language import _
 
 _MLFLOW_TEMPORARY = ".artifact.uploading."  # by which MLflow names what is not whole yet
@@ -79,10 +79,8 @@ class Tree:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=folder)
 
-    def fetch(self, path: str, target: Path, max_bytes: int, offset: int | None = None) -> str:
-        """Copy the file at `path` to a file of our own; return the SHA-256 of what came.
-
-        See `write_hashed` for what the arguments say of that one.
+    def fetch(self, path: str, target: Target, max_bytes: int) -> str:
+        """Copy the file at `path` to a file of our own; return the SHA-256.
 
         Raises:
             FileNotFoundError: There is none.
@@ -92,7 +90,7 @@ class Tree:
         with self._opened(parent) as folder:
             self._require_plain(name, folder, parent)
             with open_plain(name, folder) as file:
-                return write_hashed(chunks_of(file), target, max_bytes, path, offset)
+                return write_hashed(chunks_of(file), target, max_bytes, path)
 
     def delete(self, path: str) -> None:
         """Remove the file or folder at `path`, which may be gone already."""
