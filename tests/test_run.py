@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from onward import metrics
 from onward.attempts.attempt import Attempt
+from onward.checkpoint import pipeline as pipeline_module
 from onward.checkpoint import staging
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
@@ -402,10 +403,30 @@ def test_what_is_not_published_at_the_end_waits_on_this_disk(bench, run_id, away
     assert f"checkpoints and the end of run {run_id} wait on this disk ({spool.folder})" in warning
     assert f"`onward sync {run_id}` publishes them" in warning
     assert bench.status(run_id) == "RUNNING", "it is said to be over before it is"
-    away.is_away = False
+    assert not run._pipeline._uploader.is_alive(), "this process lives on, and would publish"
+
+
+def test_nobody_else_has_the_run_while_its_last_upload_is_under_way(bench, run_id, monkeypatch):
+    """A process that lives on, a notebook's, would publish beside the other."""
+    reached, free, upload = threading.Event(), threading.Event(), Artifacts.upload
+
+    def held(self, local_file, folder, **options):
+        if "epoch_4" in folder:
+            reached.set()
+            assert free.wait(60)
+        upload(self, local_file, folder, **options)
+
+    monkeypatch.setattr(Artifacts, "upload", held)
+    monkeypatch.setattr(pipeline_module, "LET_GO_SECONDS", 0.0)
+    with bench.begin(run_id, drain_seconds=0.5) as run:
+        train(run)
+        assert reached.wait(60)
     folder = RunFolder(environment.run_folder(bench.tracking.uri, run_id))
-    assert folder.acquire(), "this process, which lives on, would publish beside another"
+    assert not folder.acquire()
+    free.set()
+    wait_for(folder.acquire)
     folder.release()
+    assert [content["epoch"] for content in bench.contents(run_id)][-1] == 4
 
 
 def test_resume_with_more_epochs_goes_on(bench, run_id):

@@ -718,9 +718,28 @@ def test_parts_become_one_file_that_is_mapped(store, write_parts, artifacts, tmp
     store.get(manifest)
     assert read == [True]
     damaged = artifacts.root / "checkpoints" / "epoch_1" / CHECKPOINT_FILE / parts[1].name
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(CheckpointDamaged, match=f"{parts[1].name} has sha256"):
-        store.get(manifest)
+    content = damaged.read_bytes()
+    for found, told in ((content[:-1], "has 599 bytes"), (b"?" * len(content), "has sha256")):
+        damaged.write_bytes(found)
+        with pytest.raises(CheckpointDamaged, match=f"{parts[1].name} {told}"):
+            store.get(manifest)
+    damaged.write_bytes(content)
+
+
+def test_a_part_is_no_longer_than_what_is_listed(store, write_parts, artifacts):
+    """Between two parts there is nothing that no hash covers."""
+    folder, manifest = write_parts(1)
+    store.put(folder, manifest)
+    [wrong] = [entry for entry in manifest.files if entry.path.endswith("part-00001")]
+    files = [
+        dataclasses.replace(entry, bytes=entry.bytes + 6) if entry == wrong else entry
+        for entry in manifest.files
+    ]
+    longer = dataclasses.replace(manifest, files=tuple(files))
+    listed = artifacts.root / "checkpoints" / "epoch_1" / MANIFEST_FILE
+    listed.write_bytes(longer.to_json())
+    with pytest.raises(CheckpointDamaged, match="part-00001 has 600 bytes, its manifest says 606"):
+        store.get(longer)
 
 
 def test_a_local_store_shares_the_bytes_of_the_spool(store, artifacts, write):

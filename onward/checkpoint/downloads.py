@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from onward.checkpoint.artifacts import Artifacts
-from onward.checkpoint.hashed import require_sha256, verify_file
+from onward.checkpoint.hashed import require_same, verify_file
 from onward.checkpoint.manifest import CHECKPOINT_FILE, ROOT, FileEntry, Manifest
 from onward.checkpoint.transfers import NUM_TRANSFERS, retried
 from onward.errors import CheckpointDamaged, CheckpointError, TooLarge, UnsafeFile
@@ -58,7 +58,7 @@ def fetch_files(
                 if isinstance(target, Path):
                     verify_file(folder, entry, title, found)
                 else:
-                    require_sha256(entry, title, found)
+                    require_same(entry, title, target.num_bytes, found)
                 moved.add(entry.bytes)
                 return
             except TooLarge as error:

@@ -119,6 +119,18 @@ def verify_file(folder: Path, entry: FileEntry, name: str, sha256: str | None = 
     if not path.is_file():
         raise CheckpointDamaged(name, _("{path} is missing").format(path=entry.path))
     size = path.stat().st_size
+    if sha256 is None and size == entry.bytes:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    require_same(entry, name, size, sha256 or "")
+
+
+def require_same(entry: FileEntry, name: str, size: int, found: str) -> None:
+    """Make sure that a file has the size in bytes, and the SHA-256, that its manifest says.
+
+    Raises:
+        CheckpointDamaged: It has not.
+    """
     if size != entry.bytes:
         raise CheckpointDamaged(
             name,
@@ -126,19 +138,6 @@ def verify_file(folder: Path, entry: FileEntry, name: str, sha256: str | None = 
                 path=entry.path, size=size, expected=entry.bytes
             ),
         )
-    found = sha256
-    if found is None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    require_sha256(entry, name, found)
-
-
-def require_sha256(entry: FileEntry, name: str, found: str) -> None:
-    """Make sure that what was read of a file is what its manifest says.
-
-    Raises:
-        CheckpointDamaged: It differs.
-    """
     if found != entry.sha256:
         raise CheckpointDamaged(
             name,

@@ -224,8 +224,10 @@ class Pipeline:
         with self._shared.changed:
             self._shared.is_left = True
             self._shared.changed.notify_all()
-        self._join_uploader(LET_GO_SECONDS)
-        act_after(self._uploader, then)
+        try:
+            self._join_uploader(LET_GO_SECONDS)
+        finally:  # also where Ctrl-C ends the wait
+            act_after(self._uploader, then)
 
     def _join_uploader(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Wait so long for the uploader to end, or for `is_enough`; less if a signal asks to."""

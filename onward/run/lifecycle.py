@@ -91,12 +91,14 @@ class Lifecycle:
         finally:
             self._heartbeat.stop()
             self.stop.uninstall()
-            # IMPORTANT: an upload under way keeps the folder: no other process may publish what is
-            # in it meanwhile.
-            self._pipeline.let_go(self.release)
-            self._world.closed()
-            self._world.close()
-            self.on_close()
+            try:
+                # IMPORTANT: an upload under way keeps the folder: no other process may publish
+                # what is in it meanwhile.
+                self._pipeline.let_go(self.release)
+            finally:
+                self._world.closed()
+                self._world.close()
+                self.on_close()
 
     def require_saved(self) -> None:
         """Make sure that the newest epochs could be written; see `Closing.require_saved`."""

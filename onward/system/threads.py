@@ -106,16 +106,20 @@ def bounded(act: Callable[[], object], seconds: float) -> bool:
 
 
 def act_after(thread: threading.Thread, act: Callable[[], object]) -> None:
-    """Do it once a thread has ended: now, or in a thread that waits for it."""
+    """Do it once a thread has ended: now, or in a thread that waits for it.
+
+    While the interpreter ends there may be no such thread any more, and it is left undone.
+    """
 
     def wait() -> None:
         thread.join()
         act()
 
-    if thread.is_alive():
-        _start(wait)
-    else:
+    if not thread.is_alive():
         act()
+        return
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def end_within(seconds: float, code: Any) -> None:

@@ -187,7 +187,8 @@ class Artifacts:
             self._fetch_watched(path, target, max_bytes)
             with target.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        with tempfile.TemporaryDirectory(prefix="train-") as folder:
+        # What a client still writes, that is not waited for, may be in the way of removing it.
+        with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as folder:
             file_of_client = Path(folder) / "file"
             self._fetch_watched(path, file_of_client, max_bytes)
             with file_of_client.open("rb") as file:
