@@ -43,14 +43,21 @@ NUM_CHECKPOINTS = 4
 RESULT_FILE = "result.json"
 
 
+def build(width: int):
+    """Return the model, of LAYERS × width² weights, and its optimizer."""
+    import torch
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+
 def train(way: str, folder: Path, steps: int, threads: int, width: int) -> dict[str, float]:
     """Train and save in one way; return what it cost."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model, optimizer = build(width)
     batch = torch.randn(BATCH, width)
 
     def step() -> None:

@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import processes
+from checkpoint import BATCH, WIDTH, build
 
-LAYERS, WIDTH, BATCH = 6, 4096, 16
 PIECE_BYTES = 1 << 20
 STEPPED, PASSED, MADE = "stepped", "passed", "made"
 
@@ -36,8 +36,7 @@ def train(width: int, run_id: str | None, checkpoint: str | None) -> None:
 
     import onward
 
-    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model, optimizer = build(width)
     state = {"model": model, "optimizer": optimizer}
     options = {"resume_run": run_id} if run_id else {}
     with onward.open_run(state, minimize="loss", log_model=False, **options) as run:

@@ -355,8 +355,9 @@ class Pipeline:
     def _until_it_works(self, work: Callable[[], None], spooled: Spooled | None) -> None:
         """Do it again and again while the server is away, until it is done or overtaken."""
         for number in itertools.count():
-            if self._shared.is_left:
-                return
+            with self._shared.changed:
+                if self._shared.is_left:
+                    return
             try:
                 work()
             except OSError as error:  # the store is away, or the disk is full

@@ -80,7 +80,7 @@ class Tree:
                     os.unlink(temporary, dir_fd=folder)
 
     def fetch(self, path: str, target: Target, max_bytes: int) -> str:
-        """Copy the file at `path` to a file of our own; return the SHA-256.
+        """Copy the file at `path` to a file of our own; return the SHA-256 of what came.
 
         Raises:
             FileNotFoundError: There is none.
