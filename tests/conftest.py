@@ -27,6 +27,7 @@ from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable
 from onward.monitor import UNDECLARED
+from onward.publish import publisher
 from onward.publish.publisher import Publisher
 from onward.run.signals import SIGNALS
 from onward.script import open as script_open
@@ -98,6 +99,12 @@ def one_at_a_time(monkeypatch):
     """Let the files of a checkpoint go up and down in their order, not several at a time."""
     for module in (store_module, uploads, downloads):
         monkeypatch.setattr(module, "NUM_TRANSFERS", 1)
+
+
+@pytest.fixture
+def tidied_each_time(monkeypatch):
+    """Let each commit write the index and prune, however soon it follows on another."""
+    monkeypatch.setattr(publisher, "TIDY_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -238,17 +245,19 @@ class RecordedArtifacts(Artifacts):
 
 
 class RecordedTracking(Tracking):
-    """A connection whose calls are noted, as "publish 1 1 2" and "point to …"."""
+    """A connection on which is noted what a server does, as "publish 1 1 2" and "point to …"."""
 
     def __init__(self, calls):
         super().__init__()
         self.calls = calls
 
-    def log_points(self, run_id, points):
+    def log_points(self, run_id, points, tags=None):
         name = " ".join(["publish", *(str(point.step) for point in points)])
         log = super().log_points
         half = points[: len(points) // 2]
         self.calls.make(name, lambda: log(run_id, points), lambda: log(run_id, half))
+        if tags is not None:  # of one request a server stores them last
+            self.set_tags(run_id, tags)
 
     def set_tags(self, run_id, tags):
         name = f"point to {tags.get(LATEST_CHECKPOINT_TAG)}"

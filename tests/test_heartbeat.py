@@ -428,12 +428,12 @@ class CutHalfway(Tracking):
 
     is_cut = False
 
-    def log_points(self, run_id, points):
+    def log_points(self, run_id, points, tags=None):
         if not self.is_cut:
             self.is_cut = True
             super().log_points(run_id, points[: len(points) // 2])
             raise StoreUnavailable("cut")
-        super().log_points(run_id, points)
+        super().log_points(run_id, points, tags)
 
 
 def still(tracking, record, connection=None, child_id=None):

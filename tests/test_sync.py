@@ -291,9 +291,9 @@ def test_an_attempt_that_is_claimed_meanwhile_stops_the_publishing(disk, trackin
         disk.write(epoch)
     record, store = disk.record, disk.store
 
-    def claim_then_log(run_id, points):
+    def claim_then_log(run_id, *points_and_tags):
         tracking.claim_attempt(run_id, 2, "another")
-        type(disk.tracking).log_points(disk.tracking, run_id, points)
+        type(disk.tracking).log_points(disk.tracking, run_id, *points_and_tags)
 
     disk.tracking.log_points = claim_then_log
     with pytest.raises(Superseded):
@@ -466,7 +466,7 @@ def test_commits_before_the_tag_are_no_break(disk):
     publisher = disk.publisher(disk.store.list())
     publisher.commit(disk.write(1, kept=False))
 
-    def fail(epoch):
+    def fail(*_):
         raise StoreUnavailable("away")
 
     publisher._publish = fail

@@ -86,15 +86,25 @@ def test_thousands_of_points_are_published_in_pieces(tracking, record, monkeypat
     """A long backlog passes MLflow's limit of 1,000 items, oldest first, as it was measured."""
     sizes, log_batch = [], tracking.client.log_batch
 
-    def counted(run_id, metrics):
-        sizes.append(len(metrics))
-        log_batch(run_id, metrics=metrics)
+    def counted(run_id, metrics, tags=()):
+        sizes.append((len(metrics), len(tags)))
+        log_batch(run_id, metrics=metrics, tags=tags)
 
     monkeypatch.setattr(tracking.client, "log_batch", counted)
     points = [Point(f"m{step % 5}", step, 1_000 + step, step / 7) for step in range(2_001)]
-    tracking.log_points(record.run_id, points)
-    assert sizes == [900, 900, 201]
+    tracking.log_points(record.run_id, points, {"after": "them"})
+    assert sizes == [(900, 0), (900, 0), (201, 1)]
+    assert tracking.get_run(record.run_id).tags["after"] == "them"
     assert list(tracking.published(record.run_id, [f"m{i}" for i in range(5)])) == points
+
+
+def test_tags_without_points_are_one_request(tracking, record, monkeypatch):
+    """And nothing at all is none."""
+    asked = []
+    monkeypatch.setattr(tracking.client, "log_batch", lambda *_, **rows: asked.append(rows))
+    tracking.log_points(record.run_id, [])
+    tracking.log_points(record.run_id, [], {"a": "b"})
+    assert [(len(rows["metrics"]), len(rows["tags"])) for rows in asked] == [(0, 1)]
 
 
 def test_values_that_are_not_finite_come_back_as_the_store_has_them(tracking, record):

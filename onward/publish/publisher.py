@@ -2,6 +2,7 @@
 
 Each step begins when the one before is done, so that whenever the process dies, what the store
 shows is true: metrics only of epochs that can be resumed, a pointer only to what is committed.
+Where checkpoints come faster than that, the last step is done for several of them at once.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
 LOG_SECONDS = 10.0
 PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
+TIDY_SECONDS = 2.0  # between two times that the index is written, and what need not stay is deleted
 
 
 class Publisher:
@@ -78,9 +80,9 @@ class Publisher:
         self.manifests = list(manifests)
         self.tags: dict[str, str] = {}  # what the next commit is to say of the run besides
         self.published = History(published)  # what MLflow has of the run, as far as is known
-        self._page_at = self._log_at = -math.inf
+        self._page_at = self._log_at = self._tidy_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
-        self._is_tidy = True  # whether nothing is left to prune
+        self._is_tidy = True  # whether the index is up to date, and nothing is left to prune
 
     def add(self, points: Iterable[Point], order: Order | None = None) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed.
@@ -114,8 +116,10 @@ class Publisher:
 
             folder = self._spool.path(manifest.name)
             stored = self.store.put(folder, manifest, self._require_lease, link)
-            self.manifests = [m for m in self.manifests if m.name != manifest.name]
-            self.manifests.append(stored)
+            others = [m for m in self.manifests if m.name != manifest.name]
+            if len(others) < len(self.manifests):
+                self._tidy_at = -math.inf  # at once: the index has another one of that name
+            self.manifests = [*others, stored]
         self.settle()
 
     def settle(self) -> None:
@@ -128,41 +132,48 @@ class Publisher:
         """
         if not self.manifests:
             return
-        newest = self.manifests[-1]
+        newest, is_due = self.manifests[-1], time.monotonic() - self._tidy_at >= TIDY_SECONDS
+        self._is_tidy &= is_due
+        gone = self.retention.to_prune(self.manifests)
+        index = listed.to_text(m for m in self.manifests if m not in gone) if is_due else None
         # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
         # at any point; a request that was under way then is all that can still land.
         self._require_lease()
-        # IMPORTANT: metrics follow the commit, the pointer follows the metrics.
-        self._publish(newest)
-        self._require_lease()
-        gone = self.retention.to_prune(self.manifests)
-        index = listed.to_text(m for m in self.manifests if m not in gone)
-        self._point_to(newest, index)
-        self._require_lease()
-        self._prune(gone, index)
+        self._publish(newest, index)
+        if index is not None:
+            self._require_lease()
+            self._prune(gone, index)
+            self._tidy_at = time.monotonic()
 
-    def _publish(self, newest: Manifest) -> None:
+    def _publish(self, newest: Manifest, index: bytes | None) -> None:
+        """Publish what a checkpoint holds, and point to it.
+
+        IMPORTANT: metrics follow the commit, the pointer follows the metrics.
+        """
+
         def is_due(point: Point, order: Order | None) -> bool:
             return point.step <= newest.epoch if order is None else order <= newest.order
 
         with self._lock:
             due = [point for point, order in self._unpublished if is_due(point, order)]
-        self._tracking.log_points(self.store.run_id, due)
+        self._tracking.log_points(self.store.run_id, due, self._pointers(newest, index))
         for point in due:
             self.published.add(point)
         with self._lock:
             self._unpublished = [row for row in self._unpublished if not is_due(*row)]
 
-    def _point_to(self, manifest: Manifest, index: bytes) -> None:
-        newest = {MANIFEST_TAG: manifest.digest, INDEX_TAG: listed.digest(index)}
-        tags = {**self.tags, EPOCH_TAG: str(manifest.epoch), **newest}
+    def _pointers(self, newest: Manifest, index: bytes | None) -> dict[str, str]:
+        """Return the tags by which the run names its newest checkpoint, its best, and its index."""
+        tags = {**self.tags, EPOCH_TAG: str(newest.epoch), MANIFEST_TAG: newest.digest}
+        if index is not None:
+            tags[INDEX_TAG] = listed.digest(index)
         if self._points_here:
-            name = manifest.files[0].path.split("/")[0]
-            tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{manifest.name}/{name}"
+            name = newest.files[0].path.split("/")[0]
+            tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{newest.name}/{name}"
         best = find_best(self.manifests)
         if best is not None:
             tags[BEST_EPOCH_TAG] = str(best.epoch)
-        self._tracking.set_tags(self.store.run_id, tags)
+        return tags
 
     def _prune(self, gone: Sequence[Manifest], index: bytes) -> None:
         """Delete what need not stay, and what is left of a killed upload or deletion.
@@ -188,14 +199,14 @@ class Publisher:
             self.manifests = [m for m in self.manifests if m.name != name]
 
     def tidy(self) -> None:
-        """Prune a last time, where the store has refused something before.
+        """Bring the index up to date and prune a last time, where that is still to be done.
 
         Raises:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed.
         """
         if not self._is_tidy:
-            self._prune_at = -math.inf
+            self._prune_at = self._tidy_at = -math.inf
             self.settle()
 
     def silent_seconds(self) -> float:

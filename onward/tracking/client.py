@@ -254,22 +254,32 @@ class Tracking:
             for start in range(0, len(rows), MAX_BATCH_PARAMS):
                 self.client.log_batch(run_id, params=rows[start : start + MAX_BATCH_PARAMS])
 
-    def log_points(self, run_id: str, points: list[Point]) -> None:
-        """Log metric values in order; one that is there already changes nothing."""
+    def log_points(
+        self, run_id: str, points: list[Point], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Log metric values in order; one that is there already changes nothing.
+
+        Args:
+            run_id: The run.
+            points: The values.
+            tags: Tags to set besides, as `set_tags` does, when all values are there: in one request
+                with the last of them, of which a server stores metrics first.
+        """
         from mlflow.entities import Metric
 
         rows = [Metric(p.key, p.value, p.timestamp_ms, p.step) for p in points]
+        told = _tag_rows(tags or {})
         with translated(_("logging metrics of run '{run_id}'").format(run_id=run_id), run_id):
-            for start in range(0, len(rows), MAX_BATCH_METRICS):
-                self.client.log_batch(run_id, metrics=rows[start : start + MAX_BATCH_METRICS])
+            while len(rows) > MAX_BATCH_METRICS:
+                self.client.log_batch(run_id, metrics=rows[:MAX_BATCH_METRICS])
+                del rows[:MAX_BATCH_METRICS]
+            if rows or told:
+                self.client.log_batch(run_id, metrics=rows, tags=told)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags; one that MLflow would cut is left out (a document belongs elsewhere)."""
-        from mlflow.entities import RunTag
-
-        rows = [RunTag(k, v) for k, v in tags.items() if len(v) <= MAX_TAG_CHARS]
         with translated(_("tagging run '{run_id}'").format(run_id=run_id)):
-            self.client.log_batch(run_id, tags=rows)
+            self.client.log_batch(run_id, tags=_tag_rows(tags))
 
     def log_dataset(
         self,
@@ -370,6 +380,12 @@ class Tracking:
                   "another machine has them only if it shares that disk"),
                 server, folder,
             )  # fmt: skip
+
+
+def _tag_rows(tags: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(k, v) for k, v in tags.items() if len(v) <= MAX_TAG_CHARS]
 
 
 def now_ms() -> int:

@@ -54,7 +54,6 @@ def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
         run_id: The run that is asked for, if it is one.
         store: The address of the files that are reached; default: the tracking server is.
     """
-    doing = redact(doing)  # it may name an address
     try:
         yield
     except TrainError:  # one of ours already
@@ -63,6 +62,7 @@ def translated(doing: str, run_id: str = "", store: str = "") -> Iterator[None]:
         unknown = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
         if run_id and getattr(error, "error_code", None) in unknown:
             raise RunNotUsable(run_id, _not_found(error)) from error
+        doing = redact(doing)  # it may name an address
         raise _with_answer(_unavailable(doing, error, store), error) from error
 
 

@@ -176,7 +176,7 @@ def train_own_loop(asked, epochs):
     return Counter(call for _thread, call in asked), own
 
 
-def test_an_epoch_is_one_batch_of_metrics_one_of_tags_and_one_upload_a_file(asked, monkeypatch):
+def test_an_epoch_is_one_batch_of_metrics_and_tags_and_one_upload_a_file(asked, monkeypatch):
     """The training thread itself asks nothing of the server. 2 s."""
     monkeypatch.setattr(attempt, "seconds_awake_or_asleep", lambda: 0.0)  # no moment is over
     (few, own), (many, more_own) = train_own_loop(asked, 2), train_own_loop(asked, 6)
@@ -184,13 +184,13 @@ def test_an_epoch_is_one_batch_of_metrics_one_of_tags_and_one_upload_a_file(aske
     more = many - few
     written = {call: n / 4 for call, n in more.items() if not call.startswith(("GET", "DELETE"))}
     batches = {call: n for call, n in written.items() if "/mlflow-artifacts/" not in call}
-    assert batches == {"POST /api/2.0/mlflow/runs/log-batch": 2}
+    assert batches == {"POST /api/2.0/mlflow/runs/log-batch": 1}
     uploads = {call: n for call, n in written.items() if call not in batches}
     assert all(call.startswith("PUT ") for call in uploads)
     once = [call.rsplit("/checkpoints/")[1] for call, n in uploads.items() if n == 1 / 4]
     names = ("checkpoint.pth", "checkpoint_metrics.json", "manifest.json")
     assert sorted(once) == [f"epoch_{epoch}/{name}" for epoch in range(3, 7) for name in names]
     derived = {call.rsplit("/", 1)[1]: n for call, n in uploads.items() if n != 1 / 4}
-    assert derived.keys() - {"attempt_1.log"} == {"index.json"}  # the log: now and then
-    assert max(derived.values()) <= 1
+    assert derived.keys() <= {"index.json", "attempt_1.log"}  # both now and then
+    assert max(derived.values(), default=0) <= 1
     assert more["GET /api/2.0/mlflow/runs/get"] / 4 == 1  # the lease, right before the manifest
