@@ -24,7 +24,8 @@ from onward.words.language import _
 from train.tabular.data.columns import MISSING_WORDS
 from train.tabular.data.recognise import is_nearly_all
 
-_MAX_ROW_BYTES: Final = 2**24  # a megabyte, pyarrow's default, is little for wide tables
+_BLOCK_BYTES: Final = 2**21  # parsed at a time; larger ones take twice the time
+_MAX_ROW_BYTES: Final = 2**24  # a megabyte is little for a row of a wide table
 _HEAD_BYTES: Final = 2**18  # enough to tell how a file is written
 _HEAD_ROWS: Final = 50
 _FOREIGN_CHARS: Final = 4096  # enough to tell in which language a text is
@@ -151,12 +152,21 @@ def _rows(text: str, separator: str) -> list[list[str]]:
 
 def _parse(source: Source, dialect: Dialect, text_columns: Sequence[str]) -> pa.Table:
     """Parse the whole text; raise `_NotInEncoding` where bytes are none of the encoding."""
+    try:
+        return _parse_blocks(source, dialect, text_columns, _BLOCK_BYTES)
+    except pa.ArrowInvalid:  # a row may be longer than a block
+        return _parse_blocks(source, dialect, text_columns, _MAX_ROW_BYTES)
+
+
+def _parse_blocks(
+    source: Source, dialect: Dialect, text_columns: Sequence[str], block_bytes: int
+) -> pa.Table:
     with _open(source) as stream:
         try:
             table = pyarrow.csv.read_csv(
                 stream,
                 read_options=pyarrow.csv.ReadOptions(
-                    block_size=_MAX_ROW_BYTES,
+                    block_size=block_bytes,
                     skip_rows=dialect.skip_rows,
                     encoding=dialect.encoding.removesuffix("-sig"),  # pyarrow skips the mark
                 ),
