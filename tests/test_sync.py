@@ -1,5 +1,6 @@
 """What an attempt left on this disk is published once, and only while nobody has overtaken it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -123,8 +124,11 @@ def test_what_an_attempt_left_is_published_and_the_attempt_closed(disk, journal,
     assert run.status == status
     assert run.tags["train.epoch"] == "2"
     assert run.tags[LATEST_CHECKPOINT_TAG] == "checkpoints/epoch_2/checkpoint.pth"
-    logs = disk.tracking.artifacts(run).folder / "logs"
-    assert (logs / "attempt_1.log").read_text() == "of attempt 1\n"
+    files = disk.tracking.artifacts(run).folder
+    assert (files / "logs" / "attempt_1.log").read_text() == "of attempt 1\n"
+    index = (files / "checkpoints" / "index.json").read_bytes()
+    assert [entry["epoch"] for entry in json.loads(index)["checkpoints"]] == [1, 2]
+    assert run.index_sha256 == hashlib.sha256(index).hexdigest()
 
 
 def test_a_second_time_there_is_nothing_to_do(disk, calls):

@@ -174,6 +174,7 @@ def _publish(
                     log.warning(
                         _("%s. What is here of it is there: it is committed once they are"), error
                     )
+        publisher.tidy()
         waiting = [m for m in waiting if any(m.is_same(n) for n in publisher.manifests)]
     return [*stored, *waiting]
 
