@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +25,17 @@ INK, SOFT, LINE = "#0b0b0b", "#52514e", "#dcdbd6"
 FIRST, SECOND, GOOD = "#2a78d6", "#c8501e", "#006300"
 _SIZE = (12.0, 8.0)  # inches of 100 dots
 _TITLE_LENGTH = 80
+
+
+def import_ahead() -> None:
+    """Import what draws, half a second's work, in a thread, while a server is waited for."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # it is raised where something is drawn
+            for name in ("figure", "backends.backend_agg", "layout_engine"):
+                importlib.import_module(f"matplotlib.{name}")
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def new_figure(title: str, columns: Sequence[int] = (1,)) -> tuple[Figure, Axes]:

@@ -21,6 +21,7 @@ from onward.metrics import STEP, logged_keys
 from onward.monitor import UNDECLARED
 from onward.options.run_options import RunOptions
 from onward.publish import curves
+from onward.publish.drawing import import_ahead
 from onward.system import invocation
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
@@ -96,6 +97,7 @@ def publish_results(
     log.info(
         _("Drawing the curves …") if is_own_loop else _("Logging the best model, and figures …")
     )
+    import_ahead()
     try:
         _publish(tracking, run_id, store, find(), register, check_lease)
         return
