@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,16 @@ from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import Spool
 from onward.checkpoint.store import CheckpointStore
-from onward.errors import CheckpointError, StoreRefused, StoreUnavailable, Superseded
+from onward.errors import (
+    CheckpointError,
+    RankFilesMissing,
+    StoreRefused,
+    StoreUnavailable,
+    Superseded,
+)
 from onward.metrics import Point, is_wall_clock
 from onward.monitor import UNDECLARED, Monitor
+from onward.publish import publisher as publisher_module
 from onward.publish.publisher import Publisher
 from onward.system import files
 from onward.terminal import progress
@@ -879,3 +887,35 @@ def test_background_threads_draw_no_random_numbers_of_the_training(saver, calls,
     assert len(calls.names) > 9
     assert pauses, "nothing was tried again"
     assert random_numbers() == before
+
+
+def test_what_waits_for_more_commits_does_not_wait_for_long(saver, calls, stored, monkeypatch):
+    """A notebook whose cell has ended, with the run still open, has no more than it keeps."""
+    monkeypatch.setattr(publisher_module, "TIDY_SECONDS", 1.0)
+    deleted = calls.hold("delete checkpoints/epoch_2")
+    run = saver(is_sync=True)
+    for epoch in (1, 2, 3):
+        run.save(epoch)
+    deleted.wait()
+    calls.free()
+    assert run.close()
+    assert stored() == [1, 3]
+
+
+def test_what_lost_ranks_have_brought_is_not_swept_away(saver, artifacts, monkeypatch):
+    """The next attempt completes it; what else need not stay goes."""
+    monkeypatch.setattr(publisher_module, "TIDY_SECONDS", 1e6)  # all waits for the end
+    run = saver(is_sync=True)
+    for epoch in (1, 2, 3):
+        run.save(epoch)
+
+    def lacks(here, cut, *_):
+        raise RankFilesMissing(1, cut.name, "it is gone")
+
+    monkeypatch.setattr(run.publisher.store.gathering, "complete", lacks)
+    run.pipeline.rank_files = SimpleNamespace(is_lost=True)
+    run.save(4)
+    assert run.pipeline.has_left
+    assert run.close()
+    there = set(artifacts.list("checkpoints")) - {"index.json", "index.html"}
+    assert there == {"epoch_1", "epoch_3", "epoch_4"}

@@ -90,6 +90,16 @@ class Shared:
         """Whether what comes last may begin, once the spool is empty."""
         return self.ending is not None and not self.num_writing
 
+    def wait_for_work(self, seconds: float | None) -> bool:
+        """Wait that long until something is in the spool or the end may come; tell whether it is.
+
+        The lock of `changed` is held.
+        """
+        return bool(self.changed.wait_for(self._has_work, seconds))
+
+    def _has_work(self) -> bool:
+        return bool(self.spooled) or self.is_over or self.ends_now
+
     def num_bytes(self) -> int:
         """Return the size of what is in the spool."""
         return sum(spooled.manifest.bytes for spooled in self.spooled)
@@ -179,6 +189,7 @@ class Publishing(Noting, Protocol):
     store: CheckpointStore
     manifests: list[Manifest]  # of the checkpoints in the store
     retention: Retention
+    sweeps: bool  # whether folders without a commit are removed
 
     def commit(self, manifest: Manifest) -> None:
         """Upload the spooled checkpoint, and do all that follows."""
@@ -186,8 +197,11 @@ class Publishing(Noting, Protocol):
     def settle(self) -> None:
         """Do what follows a commit."""
 
+    def seconds_to_tidy(self) -> float | None:
+        """Return in how long `settle` has to be called once more; None: it has not."""
+
     def tidy(self) -> None:
-        """Prune a last time."""
+        """Bring the index up to date and prune, a last time."""
 
     def refresh_page(self) -> None:
         """Bring what people look at up to date, now and then."""

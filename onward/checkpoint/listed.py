@@ -1,8 +1,8 @@
 """The list of a run's checkpoints: `index.json`, which holds the manifests of all.
 
-It is derived. The run's tag `train.index` names it by its digest, as the newest commit was to leave
-it: the file that has this digest is what an attempt of the run wrote, so that its manifests need
-not be read one by one. Any other is for looking only.
+It is derived. The run's tag `train.index` names it by its digest: the file that has this digest is
+what an attempt of the run wrote, so that its manifests need not be read one by one; those of the
+newest checkpoints, which it may lack, are. Any other is for looking only.
 """
 
 from __future__ import annotations

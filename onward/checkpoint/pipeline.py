@@ -82,7 +82,7 @@ class Pipeline:
         self.seconds_left: Callable[[], float] = lambda: math.inf
         self.rank_files: RankFiles | None = None  # where other ranks put their pieces
         self.is_paused = False  # whether the newest checkpoint could not be written
-        self.has_left = False  # whether one stays here which ranks that are gone are to complete
+        self.has_left = False  # whether what lost ranks have brought of one stays, to be completed
         self._ends_at = math.inf  # when the end of training has waited long enough
         self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
         self._writer = self._thread(self._write_all)
@@ -305,8 +305,7 @@ class Pipeline:
         def write() -> Manifest:
             nonlocal seconds
             started = time.monotonic()
-            left = self._wait_seconds
-            manifest = write_item(item, self.spool, part_bytes, self.rank_files, left)
+            manifest = write_item(item, self.spool, part_bytes, self.rank_files, self._wait_seconds)
             seconds = time.monotonic() - started
             return manifest
 
@@ -325,11 +324,14 @@ class Pipeline:
         self._until_it_works(self.publisher.settle, None)  # what the attempt before left undone
         while True:
             with shared.changed:
-                shared.changed.wait_for(lambda: shared.spooled or shared.is_over or shared.ends_now)
+                is_idle = not shared.wait_for_work(self.publisher.seconds_to_tidy())
                 spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
                 shared.begun = time.monotonic()
                 if shared.is_over:
                     return
+            if is_idle:
+                self._until_it_works(self.publisher.settle, None)
+                continue
             if spooled is None:
                 self._until_it_works(self.publisher.tidy, None)
                 self._until_it_works(shared.ending or (lambda: None), None)
@@ -337,8 +339,7 @@ class Pipeline:
             self._until_it_works(functools.partial(self._upload, spooled), spooled)
 
     def _upload(self, spooled: Spooled) -> None:
-        started = time.monotonic()
-        manifest = spooled.manifest
+        started, manifest = time.monotonic(), spooled.manifest
         self.publisher.commit(manifest)
         if manifest.kept:
             self.publisher.refresh_log()
@@ -377,7 +378,7 @@ class Pipeline:
             if isinstance(error, RankFilesMissing) and self.rank_files and self.rank_files.is_lost:
                 log.warning("%s", error)
                 shared.spooled = [other for other in shared.spooled if other is not spooled]
-                self.has_left, shared.uploading = True, None
+                self.has_left, shared.uploading, self.publisher.sweeps = True, None, False
                 return False
             if not shared.offline:
                 told = _("%s. What is saved waits on this disk, and is published later")

@@ -57,6 +57,7 @@ def from_contents(
         with show_upload(pipeline.spool, [manifest]):
             pipeline.publisher.commit(manifest)
         pipeline.spool.remove(manifest.name)
+    pipeline.publisher.tidy()
     # IMPORTANT: the run counts as one of ours only now: without its checkpoint it would start
     # again from epoch 1, and that is not what was asked for.
     opening.tracking.set_tags(record.run_id, identity(subject))

@@ -73,7 +73,7 @@ class Publisher:
     ) -> None:
         self._attempt, self._tracking = attempt, attempt.tracking
         self.store, self._spool = store, spool
-        self.retention, self._points_here, self._sweeps = retention, points_here, sweeps
+        self.retention, self._points_here, self.sweeps = retention, points_here, sweeps
         self._require_lease = attempt.require_lease
         self._lock = threading.Lock()
         self._unpublished: list[tuple[Point, Order | None]] = []
@@ -82,7 +82,8 @@ class Publisher:
         self.published = History(published)  # what MLflow has of the run, as far as is known
         self._page_at = self._log_at = self._tidy_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
-        self._is_tidy = True  # whether the index is up to date, and nothing is left to prune
+        self._is_late = False  # whether the index and pruning wait for more commits
+        self._is_tidy = True  # whether the store has refused nothing of it
 
     def add(self, points: Iterable[Point], order: Order | None = None) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed.
@@ -132,10 +133,11 @@ class Publisher:
         """
         if not self.manifests:
             return
-        newest, is_due = self.manifests[-1], time.monotonic() - self._tidy_at >= TIDY_SECONDS
-        self._is_tidy &= is_due
+        newest, self._is_late = self.manifests[-1], True
         gone = self.retention.to_prune(self.manifests)
-        index = listed.to_text(m for m in self.manifests if m not in gone) if is_due else None
+        index = None
+        if self.seconds_to_tidy() == 0:
+            index = listed.to_text(m for m in self.manifests if m not in gone)
         # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
         # at any point; a request that was under way then is all that can still land.
         self._require_lease()
@@ -143,7 +145,13 @@ class Publisher:
         if index is not None:
             self._require_lease()
             self._prune(gone, index)
-            self._tidy_at = time.monotonic()
+            self._tidy_at, self._is_late = time.monotonic(), False
+
+    def seconds_to_tidy(self) -> float | None:
+        """Return how long the index and pruning may still wait; None: there is nothing to do."""
+        if not self._is_late:
+            return None
+        return max(0.0, self._tidy_at + TIDY_SECONDS - time.monotonic())
 
     def _publish(self, newest: Manifest, index: bytes | None) -> None:
         """Publish what a checkpoint holds, and point to it.
@@ -189,7 +197,7 @@ class Publisher:
         if time.monotonic() < self._prune_at:
             self._is_tidy = False
             return
-        left = self.store.leftovers(self.manifests) if self._sweeps else []
+        left = self.store.leftovers(self.manifests) if self.sweeps else []
         for name in [*(m.name for m in gone), *left]:
             self._attempt.check_lease()  # nothing brings back what is deleted
             if not self.store.try_to("prune", functools.partial(self.store.delete, name)):
@@ -205,7 +213,7 @@ class Publisher:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed.
         """
-        if not self._is_tidy:
+        if self._is_late or not self._is_tidy:
             self._prune_at = self._tidy_at = -math.inf
             self.settle()
 
