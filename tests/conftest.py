@@ -27,7 +27,6 @@ from onward.checkpoint.spool import RunFolder
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable
 from onward.monitor import UNDECLARED
-from onward.publish import publisher
 from onward.publish.publisher import Publisher
 from onward.run.signals import SIGNALS
 from onward.script import open as script_open
@@ -99,12 +98,6 @@ def one_at_a_time(monkeypatch):
     """Let the files of a checkpoint go up and down in their order, not several at a time."""
     for module in (store_module, uploads, downloads):
         monkeypatch.setattr(module, "NUM_TRANSFERS", 1)
-
-
-@pytest.fixture
-def tidied_each_time(monkeypatch):
-    """Let each commit write the index and prune, however soon it follows on another."""
-    monkeypatch.setattr(publisher, "TIDY_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

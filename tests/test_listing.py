@@ -78,7 +78,6 @@ def test_a_run_with_strange_options_is_listed_all_the_same(tracking, trained, op
     assert (row["epoch"], row["epochs"]) == (3, None)
 
 
-@pytest.mark.usefixtures("tidied_each_time")
 def test_a_listing_costs_three_calls_whatever_the_number(
     tracking, artifacts, trained, calls, monkeypatch
 ):

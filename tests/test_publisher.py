@@ -16,7 +16,7 @@ from onward.publish import publisher as publisher_module
 from onward.publish.publisher import TIDY_SECONDS, Publisher
 from onward.tracking.names import LATEST_CHECKPOINT_TAG
 
-pytestmark = pytest.mark.usefixtures("one_at_a_time", "tidied_each_time")
+pytestmark = pytest.mark.usefixtures("one_at_a_time")
 
 KEYS = ("train_loss", "val_loss", "val_pearson")
 # The calls of a commit whose predecessor is pruned, in the order that must not change.
@@ -303,9 +303,9 @@ def test_tags_name_the_newest_and_the_best(attempt, tracking, record):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still, by which the store is tidied now and then."""
-    monkeypatch.setattr(publisher_module, "TIDY_SECONDS", TIDY_SECONDS)
+def clock(monkeypatch, artifacts):
+    """A clock that stands still, by which a store that is no folder is tidied now and then."""
+    artifacts.folder = None
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(publisher_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock

@@ -480,7 +480,6 @@ def test_commits_before_the_tag_are_no_break(disk):
     assert find_source(disk.record, disk.store, None, TABLE).gone is None
 
 
-@pytest.mark.usefixtures("tidied_each_time")
 def test_a_damaged_newest_is_told_as_that_alone(disk):
     """After a fallback nothing else is missing: verify has one row of it."""
     disk.begin()

@@ -148,9 +148,14 @@ class Publisher:
             self._tidy_at, self._is_late = time.monotonic(), False
 
     def seconds_to_tidy(self) -> float | None:
-        """Return how long the index and pruning may still wait; None: there is nothing to do."""
+        """Return how long the index and pruning may still wait; None: there is nothing to do.
+
+        In a folder of this machine they cost no requests, and the disk may be short of room.
+        """
         if not self._is_late:
             return None
+        if self.store.folder is not None:
+            return 0.0
         return max(0.0, self._tidy_at + TIDY_SECONDS - time.monotonic())
 
     def _publish(self, newest: Manifest, index: bytes | None) -> None:

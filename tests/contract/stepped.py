@@ -37,7 +37,6 @@ import torch.distributed.fsdp
 
 import onward.opening.together
 import onward.script.open
-from onward.publish import publisher
 from onward.system import environment
 from onward.system.files import atomic_write
 from onward.tracking.artifacts import Artifacts
@@ -182,7 +181,6 @@ def job(killed):
 
 def main(result, *words):
     """Do one job after the other."""
-    publisher.TIDY_SECONDS = 0.0  # so that two equal runs make equal steps
     found, root, store = [], os.getcwd(), os.path.abspath("mlflow.db")
     for number, word in enumerate(words or [""]):
         *numbers, step = word.split(":", 3)
