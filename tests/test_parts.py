@@ -342,5 +342,6 @@ def test_an_index_that_is_refused_keeps_nothing_from_being_pruned(
         content, path = make_checkpoint(epoch), spool.path(f"epoch_{epoch}")
         publisher.commit(write_checkpoint(path, content, attempt=1, kept=False, metrics={}))
         monkeypatch.setattr(Gateway, "log_artifact", refuse_index)
+    publisher.tidy()
     assert [m.epoch for m in store.list()] == [3]
     assert not (tmp_path / "artifacts" / "checkpoints" / "index.json").exists()
