@@ -35,7 +35,8 @@ def import_ahead() -> None:
             for name in ("figure", "backends.backend_agg", "layout_engine"):
                 importlib.import_module(f"matplotlib.{name}")
 
-    threading.Thread(target=load, daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # while the interpreter ends there are no new threads
+        threading.Thread(target=load, daemon=True).start()
 
 
 def new_figure(title: str, columns: Sequence[int] = (1,)) -> tuple[Figure, Axes]:

@@ -2,7 +2,7 @@
 
 Each step begins when the one before is done, so that whenever the process dies, what the store
 shows is true: metrics only of epochs that can be resumed, a pointer only to what is committed.
-Where checkpoints come faster than that, the last step is done for several of them at once.
+Where they come quickly, the last step is done for several checkpoints at once on a server.
 """
 
 from __future__ import annotations
