@@ -34,6 +34,7 @@ def shown(caplog):
     [
         ({}, []),
         ({"device": "cpu (Fast 2)"}, [("device", "cpu (Fast 1)", "cpu (Fast 2)")]),
+        ({"instructions": "AVX2"}, []),  # a checkpoint of old does not tell them
         ({"threads": 2}, [("threads", "1", "2")]),
         ({"cuda": "13.0"}, [("cuda", "None", "13.0")]),
         ({"code": "b" * 40}, [("code", "a" * 40, "b" * 40)]),
@@ -61,6 +62,12 @@ def test_two_builds_of_a_version_differ_where_both_are_known(then, now, differs)
     """`2.13.0+cpu` and `2.13.0+cu130` give other numbers; `2.13.0` alone is any build of it."""
     found = differences({"versions": {"torch": then}}, {"versions": {"torch": now}})
     assert found == [Difference("torch", then, now)] * differs
+
+
+def test_a_processor_of_the_same_name_may_have_fewer_instructions():
+    """As virtual machines have them: the sums are others."""
+    found = differences(THEN | {"instructions": "AVX512"}, THEN | {"instructions": "AVX2"})
+    assert found == [Difference("instructions", "AVX512", "AVX2")]
 
 
 def test_of_the_code_every_change_is_told():
@@ -114,7 +121,9 @@ def test_differences_are_a_table(shown):
     ]
 
 
-@pytest.mark.parametrize("what", ["device", "threads", "torch", "numpy", "python", "cuda"])
+@pytest.mark.parametrize(
+    "what", ["device", "instructions", "threads", "ranks", "torch", "numpy", "python", "cuda"]
+)
 def test_what_can_change_numbers_is_told_so(shown, what):
     """These decide the last bits of a sum."""
     assert "last bits" in shown([Difference(what, "1", "2")])[-1]

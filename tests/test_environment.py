@@ -406,8 +406,11 @@ def test_which_build_of_torch_it_is_is_told(monkeypatch):
 
 def test_a_checkpoint_tells_where_it_was_made():
     """What `drift` compares is in it, and more."""
+    import torch
+
     told = environment.describe("cpu", 3)
     assert told["device"].startswith("cpu (")
     assert (told["threads"], told["cuda"]) == (3, None)
+    assert told["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert {"host", "platform", "cpus", "code"} < set(told)
     assert {"python", "torch", "numpy", "mlflow"} < set(told["versions"])

@@ -1,4 +1,4 @@
-"""What is not as it was when a checkpoint was made: code, packages, device, threads."""
+"""What is not as it was when a checkpoint was made: code, packages, processor, threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onward.words.language import _
 log = logging.getLogger(__name__)
 
 # Where these differ, results can differ in their last bits.
-_EXACTNESS = ("device", "threads", "ranks", "torch", "numpy", "python", "cuda")
+_EXACTNESS = ("device", "instructions", "threads", "ranks", "torch", "numpy", "python", "cuda")
 _NOT_COMPARED = {"host", "platform", "cpus"}  # another machine of the same kind is no news
 
 

@@ -387,6 +387,8 @@ def describe(device: str, threads: int, num_ranks: int = 1) -> dict[str, object]
         "device": torch.cuda.get_device_name(device)
         if is_gpu
         else f"{device} ({hardware.cpu_name()})",
+        # A virtual machine's processor of the same name may have fewer of them: other sums.
+        "instructions": None if is_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "ranks": num_ranks,
         "cuda": torch.version.cuda if is_gpu else None,
