@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -76,39 +77,61 @@ def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> di
     return env | extra
 
 
-def launch(*options: str, cwd: Path, env: dict[str, str], timeout: float = 240, **popen):
+@functools.cache
+def _preloaded(**variables: str):
+    from preloaded import Preloaded
+
+    return Preloaded(environment(Path(os.devnull), **variables))
+
+
+def start_command(command: Sequence, **popen):
+    """Start a command as `subprocess.Popen` does; Python as a fork, where that is the same.
+
+    See `preloaded.py`. What it prints is text.
+    """
+    one_thread = {"OMP_NUM_THREADS": "1"}
+    is_asked = one_thread.items() <= (popen.get("env") or {}).items()
+    preloaded = _preloaded(**one_thread) if is_asked else _preloaded()
+    if preloaded.fits(command, popen):
+        return preloaded.start(command, **popen)
+    return subprocess.Popen(command, text=True, **popen)
+
+
+def run_command(command: Sequence, timeout: float = 240, **popen) -> subprocess.CompletedProcess:
+    """Run a command to its end, see `start_command`; return what it printed."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = start_command(command, **(pipes | popen))
+    try:
+        printed = process.communicate(timeout=timeout)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, *printed)
+
+
+def launch(*options: str, **popen) -> subprocess.CompletedProcess:
     """Run `train run` with `options` to its end."""
-    command = [sys.executable, "-m", "train", "run", *options]
-    return subprocess.run(
-        command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, **popen
-    )
+    return run_command([sys.executable, "-m", "train", "run", *options], **popen)
 
 
-def launch_killed(where: str, *options: str, cwd: Path, env: dict[str, str]):
-    """Run `train run` so that it kills itself with SIGKILL at `where`; see `killer.py`."""
+def launch_killed(death: str, *options: str, **popen) -> subprocess.CompletedProcess:
+    """Run `train run` so that it kills itself with SIGKILL at `death`; see `killer.py`."""
     killer = Path(__file__).parent / "contract" / "killer.py"
-    done = subprocess.run(
-        [sys.executable, str(killer), where, "run", *options],
-        cwd=cwd,
-        env=env,
-        timeout=240,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, f"not killed at {where}:\n{done.stdout}{done.stderr}"
+    done = run_command([sys.executable, killer, death, "run", *options], **popen)
+    assert done.returncode == -signal.SIGKILL, f"not killed at {death}:\n{done.stdout}{done.stderr}"
     return done
 
 
-def start_logged(command: list, file: Path, **popen) -> subprocess.Popen:
-    """Start a command in the background; what it prints goes to `file`, its `output`."""
+def start_logged(command: list, file: Path, **popen):
+    """Start a command, see `start_command`; what it prints goes to `file`, its `output`."""
     with file.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, **popen)
+        process = start_command(command, stdout=output, stderr=output, **popen)
     process.output = file
     return process
 
 
 @contextlib.contextmanager
-def group_of(process: subprocess.Popen):
+def group_of(process):
     """Give a process that leads a session of its own; in the end kill all that is in it."""
     try:
         yield process

@@ -5,7 +5,6 @@ of the other one's commands.
 """
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -21,6 +20,7 @@ from support import (
     launch_killed,
     mlflow_server,
     only_run,
+    run_command,
     write_table,
 )
 
@@ -43,10 +43,8 @@ def test_the_main_job(calm, tmp_path, monkeypatch):
     uri, calm_id, options = calm
 
     def done(*words, where="other"):
-        found = subprocess.run(
-            [sys.executable, "-m", "train", *words], cwd=tmp_path, text=True, timeout=240,
-            env=environment(tmp_path / where, server.address), capture_output=True,
-        )  # fmt: skip
+        env = environment(tmp_path / where, server.address)
+        found = run_command([sys.executable, "-m", "train", *words], cwd=tmp_path, env=env)
         assert found.returncode == 0, found.stdout + found.stderr
         return found
 

@@ -5,7 +5,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from browser import find_browser, open_browser
 from mlflow import MlflowClient
 from playwright.sync_api import expect
-from support import ROOT, environment, mlflow_server, only_run
+from support import ROOT, environment, mlflow_server, only_run, run_command
 
 MACHINE = Path(__file__).parent / "machine.py"
 PICTURES = os.environ.get("SCREENSHOTS")  # a folder of the project
@@ -32,9 +31,7 @@ def train(machine, *options, folder, address):
     # Nothing in the pictures is of the machine that they were made on.
     env = environment(folder / machine, address, LOGNAME="user")
     command = [sys.executable, str(MACHINE), machine, "run", *options]
-    done = subprocess.run(
-        command, cwd=folder, env=env, timeout=240, capture_output=True, text=True, check=False
-    )
+    done = run_command(command, cwd=folder, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from support import (
     launch,
     mlflow_server,
     only_run,
+    start_command,
     write_table,
 )
 
@@ -62,7 +62,7 @@ def attempt(folder: Path, draw: random.Random, options: tuple[str, ...], env) ->
         target, delay, most = 0, draw.uniform(0, 6), STEPS  # before, at, or after the first step
     sent = draw.choice([signal.SIGKILL, signal.SIGTERM])
     with open(folder / "output.txt", "wb") as output:
-        process = subprocess.Popen(
+        process = start_command(
             [sys.executable, str(COUNTED), str(steps_file), "run", *options],
             cwd=folder, env=env, stdout=output, stderr=output,
         )  # fmt: skip

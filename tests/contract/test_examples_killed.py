@@ -2,13 +2,12 @@
 
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, checkpoint, client, curves, differences, environment
+from support import ROOT, checkpoint, client, curves, differences, environment, run_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # processes that import torch
 
@@ -39,13 +38,13 @@ class Machine:
             options["RESUME_RUN"] = resume_run
         given = {f"ONWARD_{name}": value for name, value in options.items()}
         env = environment(folder / "home", self.uri, OMP_NUM_THREADS="1", **given)
-        done = subprocess.run(
+        done = run_command(
             [
                 *(sys.executable, Path(__file__).parent / "dying.py"),
                 *(str(die_after), str(self.number)),
                 *(ROOT / "examples" / self.name / "after.py", *EXAMPLES[self.name][0].split()),
             ],
-            cwd=folder, env=env, capture_output=True, text=True, timeout=240,
+            cwd=folder, env=env,
         )  # fmt: skip
         assert done.returncode == (-signal.SIGKILL if die_after else 0), done.stdout + done.stderr
         return done.stdout

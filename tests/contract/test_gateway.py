@@ -2,7 +2,6 @@
 
 import http.client
 import re
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gateway import Gateway
-from support import SMALL, client, environment, launch, mlflow_server
+from support import SMALL, client, environment, launch, mlflow_server, run_command
 
 import onward
 from onward.attempts import attempt, heartbeat
@@ -72,10 +71,9 @@ def test_a_gateway_that_refuses_to_delete(open_gateway, train, status, tmp_path)
     assert printed.count("go on without it") == 1
     assert "wait on this disk" not in printed
     assert gateway.refused
-    pruned = subprocess.run(
+    pruned = run_command(
         [sys.executable, "-m", "train", "prune", run.info.run_id],
         cwd=tmp_path, env=environment(tmp_path / "home", gateway.address),
-        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert pruned.returncode == 7
     assert "the store refuses to delete epoch_" in pruned.stderr
@@ -94,10 +92,9 @@ def test_a_gateway_with_nginx_s_default_limit(open_gateway, train, tmp_path):
     assert run.data.tags["train.epoch"] == "3"
     assert printed.count("client_max_body_size") == 1
     assert len(gateway.refused) <= 4
-    verified = subprocess.run(
+    verified = run_command(
         [sys.executable, "-m", "train", "verify", run.info.run_id],
         cwd=tmp_path, env=environment(tmp_path / "home", gateway.address),
-        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert verified.returncode == 0, verified.stdout
 

@@ -2,7 +2,6 @@
 
 import difflib
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from support import (
     environment,
     group_of,
     only_run,
+    run_command,
     start_logged,
     wait_for,
 )
@@ -120,10 +120,8 @@ def test_a_process_that_never_fits_leaves_no_run_open(script, tmp_path):
     """The run that reading `ckpt_path` opens is KILLED when the process ends."""
     uri = store(tmp_path / "store")
     code = "from onward.lightning import Resumable; print(Resumable().ckpt_path)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path / "home", uri),
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    env = environment(tmp_path / "home", uri)
+    done = run_command([sys.executable, "-c", code], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert client(uri).get_run(only_run(uri).info.run_id).info.status == "KILLED"
 
@@ -136,11 +134,8 @@ def test_the_example_is_a_few_lines_more_and_goes_on(tmp_path):
     uri, run_id = store(tmp_path / "store"), None
     for number, epochs in enumerate((1, 2)):
         more = {"ONWARD_RESUME_RUN": run_id} if run_id else {}
-        done = subprocess.run(
-            [sys.executable, str(after), "--epochs", str(epochs)], cwd=tmp_path, text=True,
-            env=environment(tmp_path / f"home {number}", uri, **more), capture_output=True,
-            timeout=200,
-        )  # fmt: skip
+        env = environment(tmp_path / f"home {number}", uri, **more)
+        done = run_command([sys.executable, after, "--epochs", epochs], cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr
         run_id = only_run(uri).info.run_id
     assert [step for step, _value in curves(uri, run_id)["val_accuracy"]] == [1, 2]

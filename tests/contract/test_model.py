@@ -28,6 +28,7 @@ from support import (
     launch,
     launch_killed,
     mlflow_server,
+    run_command,
     start_logged,
     wait_for,
 )
@@ -84,7 +85,7 @@ def finished(tmp_path_factory):
         assert done.returncode == 0, done.stdout + done.stderr
         run_id = client(server.address).search_runs(["0"])[0].info.run_id
         words = [sys.executable, "-m", "train", "predict", run_id, str(rows)]
-        told = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+        told = run_command(words, cwd=folder, env=env)
         assert told.returncode == 0, told.stderr
         found = csv.DictReader(io.StringIO(told.stdout))
         numbers = np.array([float(row["predicted_price"]) for row in found])
@@ -192,13 +193,7 @@ def test_a_death_while_the_model_is_logged(finished, tmp_path, where, next_words
     assert [str(m.status) for m in models_of(api, run_id)] == ["PENDING"]
     assert list((tmp_path / "home").glob("runs/*/attempt_1/journal.json"))
     words = [word.format(run_id=run_id) for word in next_words]
-    done = subprocess.run(
-        [sys.executable, "-m", "train", *words],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    done = run_command([sys.executable, "-m", "train", *words], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     [model] = models_of(api, run_id)
     assert (str(model.status), len(model.metrics)) == ("READY", 5)

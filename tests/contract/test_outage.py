@@ -21,6 +21,8 @@ from support import (
     launch,
     mlflow_server,
     only_run,
+    run_command,
+    start_command,
     wait_for,
     write_table,
 )
@@ -45,9 +47,9 @@ def ended():
 
 def start(*options, cwd, env):
     """Start `train run` in the background."""
-    process = subprocess.Popen(
+    process = start_command(
         [sys.executable, "-m", "train", "run", *options],
-        cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     STARTED.append(process)
     return process
@@ -120,10 +122,7 @@ def test_the_server_is_away_for_good(undisturbed, tmp_path):
         run = only_run(server.address)
         assert run.info.status == "RUNNING"
         for expected in ("Published what attempt 1", "waits on this disk"):
-            done = subprocess.run(
-                [sys.executable, "-m", "train", "sync"],
-                cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120,
-            )  # fmt: skip
+            done = run_command([sys.executable, "-m", "train", "sync"], cwd=tmp_path, env=env)
             assert expected in done.stdout, done
         assert only_run(server.address).info.status == "FINISHED"
         assert_equal(undisturbed, (server.address, run.info.run_id), tmp_path)
@@ -190,10 +189,8 @@ def test_a_frozen_attempt_that_wakes_up(undisturbed, store, tmp_path):
     freeze(process, store)
     run_id = only_run(store).info.run_id
     env = environment(tmp_path / "other", store)
-    again = subprocess.run(
-        [sys.executable, str(MACHINE), "other", "run", "--resume_run", run_id],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    words = [sys.executable, MACHINE, "other", "run", "--resume_run", run_id]
+    again = run_command(words, cwd=tmp_path, env=env)
     assert again.returncode == 0, again.stderr
     process.send_signal(signal.SIGCONT)
     printed, _ = process.communicate(timeout=120)

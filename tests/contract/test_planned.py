@@ -5,12 +5,11 @@ import math
 import os
 import random
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import environment
+from support import environment, run_command
 
 from onward.planning.cluster import Cluster
 from onward.planning.simulation import lives, simulate
@@ -31,9 +30,7 @@ def test_as_many_steps_are_lost_as_the_simulation_says(commit_steps, tracking_ur
     lengths = [math.floor(draw.expovariate(1 / MEAN)) for _ in range(LIVES)]
     words = [MORTAL, tmp_path / "lives.json", EVERY, commit_steps, *lengths]
     env = environment(tmp_path / "home", tracking_uri, OMP_NUM_THREADS="1")
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], env=env, capture_output=True, text=True
-    )
+    done = run_command([sys.executable, *words], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     began = json.loads((tmp_path / "lives.json").read_text())
 

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from support import (
     environment,
     mlflow_server,
     only_run,
+    start_command,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
@@ -43,7 +43,7 @@ def started(folder, env, pace=PACE):
     folder.mkdir(exist_ok=True)
     output = (folder / "output.txt").open("ab")
     words = [sys.executable, str(SOAKED), str(folder.parent / "samples.jsonl"), str(EPOCHS)]
-    return subprocess.Popen([*words, str(pace)], cwd=folder, env=env, stdout=output, stderr=output)
+    return start_command([*words, str(pace)], cwd=folder, env=env, stdout=output, stderr=output)
 
 
 def samples(folder):

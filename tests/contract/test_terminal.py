@@ -13,7 +13,16 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from support import ROOT, client, environment, group_of, mlflow_server, only_run, wait_for
+from support import (
+    ROOT,
+    client,
+    environment,
+    group_of,
+    mlflow_server,
+    only_run,
+    start_command,
+    wait_for,
+)
 
 MACHINE = Path(__file__).parent / "machine.py"
 PAGE = ROOT / "docs" / "terminal.md"
@@ -34,7 +43,7 @@ class Session:
     def __init__(self, folder: Path, address: str) -> None:
         self.folder, self.address, self.lines = folder, address, []
 
-    def start(self, machine: str, command: str) -> subprocess.Popen:
+    def start(self, machine: str, command: str):
         """Type a command."""
         self.lines.append(f"{machine}$ {command}")
         folder = self.folder / machine
@@ -45,12 +54,12 @@ class Session:
         env = environment(folder / "home", self.address, CUDA_VISIBLE_DEVICES="")
         if IS_RECORDING:
             env["REAL_TIMES"] = "yes"
-        return subprocess.Popen(
+        return start_command(
             words, cwd=folder, env=env,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
-    def end(self, process: subprocess.Popen, code: int = 0) -> None:
+    def end(self, process, code: int = 0) -> None:
         """Note what the command printed."""
         printed, _ = process.communicate(timeout=240)
         assert process.returncode == code, printed

@@ -6,7 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, checkpoint, children, client, curves, differences, environment, only_run
+from support import (
+    ROOT,
+    checkpoint,
+    children,
+    client,
+    curves,
+    differences,
+    environment,
+    only_run,
+    run_command,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # six processes that import torch
 
@@ -17,10 +27,7 @@ def start(file, *arguments, folder, uri):
     """Run a script as on a machine of its own; return what it left."""
     folder.mkdir(parents=True)
     env = environment(folder / "home", uri, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-    return subprocess.run(
-        [sys.executable, str(file), *map(str, arguments)],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    return run_command([sys.executable, file, *arguments], cwd=folder, env=env)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from support import (
     environment,
     index,
     mlflow_server,
+    run_command,
+    start_command,
     wait_for,
     write_table,
 )
@@ -65,21 +67,21 @@ class Machines:
         env |= {"ONWARD_RESUME_RUN": resume_run} if resume_run else {}
         words = [f"{k}={v}" for k, v in {"upload": "sync", **options}.items()]
         return {
-            "args": [sys.executable, WAY, way, str(step), sign, *words], "cwd": folder, "env": env,
-            "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
+            "command": [sys.executable, WAY, way, str(step), sign, *words],
+            "cwd": folder, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
         }  # fmt: skip
 
     def train(self, way, step=0, sign="SIGKILL", *, code=0, resume_run=None, **options):
         """Train to the end of the process, which is to have that exit code."""
         made = self._process(way, step, sign, resume_run, options)
-        done = subprocess.run(**made, timeout=240)
+        done = run_command(**made)
         assert done.returncode == code, done.stdout
         return done.stdout
 
     def begin(self, way, step, **options):
         """Train in the background up to a step, where it waits for a file `go`."""
         made = self._process(way, step, "PAUSE", None, options)
-        process = subprocess.Popen(**made)
+        process = start_command(**made)
         wait_for(lambda: (made["cwd"] / "paused").exists() or process.poll() is not None)
         assert process.poll() is None, process.communicate()[0]
         return process, made
@@ -218,8 +220,8 @@ def test_a_server_that_is_away_and_a_second_process_change_nothing(
     run_id = newest_run(server, way, tmp_path)
     # On the same machine another process is refused at once.
     again = made | {"env": made["env"] | {"ONWARD_RESUME_RUN": run_id}}
-    again["args"] = [sys.executable, WAY, way, "0", "SIGKILL"]
-    refused = subprocess.run(**again, timeout=240)
+    again["command"] = [sys.executable, WAY, way, "0", "SIGKILL"]
+    refused = run_command(**again)
     assert refused.returncode in (1, 6), refused.stdout
     assert "is being trained by another process on this machine" in refused.stdout
     server.stop()
@@ -229,7 +231,7 @@ def test_a_server_that_is_away_and_a_second_process_change_nothing(
     assert "publishes them" in told
     server.start()
     command = [Path(sys.executable).with_name("onward"), "sync", run_id]
-    done = subprocess.run(**(made | {"args": command}), timeout=240)
+    done = run_command(**(made | {"command": command}))
     assert done.returncode == 0, done.stdout
     expect_equal(server, run_id, whole(way), tmp_path)
 

@@ -1,0 +1,82 @@
+"""A fork of what has imported all is a process as any other, or it is not taken."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from preloaded import Forked
+from support import environment, run_command, start_command
+
+pytestmark = pytest.mark.slow  # in the process that the long tests have in any case
+
+CODE = """
+import json, os, sys
+print(json.dumps([sys.argv, os.getcwd(), os.environ["WORD"], "mlflow" in sys.modules,
+                  "onward" in sys.modules, os.getpid(), os.getpgid(0), __name__]))
+print("an error", file=sys.stderr)
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def where(tmp_path):
+    """Return folder, environment and pipes of a process."""
+    env = environment(tmp_path / "home", WORD="é")
+    return {"cwd": tmp_path, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+@pytest.mark.parametrize("is_leader", [False, True])
+@pytest.mark.parametrize("kind", ["-c", "-m", "file"])
+def test_it_is_python_with_these_words(where, tmp_path, kind, is_leader):
+    """Its own arguments, folder, environment, output, group and end; only imports are there."""
+    (tmp_path / "asked.py").write_text(CODE)
+    words = {"-c": ["-c", CODE], "-m": ["-m", "asked"], "file": [tmp_path / "asked.py"]}[kind]
+    process = start_command([sys.executable, *words, 5], **where, start_new_session=is_leader)
+    assert isinstance(process, Forked)
+    told, errors = process.communicate(60)
+    argv, cwd, word, has_mlflow, has_ours, pid, group, name = json.loads(told)
+    first = "-c" if kind == "-c" else str(tmp_path / "asked.py")
+    assert (argv, cwd, word, name) == ([first, "5"], str(tmp_path), "é", "__main__")
+    assert (has_mlflow, has_ours) == (True, False)
+    assert (pid, group == pid) == (process.pid, is_leader)
+    assert (process.wait(), process.poll(), errors) == (7, 7, "an error\n")
+
+
+def test_it_gets_signals_and_is_waited_for(where):
+    """As one of `subprocess`."""
+    code = "import time; print('begun', flush=True); time.sleep(600)"
+    process = start_command([sys.executable, "-c", code], **where)
+    assert process.stdout.readline() == "begun\n"
+    assert process.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.01)
+    process.terminate()
+    assert process.wait(60) == -signal.SIGTERM
+    process.kill()  # which is nothing any more
+
+
+def test_what_takes_too_long_is_killed(where):
+    """And it is told."""
+    code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_command([sys.executable, "-c", code], timeout=5, **where)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [(["-X", "utf8", "-c", CODE], {}), (["-c", CODE], {"LC_ALL": "C"}),
+     (["-c", CODE], {"OMP_NUM_THREADS": "3"}), (["-c", CODE], {"PYTHONHASHSEED": "1"})],
+)  # fmt: skip
+def test_what_a_fork_cannot_be_is_started(where, words, variables):
+    """Flags of Python, and what is read while it starts."""
+    where["env"] |= variables
+    with start_command([sys.executable, *words], **where) as process:
+        assert isinstance(process, subprocess.Popen)
+        process.kill()
+
+
+def test_other_programs_are_started(tmp_path):
+    """As ever."""
+    assert run_command(["sh", "-c", "echo 5; pwd"], cwd=tmp_path).stdout == f"5\n{tmp_path}\n"
