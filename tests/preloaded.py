@@ -134,6 +134,8 @@ class Preloaded:
             if where == subprocess.PIPE:
                 end, there = os.pipe()
                 here = os.fdopen(end, encoding="utf-8", errors="replace")
+            elif where == subprocess.DEVNULL:
+                there = os.open(os.devnull, os.O_WRONLY)
             else:
                 there = os.dup(passed[1] if where == subprocess.STDOUT else where.fileno())
             passed.append(there)

@@ -72,6 +72,7 @@ def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> di
     env["TRAIN_HOME"] = str(home)
     env["PYTHONPATH"] = str(ROOT)
     env["LC_ALL"] = "C.UTF-8"  # the messages in English
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all of ours, for 0.4 s
     if tracking_uri is not None:
         env["MLFLOW_TRACKING_URI"] = tracking_uri
     return env | extra

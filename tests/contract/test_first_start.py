@@ -4,7 +4,17 @@ import subprocess
 import sys
 
 import pytest
-from support import BIN, SMALL, client, environment, group_of, start_logged, wait_for, write_table
+from support import (
+    BIN,
+    SMALL,
+    client,
+    environment,
+    group_of,
+    start_command,
+    start_logged,
+    wait_for,
+    write_table,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -25,14 +35,9 @@ def test_six_starts_at_once(tmp_path, number):
     folder.mkdir()
     uri = f"sqlite:///{folder}/mlflow.db"
     homes = [home, home, home, home, tmp_path / "other", tmp_path / "third"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN],
-            cwd=folder,
-            env=environment(home, uri),
-            stderr=-1,
-            text=True,
-        )
+        start_command([sys.executable, "-c", OPEN], cwd=folder, env=environment(home, uri), **pipes)
         for home in homes
     ]
     for process in processes:

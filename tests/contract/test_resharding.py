@@ -1,14 +1,13 @@
 """Any layout to any layout: what ranks saved is loaded by others, equal to the bit."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT
+from support import environment, start_command
 
 from onward.checkpoint.format import load_content
 from onward.checkpoint.manifest import MANIFEST_FILE, parse_manifest
@@ -49,17 +48,15 @@ LOADING = {
 def run(folder, world, tasks):
     """Let so many ranks do the tasks."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["GLOO_SOCKET_IFNAME"] = loopback
+    env = environment(folder, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME=loopback)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(world), str(folder), json.dumps(tasks)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
+        start_command(
+            [sys.executable, SCRIPT, rank, world, folder, json.dumps(tasks)],
+            cwd=folder, env=env, **pipes,
         )
         for rank in range(world)
-    ]
+    ]  # fmt: skip
     told = [process.communicate(timeout=200)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * world, "\n".join(told)
 
