@@ -52,10 +52,10 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 -m 'not slow or smoke' -rs
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow or smoke' -rs
 
 contract: $(STAMP) browser servers
-	$(BIN)/pytest -n 2 -m 'slow and not smoke' -rs
+	$(BIN)/pytest -n 2 --dist worksteal -m 'slow and not smoke' -rs
 
 chaos: $(STAMP)
 	KILLS=$(KILLS) SEED=$(SEED) $(if $(RANKS),RANKS=$(RANKS)) $(BIN)/pytest -s \

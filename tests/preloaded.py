@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 MAX_REQUEST_BYTES = 1 << 17  # as much as a socket takes at once
 NEEDED = {"cwd", "env", "stdout", "stderr"}
 OPTIONS = {*NEEDED, "start_new_session"}
+SCRIPTS = {"onward": "onward", "train": "train", "torchrun": "torch.distributed.run"}
 # What Python and the libraries read before the first line of a program, or while they are loaded.
 AT_LOAD = ("OMP_", "MKL_", "ATEN_", "KMP_", "PYTHON", "LD_", "LC_", "LANG")
 
@@ -113,16 +115,17 @@ class Preloaded:
 
     def fits(self, command: Sequence, popen: Mapping[str, Any]) -> bool:
         """Tell whether a fork is as what `subprocess.Popen` starts with these arguments."""
-        program, word = (str(word) for word in command[:2])
-        is_known = program == sys.executable and popen.keys() >= NEEDED and popen.keys() <= OPTIONS
-        if not is_known or (word.startswith("-") and word not in ("-m", "-c")):
+        words, given = words_of(command), popen.keys()
+        if words is None or not NEEDED <= given <= OPTIONS:
+            return False
+        if words[0].startswith("-") and words[0] not in ("-m", "-c"):
             return False
         return _at_load(popen["env"]) == _at_load(self._env)
 
     def start(self, command, *, cwd, env, stdout, stderr, start_new_session=False):
         """Start Python as `subprocess.Popen` does; return its `Forked`."""
         request = {
-            "words": [str(word) for word in command[1:]],
+            "words": words_of(command),
             "cwd": str(cwd),
             "env": env,
             "is_leader": start_new_session,
@@ -156,6 +159,16 @@ class Preloaded:
                 env = self._env | {"MLFLOW_DISABLE_TELEMETRY": "true"}
                 subprocess.Popen([sys.executable, __file__], stdin=other, env=env)
         return self._control
+
+
+def words_of(command: Sequence) -> list[str] | None:
+    """Return the words of a command after `python`; None: it is none of Python's."""
+    program, *words = (str(word) for word in command)
+    if program == sys.executable:
+        return words
+    path = Path(program)
+    is_script = path.parent == Path(sys.executable).parent and path.name in SCRIPTS
+    return ["-m", SCRIPTS[path.name], *words] if is_script else None
 
 
 def _at_load(env: dict[str, str]) -> dict[str, str]:
@@ -227,6 +240,7 @@ def become(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # which something may have asked for
     if words[0] == "-m":
         sys.path[0], sys.argv = cwd, words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -20,6 +20,7 @@ from support import (
     group_of,
     mlflow_server,
     only_run,
+    run_command,
     start_logged,
     wait_for,
 )
@@ -166,10 +167,10 @@ def test_what_lost_machines_have_brought_is_finished(calm, hosts, tracking_uri):
     )
     assert "Resuming training from epoch 1, step 7 of it" in told
     env = environment(hosts.folder / "e" / "home", tracking_uri)
-    done = subprocess.run([BIN / "onward", "sync", run_id], env=env, capture_output=True, text=True)
+    done = run_command([BIN / "onward", "sync", run_id], cwd=hosts.folder, env=env)
     assert done.returncode == 0, done.stderr
     assert "global_step_14" in committed(tracking_uri, run_id, hosts.folder)
-    done = subprocess.run([BIN / "onward", "verify", run_id], env=env)
+    done = run_command([BIN / "onward", "verify", run_id], cwd=hosts.folder, env=env)
     assert done.returncode == 0
     hosts.run(names="fg", RESUME_RUN=run_id, **SHORT)
     expect_as(calm, 2, tracking_uri, hosts.folder, attempts=3, FSDP="1", **SHORT)

@@ -203,7 +203,7 @@ def test_a_frozen_attempt_that_wakes_up(undisturbed, table, store, tmp_path):
     assert "was overtaken by attempt 2" in printed
     assert only_run(store).info.status == "FINISHED"
     assert curves(store, run_id) == curves(*undisturbed)
-    done = launch("--resume_run", run_id, cwd=tmp_path, env=env)
+    done = launch("--resume_run", run_id, "--epochs", str(EPOCHS), cwd=tmp_path, env=env)
     assert "Nothing is left to train" in done.stdout, done
     assert_equal(undisturbed, (store, run_id), tmp_path)
 

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from support import (
     environment,
     group_of,
     only_run,
+    run_command,
     start_logged,
     wait_for,
 )  # fmt: skip
@@ -179,7 +179,7 @@ def test_sharded_weights_go_on_in_any_layout(job, tracking_uri):
     exported = job.folder / "whole.pth"
     env = environment(job.folder / "home", tracking_uri)
     for command in (("verify", run_id), ("export", run_id, "--to", exported)):
-        done = subprocess.run([BIN / "onward", *command], env=env, capture_output=True, text=True)
+        done = run_command([BIN / "onward", *command], cwd=job.folder, env=env)
         assert done.returncode == 0, done.stderr
     whole = torch.load(exported, weights_only=True)
     assert whole["model_state_dict"]["0.weight"].shape == (33, 6)
@@ -302,15 +302,13 @@ def test_the_built_in_loop_stops_and_goes_on(strategy, tmp_path, table, tracking
         run_id = None
         for part in parts:
             more = ["--resume_run", run_id] if run_id else []
-            done = subprocess.run(
-                [BIN / "train", "launch", "--nproc", "2", "--", "run", *part, *more],
-                cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
-            )  # fmt: skip
+            launched = [BIN / "train", "launch", "--nproc", "2", "--", "run", *part, *more]
+            done = run_command(launched, cwd=tmp_path, env=env)
             assert done.returncode == 0, done.stdout + done.stderr
             run_id = re.search(r"Run ([0-9a-f]{32}), attempt", done.stdout)[1]
         exported = tmp_path / f"{run_id}.pth"
         command = [BIN / "onward", "export", run_id, "--to", exported]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = run_command(command, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr
         saved = torch.load(exported, weights_only=True)
         state = [saved[f"{name}_state_dict"] for name in ("model", "optimizer")]
@@ -328,10 +326,8 @@ def test_parts_give_the_same_bits_on_any_number_of_ranks(tmp_path, table, tracki
     env = environment(tmp_path / "home", tracking_uri)
 
     def train(num_ranks, *more):
-        return subprocess.run(
-            [BIN / "train", "launch", "--nproc", str(num_ranks), "--", "run", *more],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
+        launched = [BIN / "train", "launch", "--nproc", num_ranks, "--", "run", *more]
+        return run_command(launched, cwd=tmp_path, env=env)
 
     def newest_run():
         found = client(tracking_uri).search_runs(
