@@ -116,7 +116,7 @@ class Preloaded:
     def fits(self, command: Sequence, popen: Mapping[str, Any]) -> bool:
         """Tell whether a fork is as what `subprocess.Popen` starts with these arguments."""
         words, given = words_of(command), popen.keys()
-        if words is None or not NEEDED <= given <= OPTIONS:
+        if not words or not NEEDED <= given <= OPTIONS:
             return False
         if words[0].startswith("-") and words[0] not in ("-m", "-c"):
             return False

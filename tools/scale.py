@@ -54,7 +54,7 @@ CONSTANTS = {
     "ask": Constant(0.0177, "18 ms", "a request that reads, to a local `mlflow server`", HERE),
     "tags": Constant(0.0063, "6 ms", "a request that sets a tag", HERE),
     "metrics": Constant(0.0416, "42 ms", "a request with 100 values of metrics", HERE),
-    "tracking": Constant(10, "10", "requests to the tracking API by each commit", HERE),
+    "tracking": Constant(3, "3", "requests to the tracking API by each commit", HERE),
     "artifacts": Constant(
         4, "4", "requests to the store by each commit, but for files of tensors and deleting", HERE
     ),
