@@ -152,7 +152,8 @@ def test_nothing_is_another_with_a_run_than_without(tracking):
 
 STOPS = {
     **PLATEAU, "learning_rate": 0.5, "num_train_epochs": 6,
-    "more": [lambda: EarlyStoppingCallback(2, early_stopping_threshold=0.1)],
+    # Whatever the numbers are on this processor: the first is best, then three are not.
+    "more": [lambda: EarlyStoppingCallback(3, early_stopping_threshold=1e9)],
 }  # fmt: skip
 
 
@@ -245,7 +246,7 @@ def test_a_signal_where_an_epoch_has_just_begun_loses_nothing(tracking, monkeypa
 
 def test_eval_on_start_is_done_again_and_counts_for_nothing(tracking):
     """Neither its logs, nor what callbacks make of it, nor its random numbers are there twice."""
-    trial(tracking, [(STEP, 27)], eval_on_start=True, **STOPS)
+    trial(tracking, [(STEP, 19)], eval_on_start=True, **STOPS)
 
 
 class Draws(TrainerCallback):
