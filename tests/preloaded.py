@@ -155,8 +155,9 @@ class Preloaded:
         if self._control is None:
             self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with other:
-                # Which is a thread, and no fork has that.
-                env = self._env | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+                # As a command has it; and telemetry is a thread, which no fork has.
+                more = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
+                env = self._env | more
                 subprocess.Popen([sys.executable, __file__], stdin=other, env=env)
         return self._control
 

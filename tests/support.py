@@ -65,9 +65,9 @@ def write_table(path: Path, num_rows: int = 400, seed: int = 0) -> Path:
 
 def environment(home: Path, tracking_uri: str | None = None, **extra: str) -> dict[str, str]:
     """Return the environment of a process as on a machine of its own."""
-    env = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "TRAIN_", "ONWARD_"))
-    }
+    # OMP_WAIT_POLICY is what a command that ran in this process has left there.
+    left_out = ("MLFLOW_", "TRAIN_", "ONWARD_", "OMP_WAIT_POLICY")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["TRAIN_HOME"] = str(home)
     env["PYTHONPATH"] = str(ROOT)
@@ -95,7 +95,7 @@ def start_command(command: Sequence, **popen):
     preloaded = _preloaded(**one_thread) if is_asked else _preloaded()
     if preloaded.fits(command, popen):
         return preloaded.start(command, **popen)
-    return subprocess.Popen(command, text=True, **popen)
+    return subprocess.Popen([str(word) for word in command], text=True, **popen)
 
 
 def run_command(command: Sequence, timeout: float = 240, **popen) -> subprocess.CompletedProcess:

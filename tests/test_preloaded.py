@@ -1,13 +1,14 @@
 """A fork of what has imported all is a process as any other, or it is not taken."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 from preloaded import Forked
-from support import environment, run_command, start_command
+from support import cli, environment, run_command, start_command
 
 pytestmark = pytest.mark.slow  # in the process that the long tests have in any case
 
@@ -77,6 +78,17 @@ def test_what_a_fork_cannot_be_is_started(where, words, variables):
         process.kill()
 
 
+def test_a_command_that_ran_in_the_process_of_the_test_changes_nothing(where, tmp_path):
+    """It leaves variables there."""
+    cli("list")
+    assert "OMP_WAIT_POLICY" in os.environ
+    env = environment(tmp_path / "home", WORD="é")
+    process = start_command([sys.executable, "-c", "print(5)"], **(where | {"env": env}))
+    assert isinstance(process, Forked)
+    assert process.communicate(60)[0] == "5\n"
+
+
 def test_other_programs_are_started(tmp_path):
     """As ever."""
+    assert run_command(["echo", 5]).stdout == "5\n"
     assert run_command(["sh", "-c", "echo 5; pwd"], cwd=tmp_path).stdout == f"5\n{tmp_path}\n"
