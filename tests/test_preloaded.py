@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from preloaded import Forked
-from support import cli, environment, run_command, start_command
+from support import cli, environment, run_command, start_command, wait_for
 
 pytestmark = pytest.mark.slow  # in the process that the long tests have in any case
 
@@ -58,11 +58,13 @@ def test_it_gets_signals_and_is_waited_for(where):
     process.kill()  # which is nothing any more
 
 
-def test_what_takes_too_long_is_killed(where):
+def test_what_takes_too_long_is_killed(where, tmp_path):
     """And it is told."""
-    code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+    code = "import os, time; os.symlink(str(os.getpid()), 'pid'); time.sleep(600)"
     with pytest.raises(subprocess.TimeoutExpired):
         run_command([sys.executable, "-c", code], timeout=5, **where)
+    pid = os.readlink(tmp_path / "pid")
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 @pytest.mark.parametrize(
