@@ -30,7 +30,6 @@ from onward.attempts import heartbeat  # noqa: E402
 from onward.checkpoint.format import write_checkpoint  # noqa: E402
 from onward.checkpoint.manifest import FileEntry, Manifest  # noqa: E402
 from onward.metrics import History, Point  # noqa: E402
-from onward.publish import publisher  # noqa: E402
 from onward.run import rng  # noqa: E402
 from onward.tracking.client import Tracking  # noqa: E402
 
@@ -128,7 +127,6 @@ def requests_of(address, commits):
     numbers = []
     model = torch.nn.Linear(2, 1)
     heartbeat.BEAT_SECONDS = 1e6  # one, at the start
-    publisher.TIDY_SECONDS = 0.0  # as where commits are minutes apart
     state = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
     options = {"checkpoint_minutes": 0, "checkpoint_freq": 10**6, "upload": "sync"}
     with onward.open_run(state, checkpoint_steps=1, **options) as run:

@@ -17,9 +17,9 @@ from hypothesis import settings
 from support import attempt_of
 
 from onward.checkpoint import downloads, uploads
-from onward.checkpoint import pipeline as pipeline_module
 from onward.checkpoint import store as store_module
 from onward.checkpoint import transfers as transfers_module
+from onward.checkpoint import uploader as uploader_module
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.manifest import checkpoint_name
 from onward.checkpoint.policy import Retention
@@ -89,7 +89,7 @@ def pauses(surroundings):
     """Let no test wait before a transfer is tried again; return how long each pause would be."""
     asked = []
     surroundings.setattr(transfers_module, "time", SimpleNamespace(sleep=asked.append))
-    surroundings.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.01)
+    surroundings.setattr(uploader_module, "MAX_RETRY_SECONDS", 0.01)
     return asked
 
 

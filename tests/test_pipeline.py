@@ -16,6 +16,7 @@ import torch
 from support import attempt_of, wait_for
 
 from onward.checkpoint import pipeline as pipeline_module
+from onward.checkpoint import uploader as uploader_module
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import Spool
@@ -29,7 +30,6 @@ from onward.errors import (
 )
 from onward.metrics import Point, is_wall_clock
 from onward.monitor import UNDECLARED, Monitor
-from onward.publish import publisher as publisher_module
 from onward.publish.publisher import Publisher
 from onward.system import files
 from onward.terminal import progress
@@ -124,7 +124,7 @@ def saver(recorded_tracking, record, artifacts, calls, spool, make_checkpoint):
             one.pipeline._shared.ending = one.pipeline._shared.ending or (lambda: None)
             one.pipeline._shared.changed.notify_all()
         one.pipeline._items.put(None)
-        for thread in (one.pipeline._writer, one.pipeline._uploader):
+        for thread in (one.pipeline._writer, one.pipeline._upload_thread):
             thread.join(60)
             assert not thread.is_alive()
 
@@ -374,7 +374,7 @@ def test_a_full_spool_without_a_server_does_not_hold_up_the_end(saver, calls, st
     assert run.spooled() == [1, 2]
     assert run.ended == []
     calls.arm(None)
-    run.pipeline._uploader.join(60)
+    run.pipeline._upload_thread.join(60)
     assert stored() == [1, 2]
     assert run.ended == [True]
 
@@ -678,13 +678,13 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(saver, calls, stored, p
 
 def test_an_outage_of_days_is_waited_out(saver, monkeypatch):
     """The time between two tries has a limit, however many there were."""
-    monkeypatch.setattr(pipeline_module, "MAX_RETRY_SECONDS", 0.0)
-    assert saver().pipeline._wait_offline(100_000, StoreUnavailable("away"), None)
+    monkeypatch.setattr(uploader_module, "MAX_RETRY_SECONDS", 0.0)
+    assert saver().pipeline._uploader._wait_offline(100_000, StoreUnavailable("away"), None)
 
 
 def test_what_does_not_go_away_by_itself_is_told_as_that(saver, caplog):
     """Nobody waits for a server to be started where a refusal is to be dealt with."""
-    assert saver().pipeline._wait_offline(0, StoreRefused("refused"), None)
+    assert saver().pipeline._uploader._wait_offline(0, StoreRefused("refused"), None)
     [told] = [record.getMessage() for record in caplog.records]
     assert told == "refused. It will not go away by itself: what is saved waits on this disk"
 
@@ -742,7 +742,7 @@ def test_what_is_left_at_the_end_is_not_begun(saver, calls, stored):
     run.pipeline.let_go(given_back.set)
     assert given_back.is_set()
     calls.arm(None)
-    assert not run.pipeline._uploader.is_alive()
+    assert not run.pipeline._upload_thread.is_alive()
     assert (stored(), run.spooled(), run.ended) == ([], [1, 2], [])
 
 
@@ -786,7 +786,7 @@ def test_an_error_in_a_thread_is_raised_where_training_is(saver, artifacts, erro
     run = saver()
     monkeypatch.setattr(artifacts, "upload", fail)
     run.save(1, kept=True)
-    run.pipeline._uploader.join(60)
+    run.pipeline._upload_thread.join(60)
     with pytest.raises(type(error)):
         run.save(2, kept=True)
     with pytest.raises(type(error)):
@@ -889,26 +889,98 @@ def test_background_threads_draw_no_random_numbers_of_the_training(saver, calls,
     assert random_numbers() == before
 
 
-def test_what_waits_for_more_commits_does_not_wait_for_long(
-    saver, artifacts, calls, stored, monkeypatch
-):
-    """A notebook whose cell has ended, with the run still open, has no more than it keeps."""
-    monkeypatch.setattr(publisher_module, "TIDY_SECONDS", 1.0)
+@pytest.fixture
+def rounds(artifacts, monkeypatch):
+    """Return a function that lets rounds to what counts as a server last so many seconds."""
     artifacts.folder = None  # a server's
-    deleted = calls.hold("delete checkpoints/epoch_2")
-    run = saver(is_sync=True)
+    return partial(monkeypatch.setattr, uploader_module, "ROUND_SECONDS")
+
+
+def test_in_a_round_only_what_stays_goes_up_and_all_is_told_at_once(
+    saver, rounds, calls, stored, published
+):
+    """What the second one finds waiting: the kept, the newest, one list, one publishing."""
+    rounds(1e6)
+    run = saver()
+    run.save(1)
+    run.written()
+    wait_for(lambda: not run.pipeline.num_waiting)
+    calls.arm(None)
+    for epoch in (2, 3, 4, 5):
+        run.save(epoch, epoch / 10, kept=epoch == 3)
+        run.written()
+    assert run.spooled() == [3, 5]
+    assert calls.names == []
+    assert run.close()
+    assert published() == [1, 2, 3, 4, 5]
+    assert stored() == [3, 5]
+    folders = ("checkpoints/epoch_3", "checkpoints/epoch_5")
+    names = ("checkpoint.pth", "checkpoint_metrics.json", "manifest.json")
+    up = [f"upload {folder}/{name}" for folder in folders for name in names]
+    told = [
+        "publish 2 3 4 5",
+        "point to checkpoints/epoch_5/checkpoint.pth",
+        "upload checkpoints/index.json",
+        "delete checkpoints/epoch_1/manifest.json",
+        "delete checkpoints/epoch_1",
+    ]
+    assert calls.names[: len(up + told)] == up + told
+    assert run.pipeline.totals.num_committed == 3
+
+
+def test_a_round_does_not_wait_for_long(saver, rounds, calls, stored):
+    """A notebook whose cell has ended, with the run still open, has all that it keeps."""
+    rounds(0.3)
+    run = saver()
     for epoch in (1, 2, 3):
-        run.save(epoch)
-    deleted.wait()
+        run.save(epoch, kept=True)
+        run.written()
+    wait_for(lambda: not run.pipeline.num_waiting)
+    assert stored() == [1, 2, 3]
+    assert run.close()
+
+
+def test_a_long_upload_is_told_of_before_the_next(saver, rounds, calls, published):
+    """However much waits, what is committed is seen as soon as the round is over."""
+    rounds(1e6)
+    run = saver()
+    held = calls.hold(FIRST)
+    for epoch in (1, 2):
+        run.save(epoch, kept=True)
+        run.written()
+    held.wait()
+    rounds(0)
     calls.free()
     assert run.close()
-    assert stored() == [1, 3]
+    assert [name for name in calls.names if name.startswith("publish")] == [
+        "publish 1",
+        "publish 2",
+    ]
+
+
+def test_training_that_waits_for_room_begins_a_round(saver, rounds, calls, stored):
+    """Else a full spool would be emptied by the clock."""
+    rounds(1e6)
+    run = saver(max_spool_bytes=1)
+    for epoch in (1, 2, 3):
+        run.save(epoch, kept=True)
+        run.written()  # what there is no room for would never be
+    assert run.close()
+    assert stored() == [1, 2, 3]
+
+
+def test_sync_has_no_rounds(saver, rounds, stored):
+    """Training waits for each commit, not for more of them."""
+    rounds(1e6)
+    run = saver(is_sync=True)
+    for epoch in (1, 2):
+        run.save(epoch, kept=True)
+        assert stored()[-1] == epoch
+    assert run.close()
 
 
 def test_what_lost_ranks_have_brought_is_not_swept_away(saver, artifacts, monkeypatch):
     """The next attempt completes it; what else need not stay goes."""
-    monkeypatch.setattr(publisher_module, "TIDY_SECONDS", 1e6)  # all waits for the end
-    artifacts.folder = None  # a server's
     run = saver(is_sync=True)
     for epoch in (1, 2, 3):
         run.save(epoch)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from support import attempt_of
 
+from onward.attempts import attempt as attempt_module
 from onward.checkpoint.format import write_checkpoint
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.spool import Spool
@@ -12,8 +13,7 @@ from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable, Superseded
 from onward.metrics import History, Point
 from onward.monitor import Monitor
-from onward.publish import publisher as publisher_module
-from onward.publish.publisher import TIDY_SECONDS, Publisher
+from onward.publish.publisher import Publisher
 from onward.tracking.names import LATEST_CHECKPOINT_TAG
 
 pytestmark = pytest.mark.usefixtures("one_at_a_time")
@@ -269,7 +269,9 @@ def test_an_overtaken_attempt_publishes_nothing_more(attempt, calls, num_checks,
         if next(lease, None) is None:
             raise Superseded("r1", 1, 2)
 
-    first.publisher._require_lease = first.publisher._attempt.check_lease = check_lease
+    lease_of = first.publisher._attempt
+    lease_of.check_lease = first.publisher._require_lease = check_lease
+    lease_of.require_lease = lambda _max_seconds: check_lease()
     calls.arm(None)
     with pytest.raises(Superseded):
         first.train_to(2)
@@ -280,13 +282,14 @@ def test_a_deletion_asks_for_the_lease_itself(attempt):
     """Within the moment in which an answer is believed, nothing is deleted on the word of it."""
     first = attempt()
     first.train_to(1)
-    lease = iter(["before the manifest"])
+    lease = iter([])
 
     def check_lease():
         if next(lease, None) is None:
             raise Superseded("r1", 1, 2)
 
     first.publisher._require_lease = lambda: None
+    first.publisher._attempt.require_lease = lambda _max_seconds: None
     first.publisher._attempt.check_lease = check_lease
     with pytest.raises(Superseded):
         first.train_to(2)
@@ -302,26 +305,15 @@ def test_tags_name_the_newest_and_the_best(attempt, tracking, record):
     assert tags["train.best_epoch"] == "3"
 
 
-@pytest.fixture
-def clock(monkeypatch, artifacts):
-    """A clock that stands still, by which a store that is no folder is tidied now and then."""
-    artifacts.folder = None
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(publisher_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+def test_several_commits_share_what_follows(attempt, calls, tracking, record):
+    """Until then a listing is true: it reads by itself what the index, which the tag names, lacks.
 
-
-def test_quick_commits_share_one_index_and_one_pruning(attempt, calls, clock, tracking, record):
-    """Each is committed, published and pointed to at once; what a listing tells is true meanwhile.
-
-    A listing reads by itself what the index, which the run's tag still names, does not have.
+    Afterwards all that needs not stay is gone.
     """
     one, run_id = attempt(), record.run_id
     one.train_to(1)
-    calls.arm(None)
-    one.train_to(2)
-    assert calls.names == COMMIT[:5]
-    one.train_to(3)
+    for epoch in (2, 3):
+        one.publisher.put(one.write(epoch))
     index_sha256 = tracking.get_run(run_id).index_sha256
     store = CheckpointStore(one.publisher.store._artifacts, run_id)
     calls.arm(None)
@@ -329,33 +321,43 @@ def test_quick_commits_share_one_index_and_one_pruning(attempt, calls, clock, tr
     read = [name for name in calls.names if name.endswith("manifest.json")]
     assert read == [f"download checkpoints/epoch_{n}/manifest.json" for n in (1, 2, 3)]
     assert "download checkpoints/index.json" in calls.names
-    clock.now += TIDY_SECONDS
     calls.arm(None)
-    one.train_to(4)
+    one.publisher.settle()
     gone = [n for n in calls.names if n.startswith("delete") and not n.endswith("manifest.json")]
-    assert gone == [f"delete checkpoints/epoch_{n}" for n in (1, 2, 3)]
+    assert gone == [f"delete checkpoints/epoch_{n}" for n in (1, 2)]
     assert calls.names.count("upload checkpoints/index.json") == 1
-    assert [m.epoch for m in store.list()] == [4]
+    assert [m.epoch for m in store.list()] == [3]
 
 
-def test_an_index_never_keeps_another_checkpoint_of_a_name(attempt, clock, record):
+def test_an_index_never_keeps_another_checkpoint_of_a_name(attempt, record):
     """One that is saved again, as one that stays, is in the index at once."""
     one = attempt()
-    one.train_to(2)
-    one.publisher.commit(one.write(1, kept=True))
+    one.train_to(1)
+    one.publisher.put(one.write(2))
+    one.publisher.put(one.write(1, kept=True))
     store = CheckpointStore(one.publisher.store._artifacts, record.run_id)
     assert [m.kept for m in store.indexed() if m.epoch == 1] == [True]
     digests = {m.name: m.digest for m in store.list()}
     assert {m.name: m.digest for m in store.indexed()} == digests
 
 
-def test_the_end_tidies_what_quick_commits_have_left(attempt, calls, clock):
-    """And only that: where nothing is left, nothing is asked of the server."""
+def test_a_lease_is_asked_for_once_for_commits_in_quick_succession(attempt, monkeypatch):
+    """And anew for each that takes longer: also where the process was stopped meanwhile."""
+    one, clock = attempt(), SimpleNamespace(now=100.0)
+    monkeypatch.setattr(attempt_module, "seconds_awake_or_asleep", lambda: clock.now)
+    asked = []
+    get_run = one.tracking.get_run
+    monkeypatch.setattr(one.tracking, "get_run", lambda run_id: asked.append(1) or get_run(run_id))
+    for epoch, seconds, total in [(1, 0, 1), (2, 0.09, 1), (3, 0.02, 2), (4, 0.01, 2)]:
+        clock.now += seconds
+        one.publisher.put(one.write(epoch))
+        assert len(asked) == total, epoch
+
+
+def test_the_end_does_nothing_where_nothing_was_refused(attempt, calls):
+    """Nothing is asked of the server."""
     one = attempt()
     one.train_to(3)
-    assert [m.epoch for m in one.publisher.manifests] == [1, 2, 3]
-    one.publisher.tidy()
-    assert [m.epoch for m in one.publisher.manifests] == [3]
     calls.arm(None)
     one.publisher.tidy()
     assert calls.names == []

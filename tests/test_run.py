@@ -403,7 +403,7 @@ def test_what_is_not_published_at_the_end_waits_on_this_disk(bench, run_id, away
     assert f"checkpoints and the end of run {run_id} wait on this disk ({spool.folder})" in warning
     assert f"`onward sync {run_id}` publishes them" in warning
     assert bench.status(run_id) == "RUNNING", "it is said to be over before it is"
-    assert not run._pipeline._uploader.is_alive(), "this process lives on, and would publish"
+    assert not run._pipeline._upload_thread.is_alive(), "this process lives on, and would publish"
 
 
 def test_nobody_else_has_the_run_while_its_last_upload_is_under_way(bench, run_id, monkeypatch):
@@ -1132,7 +1132,7 @@ def test_the_status_is_true_even_where_the_log_cannot_be_stored(bench, run_id, s
     error = Stopped() if status == "FAILED" else None
     run.__exit__(type(error) if error else None, error, None)
     assert bench.status(run_id) == status
-    assert not run._pipeline._uploader.is_alive(), "nothing waits for it"
+    assert not run._pipeline._upload_thread.is_alive(), "nothing waits for it"
     assert bench.spool(run_id).read_journal()["status"] == status
     assert bench.spool(run_id).log_file.read_text() == "a line\n", "it is kept for `train sync`"
 

@@ -153,10 +153,9 @@ def publisher(tracking, record, undeletable, tmp_path):
 
 
 def test_publishing_does_not_wait_for_what_is_refused(
-    publisher, write, tracking, record, undeletable, caplog, monkeypatch
+    publisher, write, tracking, record, undeletable, caplog
 ):
     """Every epoch arrives, is pointed to and listed; that the others stay is told once."""
-    monkeypatch.setattr("onward.publish.publisher.TIDY_SECONDS", 0)  # as where epochs are long
     for epoch in range(1, 8):
         publisher.commit(write(epoch)[1])
     assert tracking.get_run(record.run_id).tags["train.epoch"] == "7"

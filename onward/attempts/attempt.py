@@ -185,15 +185,18 @@ class Attempt:
         self._asked_at = asked_at
         return record
 
-    def require_lease(self) -> None:
+    def require_lease(self, max_seconds: float = math.inf) -> None:
         """Do the same, unless that was done a moment ago: before what is done many times a commit.
 
         IMPORTANT: the moment goes by for a process that is stopped, and a machine that sleeps, too.
 
+        Args:
+            max_seconds: How long the moment may be at most.
+
         Raises:
             Superseded: A later attempt was claimed.
         """
-        if seconds_awake_or_asleep() - self._asked_at >= LEASE_SECONDS:
+        if seconds_awake_or_asleep() - self._asked_at >= min(LEASE_SECONDS, max_seconds):
             self.check_lease()
 
     def _tell(

@@ -13,6 +13,7 @@ from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.pieces import Piece
 from onward.checkpoint.policy import Retention
+from onward.checkpoint.spool import Spool
 from onward.checkpoint.staging import MayWait, Staged
 from onward.checkpoint.store import CheckpointStore
 from onward.metrics import History, Point
@@ -59,10 +60,12 @@ class Spooled:
     manifest: Manifest
     stall_seconds: float
     write_seconds: float
+    upload_seconds: float = 0.0
 
-    def timings(self, upload_seconds: float) -> Timings:
+    def timings(self) -> Timings:
         """Return what its commit cost in all."""
-        return Timings(self.stall_seconds, self.write_seconds, upload_seconds, self.manifest.bytes)
+        seconds = (self.stall_seconds, self.write_seconds, self.upload_seconds)
+        return Timings(*seconds, self.manifest.bytes)
 
 
 @dataclass
@@ -71,13 +74,15 @@ class Shared:
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     spooled: list[Spooled] = field(default_factory=list)
-    uploading: Spooled | None = None
+    uploading: Spooled | None = None  # one of them
+    committed: list[Spooled] = field(default_factory=list)  # but not yet told of
     begun: float = 0.0  # when that upload was, on the monotonic clock
     num_writing: int = 0  # handed over by training, not yet in the spool
     offline: bool = False
     closing: bool = False  # training is over
     ending: Callable[[], None] | None = None  # what comes last, once it is known
     is_left: bool = False  # training waits no more: the rest stays in the spool
+    is_urgent: bool = False  # training waits for room in the spool
     error: BaseException | None = None
 
     @property
@@ -90,19 +95,51 @@ class Shared:
         """Whether what comes last may begin, once the spool is empty."""
         return self.ending is not None and not self.num_writing
 
-    def wait_for_work(self, seconds: float | None) -> bool:
-        """Wait that long until something is in the spool or the end may come; tell whether it is.
+    @property
+    def num_waiting(self) -> int:
+        """How many checkpoints are in the spool."""
+        return len(self.spooled) + len(self.committed)
+
+    def wait_for_work(self, pause_seconds: Callable[[], float]) -> None:
+        """Wait until something is in the spool and may be brought, or the end may come.
 
         The lock of `changed` is held.
-        """
-        return bool(self.changed.wait_for(self._has_work, seconds))
 
-    def _has_work(self) -> bool:
-        return bool(self.spooled) or self.is_over or self.ends_now
+        Args:
+            pause_seconds: How long what is there may wait for more.
+        """
+
+        def is_over() -> bool:
+            return self.is_over or self.ends_now
+
+        self.changed.wait_for(lambda: self.spooled or is_over())
+        self.changed.wait_for(
+            lambda: self.closing or self.is_urgent or is_over(), max(0.0, pause_seconds())
+        )
+
+    def begin_upload(self) -> Spooled | None:
+        """Take the oldest that waits, to be brought now; None: there is none."""
+        with self.changed:
+            is_any = self.spooled and not self.is_over
+            self.uploading, self.begun = self.spooled[0] if is_any else None, time.monotonic()
+            return self.uploading
+
+    def has_committed(self, spooled: Spooled) -> None:
+        """Note that it is in the store, so that it is overtaken no more."""
+        with self.changed:
+            self.spooled = [other for other in self.spooled if other is not spooled]
+            self.uploading = None
+            self.committed.append(spooled)
+
+    def forget_committed(self) -> None:
+        """Note that what was committed is told of, and gone from the spool."""
+        with self.changed:
+            self.committed = []
+            self.changed.notify_all()
 
     def num_bytes(self) -> int:
         """Return the size of what is in the spool."""
-        return sum(spooled.manifest.bytes for spooled in self.spooled)
+        return sum(spooled.manifest.bytes for spooled in (*self.spooled, *self.committed))
 
     def stalled_seconds(self, moved: float) -> float:
         """Return for how long nothing of the upload under way has arrived.
@@ -110,10 +147,11 @@ class Shared:
         Args:
             moved: When a file has arrived last, on the monotonic clock.
         """
-        return time.monotonic() - max(self.begun, moved) if self.uploading else 0.0
+        is_busy = self.uploading or self.committed
+        return time.monotonic() - max(self.begun, moved) if is_busy else 0.0
 
-    def take_overtaken(self, publisher: Publishing) -> Sequence[Spooled]:
-        """Take out what a newer one makes needless before its upload has begun; return it."""
+    def drop_overtaken(self, publisher: Publishing, spool: Spool) -> None:
+        """Remove what a newer one makes needless before its upload has begun."""
         stored = publisher.manifests
         # The one under way may be committed already: it must not count twice.
         spooled_manifests = [s.manifest for s in self.spooled]
@@ -121,7 +159,8 @@ class Shared:
         gone = publisher.retention.to_prune([*stored, *waiting])
         taken = [s for s in self.spooled if s.manifest in gone and s is not self.uploading]
         self.spooled = [s for s in self.spooled if s not in taken]
-        return taken
+        for overtaken in taken:
+            spool.remove(overtaken.manifest.name)
 
 
 @dataclass
@@ -150,7 +189,10 @@ class Noting(Protocol):
 class Saver(Protocol):
     """Takes checkpoints of a training that goes on."""
 
-    timings: Timings | None
+    @property
+    def timings(self) -> Timings | None:
+        """What the newest commit cost."""
+        ...
 
     @property
     def publisher(self) -> Noting:
@@ -194,14 +236,14 @@ class Publishing(Noting, Protocol):
     def commit(self, manifest: Manifest) -> None:
         """Upload the spooled checkpoint, and do all that follows."""
 
-    def settle(self) -> None:
-        """Do what follows a commit."""
+    def put(self, manifest: Manifest) -> None:
+        """Upload it: then it is committed."""
 
-    def seconds_to_tidy(self) -> float | None:
-        """Return in how long `settle` has to be called once more; None: it has not."""
+    def settle(self) -> None:
+        """Do what follows one commit, or several."""
 
     def tidy(self) -> None:
-        """Bring the index up to date and prune, a last time."""
+        """Do what a store has refused, a last time."""
 
     def refresh_page(self) -> None:
         """Bring what people look at up to date, now and then."""

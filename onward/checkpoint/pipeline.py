@@ -9,12 +9,9 @@ upload, and entirely where the buffers are still being written. Their metrics tr
 
 from __future__ import annotations
 
-import functools
-import itertools
 import logging
 import math
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,17 +27,13 @@ from onward.checkpoint.spool import Spool
 from onward.checkpoint.spooling import PIECES, write_item
 from onward.checkpoint.staging import MayWait, Staged, Stager
 from onward.checkpoint.transfers import show_upload
-from onward.errors import RankFilesMissing, StoreRefused, UnsafeFile
+from onward.checkpoint.uploader import Uploader
 from onward.monitor import UNDECLARED, Monitor
 from onward.system.threads import act_after
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
-# IMPORTANT: a generator of its own; the global one belongs to the training.
-_jitter = random.Random()
-
-MAX_RETRY_SECONDS = 10.0  # between two looks whether the server is back
 STALL_SECONDS = 60.0  # without a file that arrives, after which the store counts as away
 PATIENCE_SECONDS = 2.0  # after which a wait is announced
 SILENT_SECONDS = 5.0  # after which a server that owes an answer counts as away
@@ -67,8 +60,6 @@ class Pipeline:
         monitor: Monitor = UNDECLARED,
     ) -> None:
         self.publisher = publisher
-        self.timings: Timings | None = None
-        self.totals = Totals()
         self.spool, self._is_sync = spool, is_sync
         self._stager = Stager()
         self._staged: Staged | None = None  # whose copy may still be under way
@@ -80,18 +71,41 @@ class Pipeline:
         self._shared = Shared()
         # How long the process may still take to end: less than ∞ once a signal asked it to.
         self.seconds_left: Callable[[], float] = lambda: math.inf
-        self.rank_files: RankFiles | None = None  # where other ranks put their pieces
         self.is_paused = False  # whether the newest checkpoint could not be written
-        self.has_left = False  # whether what lost ranks have brought of one stays, to be completed
         self._ends_at = math.inf  # when the end of training has waited long enough
         self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
         self._writer = self._thread(self._write_all)
-        self._uploader = self._thread(self._upload_all)
+        self._uploader = Uploader(publisher, spool, self._shared, is_prompt=is_sync)
+        self._upload_thread = self._thread(self._uploader.work)
+
+    @property
+    def timings(self) -> Timings | None:
+        """What the newest commit cost."""
+        return self._uploader.timings
+
+    @property
+    def totals(self) -> Totals:
+        """What all of them cost so far."""
+        return self._uploader.totals
+
+    @property
+    def rank_files(self) -> RankFiles | None:
+        """Where other ranks put their pieces."""
+        return self._uploader.rank_files
+
+    @rank_files.setter
+    def rank_files(self, files: RankFiles) -> None:
+        self._uploader.rank_files = files
+
+    @property
+    def has_left(self) -> bool:
+        """Whether what lost ranks have brought of one stays, to be completed."""
+        return self._uploader.has_left
 
     def open(self) -> None:
         """Start the threads."""
         self._writer.start()
-        self._uploader.start()
+        self._upload_thread.start()
 
     def save(
         self,
@@ -155,7 +169,7 @@ class Pipeline:
     def condition(self) -> str:
         """How the way to the store is, in words: "" where nothing is to be told."""
         with self._shared.changed:
-            number = len(self._shared.spooled)
+            number = self._shared.num_waiting
             if self._shared.offline or self.publisher.silent_seconds() > SILENT_SECONDS:
                 return _("offline, {number} waiting").format(number=number)
             if (seconds := self._stalled_seconds()) > STALL_SECONDS:
@@ -170,7 +184,7 @@ class Pipeline:
     def num_waiting(self) -> int:
         """Checkpoints in the spool that are not committed."""
         with self._shared.changed:
-            return len(self._shared.spooled)
+            return self._shared.num_waiting
 
     def end_writing(self, drain_seconds: float) -> BaseException | None:
         """Write what is set aside, and take no more; return what ended saving, if something has.
@@ -214,7 +228,7 @@ class Pipeline:
             self._join_uploader(ends - time.monotonic(), lambda: not self.num_waiting)
         self._join_uploader(ends - time.monotonic())
         self.check()
-        return not self._uploader.is_alive()
+        return not self._upload_thread.is_alive()
 
     def let_go(self, then: Callable[[], object]) -> None:
         """Begin nothing more, and call `then` once nothing is under way any more.
@@ -227,16 +241,16 @@ class Pipeline:
         try:
             self._join_uploader(LET_GO_SECONDS)
         finally:  # also where Ctrl-C ends the wait
-            act_after(self._uploader, then)
+            act_after(self._upload_thread, then)
 
     def _join_uploader(self, seconds: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Wait so long for the uploader to end, or for `is_enough`; less if a signal asks to."""
         ends = time.monotonic() + seconds
-        while self._uploader.is_alive() and not is_enough():
+        while self._upload_thread.is_alive() and not is_enough():
             left = min(ends - time.monotonic(), self.seconds_left())
             if left <= 0:
                 return
-            self._uploader.join(min(left, LOOK_SECONDS))
+            self._upload_thread.join(min(left, LOOK_SECONDS))
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         score = metrics.get(self._monitor.name)
@@ -251,7 +265,7 @@ class Pipeline:
         def is_done() -> bool:
             is_away = shared.offline or self._stalled_seconds() > STALL_SECONDS
             is_over = shared.error is not None or self.seconds_left() < math.inf
-            return is_away or is_over or not (shared.num_writing or shared.spooled)
+            return is_away or is_over or not (shared.num_writing or shared.num_waiting)
 
         with shared.changed:
             while not shared.changed.wait_for(is_done, LOOK_SECONDS):
@@ -277,8 +291,6 @@ class Pipeline:
         # A daemon: a server that never answers must not keep the process from ending.
         return threading.Thread(target=guarded, daemon=True)
 
-    # The writer's thread.
-
     def _write_all(self) -> None:
         while (item := self._items.get()) is not None:
             spooled = None
@@ -295,7 +307,7 @@ class Pipeline:
                 self._shared.num_writing -= 1
                 if spooled is not None:
                     self._shared.spooled.append(spooled)
-                    self._drop_overtaken()
+                    self._shared.drop_overtaken(self.publisher, self.spool)
                 self._shared.changed.notify_all()
 
     def _write(self, item: Item) -> Spooled:
@@ -312,89 +324,3 @@ class Pipeline:
         manifest = self._room.write(write)
         self.is_paused = False
         return Spooled(manifest, item.stall_seconds, seconds)
-
-    def _drop_overtaken(self) -> None:
-        for spooled in self._shared.take_overtaken(self.publisher):
-            self.spool.remove(spooled.manifest.name)
-
-    # The uploader's thread.
-
-    def _upload_all(self) -> None:
-        shared = self._shared
-        self._until_it_works(self.publisher.settle, None)  # what the attempt before left undone
-        while True:
-            with shared.changed:
-                is_idle = not shared.wait_for_work(self.publisher.seconds_to_tidy())
-                spooled = shared.uploading = shared.spooled[0] if shared.spooled else None
-                shared.begun = time.monotonic()
-                if shared.is_over:
-                    return
-            if is_idle:
-                self._until_it_works(self.publisher.settle, None)
-                continue
-            if spooled is None:
-                self._until_it_works(self.publisher.tidy, None)
-                self._until_it_works(shared.ending or (lambda: None), None)
-                return
-            self._until_it_works(functools.partial(self._upload, spooled), spooled)
-
-    def _upload(self, spooled: Spooled) -> None:
-        started, manifest = time.monotonic(), spooled.manifest
-        self.publisher.commit(manifest)
-        if manifest.kept:
-            self.publisher.refresh_log()
-        upload_seconds = time.monotonic() - started
-        self.publisher.refresh_page()
-        self.spool.remove(manifest.name)
-        self.timings = spooled.timings(upload_seconds)
-        self.totals.add(self.timings)
-        with self._shared.changed:
-            self._shared.spooled.remove(spooled)
-            self._shared.uploading = None
-            self._shared.changed.notify_all()
-
-    def _until_it_works(self, work: Callable[[], None], spooled: Spooled | None) -> None:
-        """Do it again and again while the server is away, until it is done or overtaken."""
-        for number in itertools.count():
-            with self._shared.changed:
-                if self._shared.is_left:
-                    return
-            try:
-                work()
-            except OSError as error:  # the store is away, or the disk is full
-                if not self._wait_offline(number, error, spooled):
-                    return
-            else:
-                break
-        with self._shared.changed:
-            if self._shared.offline:
-                log.info(_("The server answers again"))
-            self._shared.offline = False
-
-    def _wait_offline(self, number: int, error: Exception, spooled: Spooled | None) -> bool:
-        """Wait for the next try; return False if meanwhile it became needless."""
-        shared = self._shared
-        with shared.changed:
-            if isinstance(error, RankFilesMissing) and self.rank_files and self.rank_files.is_lost:
-                log.warning("%s", error)
-                shared.spooled = [other for other in shared.spooled if other is not spooled]
-                self.has_left, shared.uploading, self.publisher.sweeps = True, None, False
-                return False
-            if not shared.offline:
-                told = _("%s. What is saved waits on this disk, and is published later")
-                if isinstance(error, StoreRefused | UnsafeFile):
-                    told = _("%s. It will not go away by itself: what is saved waits on this disk")
-                log.warning(told, error)
-            shared.offline, shared.uploading = True, None
-            self._drop_overtaken()
-            shared.changed.notify_all()
-            # 2**number alone would be too large for a float after hours.
-            seconds = min(MAX_RETRY_SECONDS, 0.5 * 2 ** min(number, 10))
-            seconds *= _jitter.uniform(0.5, 1.0)
-
-            def is_over() -> bool:
-                return shared.is_left or (spooled is not None and spooled not in shared.spooled)
-
-            shared.changed.wait_for(is_over, seconds)
-            shared.uploading, shared.begun = spooled, time.monotonic()
-            return not is_over()

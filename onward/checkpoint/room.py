@@ -42,7 +42,7 @@ class Room:
         is_told = False
         while True:
             with self._shared.changed:
-                num_waiting = len(self._shared.spooled)
+                num_waiting = self._shared.num_waiting
             try:
                 self._wait_until_it_may()
                 self._require_space()
@@ -63,15 +63,23 @@ class Room:
             def may() -> bool:
                 fits = shared.num_bytes() + self._largest_bytes <= self._max_bytes
                 # After an error there would never be room, and training must hear of it.
-                return fits or not shared.spooled or self._ends()
+                return fits or not shared.num_waiting or self._ends()
 
             if not may():
                 log.warning(
                     _("The spool is full (%.1f GB wait for their upload): training will wait"),
                     shared.num_bytes() / 1e9,
                 )
-                while not shared.changed.wait_for(may, LOOK_SECONDS):
-                    pass
+                self._wait_for(may)
+
+    def _wait_for(self, is_decided: Callable[[], bool]) -> None:
+        """Wait for it, and let what is in the spool wait no more."""
+        shared = self._shared
+        shared.is_urgent = True
+        shared.changed.notify_all()
+        while not shared.changed.wait_for(is_decided, LOOK_SECONDS):
+            pass
+        shared.is_urgent = False
 
     def _ends(self) -> bool:
         has_failed = self._shared.error is not None
@@ -93,12 +101,11 @@ class Room:
 
             def is_decided() -> bool:
                 # At the end nothing else is left to do than to wait for the store.
-                stands = not shared.spooled or (shared.offline and not shared.closing)
+                stands = not shared.num_waiting or (shared.offline and not shared.closing)
                 over = shared.error is not None or self._seconds_left() <= 0
-                return len(shared.spooled) < num_waiting or stands or over
+                return shared.num_waiting < num_waiting or stands or over
 
             if not is_decided() and not is_told:
                 log.warning(_("%s: training will wait until uploads have made room"), full)
-            while not shared.changed.wait_for(is_decided, LOOK_SECONDS):
-                pass
-            return len(shared.spooled) < num_waiting
+            self._wait_for(is_decided)
+            return shared.num_waiting < num_waiting

@@ -2,7 +2,7 @@
 
 Each step begins when the one before is done, so that whenever the process dies, what the store
 shows is true: metrics only of epochs that can be resumed, a pointer only to what is committed.
-Where they come quickly, the last step is done for several checkpoints at once on a server.
+What follows the commit may be done for several checkpoints at once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Order = tuple[int, int]  # of a checkpoint among those of its run
 PAGE_FILE = "index.html"
 PAGE_SECONDS = 60.0
 LOG_SECONDS = 10.0
+COMMIT_LEASE_SECONDS = 0.1  # for which an answer that the attempt has its run is enough to commit
 PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
-TIDY_SECONDS = 2.0  # between two times that the index is written, and what need not stay is deleted
 
 
 class Publisher:
@@ -80,9 +80,8 @@ class Publisher:
         self.manifests = list(manifests)
         self.tags: dict[str, str] = {}  # what the next commit is to say of the run besides
         self.published = History(published)  # what MLflow has of the run, as far as is known
-        self._page_at = self._log_at = self._tidy_at = -math.inf
+        self._page_at = self._log_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
-        self._is_late = False  # whether the index and pruning wait for more commits
         self._is_tidy = True  # whether the store has refused nothing of it
 
     def add(self, points: Iterable[Point], order: Order | None = None) -> None:
@@ -108,23 +107,33 @@ class Publisher:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed; nothing more may be published.
         """
-        if not any(m.is_same(manifest) for m in self.manifests):
-            previous = self.manifests[-1] if self.manifests else None
-
-            def link(cut: Manifest) -> Manifest:
-                self._attempt.check_lease()  # the commit, and what follows it, come next
-                return self.store.linked(cut, previous)
-
-            folder = self._spool.path(manifest.name)
-            stored = self.store.put(folder, manifest, self._require_lease, link)
-            others = [m for m in self.manifests if m.name != manifest.name]
-            if len(others) < len(self.manifests):
-                self._tidy_at = -math.inf  # at once: the index has another one of that name
-            self.manifests = [*others, stored]
+        self.put(manifest)
         self.settle()
 
+    def put(self, manifest: Manifest) -> None:
+        """Upload the spooled checkpoint, if it is not in the store: then it exists.
+
+        Raises:
+            StoreUnavailable: Call again later.
+            Superseded: A later attempt was claimed; nothing more may be published.
+        """
+        if any(m.is_same(manifest) for m in self.manifests):
+            return
+        previous = self.manifests[-1] if self.manifests else None
+
+        def link(cut: Manifest) -> Manifest:
+            self._attempt.require_lease(COMMIT_LEASE_SECONDS)
+            return self.store.linked(cut, previous)
+
+        folder = self._spool.path(manifest.name)
+        stored = self.store.put(folder, manifest, self._require_lease, link)
+        others = [m for m in self.manifests if m.name != manifest.name]
+        replaces, self.manifests = len(others) < len(self.manifests), [*others, stored]
+        if replaces:
+            self.settle()  # at once: the index has another one of that name
+
     def settle(self) -> None:
-        """Do what follows a commit: publish, point, prune.
+        """Do what follows commits: publish, point, prune.
 
         A resume begins with it, since the attempt before may have died in between.
 
@@ -133,32 +142,16 @@ class Publisher:
         """
         if not self.manifests:
             return
-        newest, self._is_late = self.manifests[-1], True
-        gone = self.retention.to_prune(self.manifests)
-        index = None
-        if self.seconds_to_tidy() == 0:
-            index = listed.to_text(m for m in self.manifests if m not in gone)
+        newest, gone = self.manifests[-1], self.retention.to_prune(self.manifests)
+        index = listed.to_text(m for m in self.manifests if m not in gone)
         # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
         # at any point; a request that was under way then is all that can still land.
         self._require_lease()
         self._publish(newest, index)
-        if index is not None:
-            self._require_lease()
-            self._prune(gone, index)
-            self._tidy_at, self._is_late = time.monotonic(), False
+        self._require_lease()
+        self._prune(gone, index)
 
-    def seconds_to_tidy(self) -> float | None:
-        """Return how long the index and pruning may still wait; None: there is nothing to do.
-
-        In a folder of this machine they cost no requests, and the disk may be short of room.
-        """
-        if not self._is_late:
-            return None
-        if self.store.folder is not None:
-            return 0.0
-        return max(0.0, self._tidy_at + TIDY_SECONDS - time.monotonic())
-
-    def _publish(self, newest: Manifest, index: bytes | None) -> None:
+    def _publish(self, newest: Manifest, index: bytes) -> None:
         """Publish what a checkpoint holds, and point to it.
 
         IMPORTANT: metrics follow the commit, the pointer follows the metrics.
@@ -175,11 +168,10 @@ class Publisher:
         with self._lock:
             self._unpublished = [row for row in self._unpublished if not is_due(*row)]
 
-    def _pointers(self, newest: Manifest, index: bytes | None) -> dict[str, str]:
+    def _pointers(self, newest: Manifest, index: bytes) -> dict[str, str]:
         """Return the tags by which the run names its newest checkpoint, its best, and its index."""
         tags = {**self.tags, EPOCH_TAG: str(newest.epoch), MANIFEST_TAG: newest.digest}
-        if index is not None:
-            tags[INDEX_TAG] = listed.digest(index)
+        tags[INDEX_TAG] = listed.digest(index)
         if self._points_here:
             name = newest.files[0].path.split("/")[0]
             tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{newest.name}/{name}"
@@ -212,14 +204,14 @@ class Publisher:
             self.manifests = [m for m in self.manifests if m.name != name]
 
     def tidy(self) -> None:
-        """Bring the index up to date and prune a last time, where that is still to be done.
+        """Write the index and prune once more, where the store has refused it.
 
         Raises:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed.
         """
-        if self._is_late or not self._is_tidy:
-            self._prune_at = self._tidy_at = -math.inf
+        if not self._is_tidy:
+            self._prune_at = -math.inf
             self.settle()
 
     def silent_seconds(self) -> float:

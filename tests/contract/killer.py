@@ -36,10 +36,9 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from onward.checkpoint import format, spooling
+from onward.checkpoint import format, spooling, uploader
 from onward.checkpoint.listed import INDEX_FILE
 from onward.checkpoint.manifest import CHECKPOINT_FILE, MANIFEST_FILE
-from onward.publish import publisher
 from onward.system import files
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.client import Tracking
@@ -171,7 +170,7 @@ def arm(when: str, step: str, number: int, epoch: int) -> None:
             self.set_tags(run_id, tags)
 
     Tracking.log_points = stored  # one request: a server that stores it one after the other may die
-    publisher.TIDY_SECONDS = 0.0  # so that each checkpoint has each step
+    uploader.ROUND_SECONDS = 0.0  # so that each checkpoint has each step
 
 
 if __name__ == "__main__":
