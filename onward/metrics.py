@@ -17,6 +17,7 @@ SYSTEM = "system/"
 # Of runs that began when these were among the losses.
 _OLD_KEYS = frozenset({"epoch_seconds", "samples_per_second"})
 _OLD_PREFIX = "checkpoint_"
+MAX_ROWS = 1000  # of each metric in a checkpoint, beside those that are nowhere else
 
 
 def is_wall_clock(key: str) -> bool:
@@ -89,6 +90,7 @@ class History:
     def __init__(self, points: Iterable[Point] = ()) -> None:
         self._rows: dict[str, array[float]] = {}
         self._row_of: dict[tuple[str, int], int] = {}
+        self._num_old: dict[str, int] = {}  # of the oldest rows, those that may be left out
         self._newest_ms = 0
         for point in points:
             self.add(point)
@@ -127,6 +129,10 @@ class History:
         """Return the values of `key`, oldest first; [] if there is none."""
         return self._rows.get(key, array("d"))[2::3].tolist()
 
+    def newest(self, key: str) -> list[float]:
+        """Return the newest values of `key`, oldest first: no more than each checkpoint has."""
+        return self.values(key)[-MAX_ROWS:]
+
     def series(self, key: str) -> Iterator[tuple[int, float]]:
         """Yield step and value of every point of `key`, in the order of their recording."""
         rows = self._rows.get(key, array("d"))
@@ -147,14 +153,53 @@ class History:
         """Return the points whose (key, step) is not in `other`, oldest step first."""
         return [point for point in self if (point.key, point.step) not in other._row_of]
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return one float64 tensor [N, 3] per key: step, timestamp (ms), value."""
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether older values may have been left out of what it was loaded from."""
+        return any(len(rows) >= 3 * MAX_ROWS for rows in self._rows.values())
+
+    def before(self, published: Iterable[Point]) -> list[Point]:
+        """Return those of `published` that it lacks, of its metrics and older than its newest.
+
+        That is what `state_dict` has left out, where `published` is what it was told was known.
+        """
+        newest = {key: max(rows[0::3]) for key, rows in self._rows.items()}
+        return [
+            point
+            for point in published
+            if (point.key, point.step) not in self._row_of
+            and point.step < newest.get(point.key, -1)
+            and point.timestamp_ms < self._newest_ms
+        ]
+
+    def state_dict(
+        self, known: History | None = None, always: tuple[str, int] = ("", 0)
+    ) -> dict[str, torch.Tensor]:
+        """Return one float64 tensor [N, 3] per key: step, timestamp (ms), value.
+
+        Args:
+            known: What is published. Of each metric the newest `MAX_ROWS` values are returned,
+                and those from the first on that is not. Default: all are.
+            always: Metric and step of a value that is returned however old it is.
+        """
         import torch
 
-        return {
-            key: torch.frombuffer(rows, dtype=torch.float64).view(-1, 3).clone()
-            for key, rows in self._rows.items()
-        }
+        found = {}
+        for key, rows in self._rows.items():
+            of_key = torch.frombuffer(rows, dtype=torch.float64).view(-1, 3)
+            first = 0 if known is None else self._first_row(key, known)
+            kept = self._row_of.get(always, first) if key == always[0] else first
+            parts = [of_key[kept : kept + 1]] if kept < first else []
+            found[key] = torch.cat([*parts, of_key[first:]])
+        return found
+
+    def _first_row(self, key: str, known: History) -> int:
+        """Return the first row of `key` that may not be left out; each is looked at once."""
+        rows, number = self._rows[key], self._num_old.get(key, 0)
+        while number < len(rows) // 3 - MAX_ROWS and (key, int(rows[3 * number])) in known._row_of:
+            number += 1
+        self._num_old[key] = number
+        return number
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> None:
         """Replace the contents by what `state_dict` returned."""

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onward import metrics
 from onward.metrics import History, Point, is_wall_clock
 
 points = st.lists(
@@ -90,6 +91,61 @@ def test_state_is_one_tensor_a_key_and_does_not_change_later():
     assert state["a"].dtype == torch.float64
     assert state["a"].shape == (1, 3)
     assert history.state_dict()["a"].shape == (2, 3)
+
+
+def steps_of(state):
+    return {key: rows[:, 0].tolist() for key, rows in state.items()}
+
+
+def test_a_checkpoint_leaves_out_what_is_old_and_published(monkeypatch):
+    """Of each metric the newest stay, what is nowhere else, and the value that was asked for."""
+    monkeypatch.setattr(metrics, "MAX_ROWS", 3)
+    rows = [Point(key, step, 1000 * step, step / 10) for step in range(8) for key in ("a", "b")]
+    history, published = History(rows), History(row for row in rows if row.step < 2)
+    assert steps_of(history.state_dict()) == {"a": [*range(8)], "b": [*range(8)]}
+    assert steps_of(history.state_dict(published)) == {"a": [*range(2, 8)], "b": [*range(2, 8)]}
+    for row in rows[4:]:
+        published.add(row)
+    found = history.state_dict(published, ("b", 1))
+    assert steps_of(found) == {"a": [5, 6, 7], "b": [1, 5, 6, 7]}
+    assert found["b"][0].tolist() == [1, 1000, 0.1]
+    assert steps_of(history.state_dict(published, ("b", 6))) == {"a": [5, 6, 7], "b": [5, 6, 7]}
+    assert steps_of(history.state_dict(published, ("b", 99)))["b"] == [5, 6, 7]
+
+
+def test_what_was_left_out_is_found_among_what_is_published(monkeypatch):
+    """And nothing that is newer, or of another metric."""
+    monkeypatch.setattr(metrics, "MAX_ROWS", 3)
+    published = History(Point(key, s, 1000 * s, 0.5) for s in range(8) for key in ("a", "system/x"))
+    whole = History(Point("a", step, 1000 * step, 0.5) for step in range(6))
+    history = History()
+    history.load_state_dict(whole.state_dict(published, ("a", 1)))
+    assert history.may_be_cut
+    assert [(p.key, p.step) for p in history.before(published)] == [("a", 0), ("a", 2)]
+    assert history.newest("a") == [0.5] * 3
+
+
+def test_what_a_checkpoint_takes_does_not_grow_with_the_epochs_before_it():
+    """Its size and what is looked at: each row of the past is looked at once."""
+    history, published = History(), History()
+    looked = 0
+
+    class Counted(dict):
+        def __contains__(self, where):
+            nonlocal looked
+            looked += 1
+            return super().__contains__(where)
+
+    sizes = []
+    for step in range(3 * metrics.MAX_ROWS):
+        point = Point("a", step, step, 0.5)
+        history.add(point)
+        published.add(point)
+        published._row_of = Counted(published._row_of) if not step else published._row_of
+        if step % 100 == 99:
+            sizes.append(len(history.state_dict(published)["a"]))
+    assert max(sizes) == metrics.MAX_ROWS
+    assert looked <= 2 * len(published._row_of) + len(sizes)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import onward
+from onward import metrics
 from onward.checkpoint import staging
 from onward.checkpoint.plain import to_plain
 from onward.errors import Interrupted
 from onward.metrics import is_wall_clock
+from onward.publish import results
 from onward.run import parts
 from onward.run.differences import first_difference
 
@@ -97,6 +99,32 @@ EVERY_3 = {"checkpoint_steps": 3}
 )
 def test_a_resume_ends_as_if_nothing_had_happened(tracking, one_thread, loop, kills, options):
     trial(tracking, getattr(own_loops, loop), kills, **options)
+
+
+def test_values_that_a_checkpoint_leaves_out_are_missed_nowhere(tracking, one_thread, monkeypatch):
+    """A resume, a fork and the figures have all of them, also on an axis of its own."""
+    monkeypatch.setattr(metrics, "MAX_ROWS", 2)
+    drawn = {}
+
+    def draw(history, _begun, key, *_others):
+        drawn[key] = [step for step, _value in history.series(key)]
+        return b"a picture"
+
+    monkeypatch.setattr(results.curves, "metric_curve", draw)
+    options = {"logs_steps": True, "checkpoint_freq": 1}
+    run_id = trial(tracking, own_loops.classifier, [8, 8], **options)
+    assert drawn["accuracy"] == [1, 2, 3, 4]
+    assert drawn["step_loss"] == list(range(100, 124))
+    saved = onward.checkpoints(run_id)
+    assert [len(saved.content(epoch).history.values("loss")) for epoch in (2, 3, 4)] == [2, 2, 2]
+    assert saved.content(4).history.get("accuracy", 2) is not None  # the best
+    assert len(saved.content(4).history.values("accuracy")) == 3
+    own_loops.classifier(
+        resume_run=run_id, resume_epoch="3", fork=True, upload="sync", logs_steps=True
+    )
+    fork_id = only_id(tracking)
+    assert fork_id != run_id
+    assert curve(tracking, fork_id) == curve(tracking, run_id)
 
 
 def loaders():

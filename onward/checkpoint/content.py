@@ -36,7 +36,7 @@ class Content:
         epoch_seconds: What it has taken so far.
         parts: Name to what the `state_dict` of that part returned.
         rng: The state of the random number generators.
-        history: Every metric so far.
+        history: Every metric so far; as it was read, of each the newest values: see `to_dict`.
         best_epoch: The best epoch so far, None if there is none.
         monitor: By which it is the best.
         config: The options of the run.
@@ -114,16 +114,22 @@ class Content:
             if getattr(self, name) and getattr(self, name) != default
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the file holds."""
+    def to_dict(self, published: History | None = None) -> dict[str, Any]:
+        """Return what the file holds.
+
+        Args:
+            published: What need not be in it, but the newest of each metric and the best; see
+                `History.state_dict`. Default: all of the history is.
+        """
         declared = {} if self.monitor == UNDECLARED else {"monitor": str(self.monitor)}
+        best = (self.monitor.name, self.best_epoch or 0)
         return {
             "format_version": self.format_version,
             **{name: getattr(self, name) for name in _FIELDS},
             **declared,
             **self._told,
             **{f"{name}{_SUFFIX}": state for name, state in self.parts.items()},
-            "history": self.history.state_dict(),
+            "history": self.history.state_dict(published, best),
             **self.extras,
         }
 

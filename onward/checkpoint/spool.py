@@ -11,7 +11,7 @@
     attempt_3/rank_1/epoch_12/          what another rank has of it, on whatever disk that writes to
 
 All of it is fsynced before it counts, and any of it can be published again: the journal, the
-checkpoints, and in each checkpoint the whole history of metrics with their recorded times.
+checkpoints, and in each checkpoint the metrics with their recorded times, see `History.state_dict`.
 """
 
 from __future__ import annotations

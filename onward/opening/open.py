@@ -48,6 +48,7 @@ from onward.options.command import train_command
 from onward.options.declare import DATA, covered_by
 from onward.options.request import Launch
 from onward.options.run_options import RunOptions
+from onward.publish.results import left_out
 from onward.run import rng
 from onward.run.run import Run
 from onward.run.subject import Kind, Subject, stored_of
@@ -289,8 +290,9 @@ class _Way:
             content = dataclasses.replace(
                 content, rng=rng.fresh("fork", options.seed, source.epoch)
             )
-        tags = forked_from(source.record.run_id, source.epoch)
-        return from_contents(self.opening, subject, [content], tags, source.record.experiment_id)
+        record, tags = source.record, forked_from(source.record.run_id, source.epoch)
+        older = left_out(self.opening.tracking, record.run_id, content)
+        return from_contents(self.opening, subject, [content], tags, record.experiment_id, older)
 
     def _from_file(self, path: Path, weights_only: bool) -> Run:
         subject, content = self.kind.from_file(path, self.given, weights_only)

@@ -17,7 +17,7 @@ from onward.checkpoint.policy import find_best
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import retried
 from onward.errors import NotOffered, StoreUnavailable, Superseded
-from onward.metrics import STEP, logged_keys
+from onward.metrics import STEP, History, Point, logged_keys
 from onward.monitor import UNDECLARED
 from onward.options.run_options import RunOptions
 from onward.publish import curves
@@ -142,7 +142,7 @@ def _publish(
             del make, log_it
         drawn: dict[str, bytes] = {}
         if manifest == last:
-            drawn |= _curves(record, content)
+            drawn |= _curves(tracking, record, content)
             drawn |= results.figures(content, is_best=False)
         if manifest == best:
             drawn |= results.figures(content, is_best=True)
@@ -238,15 +238,24 @@ def register_checkpoint(
     log.info(_("It is version %d of the registered model '%s'"), number, name)
 
 
-def _curves(record: RunRecord, content: Content) -> dict[str, bytes]:
-    history, monitor = content.history, content.monitor
+def left_out(tracking: Tracking, run_id: str, content: Content) -> list[Point]:
+    """Return what a checkpoint has left out of the run's history, since it is published."""
+    history = content.history
+    if not history.may_be_cut:
+        return []
+    return history.before(tracking.published(run_id, history.keys()))
+
+
+def _curves(tracking: Tracking, record: RunRecord, content: Content) -> dict[str, bytes]:
+    older, monitor = left_out(tracking, record.run_id, content), content.monitor
+    history = History([*older, *content.history]) if older else content.history
     last = max((point.step for point in history if point.key not in content.axes), default=0)
     begun = {
         number: first
         for number, first in first_epochs(record.tags).items()
         if number <= record.attempts and first <= last + 1  # others wrote the rest
     }
-    best = monitor.best(history.series(monitor.name))
+    best = monitor.best(content.history.series(monitor.name))
     if record.standing.script is None:
         return {
             "loss": curves.loss_curves(history, begun, best.epoch if best else None),

@@ -14,6 +14,7 @@ from support import SMALL, client, environment, launch, mlflow_server, run_comma
 
 import onward
 from onward.attempts import attempt, heartbeat
+from onward.checkpoint import uploader
 
 pytestmark = pytest.mark.slow
 
@@ -176,6 +177,7 @@ def train_own_loop(asked, epochs):
 def test_an_epoch_is_one_batch_of_metrics_and_tags_and_one_upload_a_file(asked, monkeypatch):
     """The training thread itself asks nothing of the server. 2 s."""
     monkeypatch.setattr(attempt, "seconds_awake_or_asleep", lambda: 0.0)  # no moment is over
+    monkeypatch.setattr(uploader, "ROUND_SECONDS", 0.0)  # each epoch has a round of its own
     (few, own), (many, more_own) = train_own_loop(asked, 2), train_own_loop(asked, 6)
     assert not own + more_own, "on the training thread"
     more = many - few
@@ -190,4 +192,14 @@ def test_an_epoch_is_one_batch_of_metrics_and_tags_and_one_upload_a_file(asked, 
     derived = {call.rsplit("/", 1)[1]: n for call, n in uploads.items() if n != 1 / 4}
     assert derived.keys() <= {"index.json", "attempt_1.log"}  # both now and then
     assert max(derived.values(), default=0) <= 1
-    assert more["GET /api/2.0/mlflow/runs/get"] / 4 == 1  # the lease, right before the manifest
+    assert not more["GET /api/2.0/mlflow/runs/get"], "the lease, though it was asked for just now"
+
+
+def test_epochs_of_a_round_are_one_batch_of_metrics_and_tags(asked, monkeypatch):
+    """However many there are: all that follows their uploads is done once. 2 s."""
+    monkeypatch.setattr(uploader, "ROUND_SECONDS", 1e6)  # the second is begun by the end
+    (few, _own), (many, _more_own) = train_own_loop(asked, 3), train_own_loop(asked, 7)
+    more = many - few
+    assert not more["POST /api/2.0/mlflow/runs/log-batch"]
+    put = re.compile(r"PUT .*/manifest\.json").fullmatch
+    assert sum(n for call, n in more.items() if put(call)) == 4

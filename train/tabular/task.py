@@ -159,12 +159,15 @@ class TabularTask:
         upload(folder, self.options.upload_data, files)
 
     def extras(self, history: History, best: Best | None) -> dict[str, Any]:
-        """Return what the script version's files held; `aucs` is a historical name."""
+        """Return what the script version's files held; `aucs` is a historical name.
+
+        Of each list the newest: a checkpoint does not grow with all the epochs before it.
+        """
         is_own = best is not None and self.options.monitor in (None, str(self.monitor))
         return {
-            "train_losses": history.values("train_loss"),
-            "val_losses": history.values("val_loss"),
-            "aucs": history.values(self.monitor.name),
+            "train_losses": history.newest("train_loss"),
+            "val_losses": history.newest("val_loss"),
+            "aucs": history.newest(self.monitor.name),
             "best_corr": best.value if best is not None and is_own else None,
         }
 
