@@ -178,8 +178,8 @@ class History:
         """Return one float64 tensor [N, 3] per key: step, timestamp (ms), value.
 
         Args:
-            known: What is published. Of each metric the newest `MAX_ROWS` values are returned,
-                and those from the first on that is not. Default: all are.
+            known: What is published, the same at each call. Of each metric the newest `MAX_ROWS`
+                values are returned, and those from the first on that is not. Default: all are.
             always: Metric and step of a value that is returned however old it is.
         """
         import torch

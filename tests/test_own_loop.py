@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import own_loops
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader
 import onward
 from onward import metrics
 from onward.checkpoint import staging
+from onward.checkpoint.content import Content
 from onward.checkpoint.plain import to_plain
 from onward.errors import Interrupted
-from onward.metrics import is_wall_clock
+from onward.metrics import History, Point, is_wall_clock
+from onward.monitor import Monitor
 from onward.publish import results
 from onward.run import parts
 from onward.run.differences import first_difference
@@ -125,6 +128,24 @@ def test_values_that_a_checkpoint_leaves_out_are_missed_nowhere(tracking, one_th
     fork_id = only_id(tracking)
     assert fork_id != run_id
     assert curve(tracking, fork_id) == curve(tracking, run_id)
+    # Its first checkpoint has all of it: killed before that is published, it lacks nothing.
+    assert onward.checkpoints(fork_id).content(3).history.values("loss") == [
+        value for step, value in curve(tracking, run_id)["loss"] if step <= 3
+    ]
+
+
+def test_no_published_value_is_believed_to_be_the_best(monkeypatch):
+    """What a checkpoint has left out comes from MLflow, where anybody can write."""
+    monkeypatch.setattr(metrics, "MAX_ROWS", 2)
+    rows = [Point("accuracy", step, step, value) for step, value in [(2, 0.7), (4, 0.5), (5, 0.6)]]
+    content = Content(
+        epoch=5, step=5, parts={}, rng={}, history=History(rows), best_epoch=2,
+        monitor=Monitor("accuracy", "max"),
+    )  # fmt: skip
+    told = [Point("accuracy", 1, 1, 0.6), Point("accuracy", 3, 3, 0.99), *rows]
+    asked = SimpleNamespace(published=lambda _run_id, _keys: History(told))
+    found = results.with_all_history(asked, "r1", content).history
+    assert list(found.series("accuracy")) == [(1, 0.6), (2, 0.7), (4, 0.5), (5, 0.6)]
 
 
 def loaders():

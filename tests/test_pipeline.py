@@ -958,6 +958,22 @@ def test_a_long_upload_is_told_of_before_the_next(saver, rounds, calls, publishe
     ]
 
 
+def test_a_round_takes_what_waited_when_it_began(saver, rounds, calls, stored, published):
+    """What comes while it is under way is for the next, and may be overtaken until then."""
+    rounds(1e6)
+    run, held = saver(), calls.hold(FIRST)
+    run.save(1, kept=True)
+    held.wait()
+    for epoch in (2, 3):
+        run.save(epoch, epoch / 10)
+        run.written()
+    calls.free()
+    wait_for(lambda: published() == [1])
+    wait_for(lambda: run.spooled() == [3])
+    assert run.close()
+    assert stored() == [1, 3]
+
+
 def test_training_that_waits_for_room_begins_a_round(saver, rounds, calls, stored):
     """Else a full spool would be emptied by the clock."""
     rounds(1e6)
@@ -979,19 +995,26 @@ def test_sync_has_no_rounds(saver, rounds, stored):
     assert run.close()
 
 
-def test_what_lost_ranks_have_brought_is_not_swept_away(saver, artifacts, monkeypatch):
-    """The next attempt completes it; what else need not stay goes."""
-    run = saver(is_sync=True)
-    for epoch in (1, 2, 3):
-        run.save(epoch)
+def test_what_lost_ranks_have_brought_is_not_swept_away(saver, rounds, artifacts, monkeypatch):
+    """The next attempt completes it; what else need not stay goes, also in its round."""
+    rounds(1e6)
+    run = saver()
+    run.save(1, 0.1)
+    run.written()
+    wait_for(lambda: not run.pipeline.num_waiting)
+    complete = run.publisher.store.gathering.complete
 
-    def lacks(here, cut, *_):
-        raise RankFilesMissing(1, cut.name, "it is gone")
+    def lacks(here, cut, *more):
+        if cut.epoch == 3:
+            raise RankFilesMissing(1, cut.name, "it is gone")
+        return complete(here, cut, *more)
 
     monkeypatch.setattr(run.publisher.store.gathering, "complete", lacks)
     run.pipeline.rank_files = SimpleNamespace(is_lost=True)
-    run.save(4)
-    assert run.pipeline.has_left
+    for epoch in (2, 3):
+        run.save(epoch, epoch / 10, kept=True)
+        run.written()
     assert run.close()
+    assert run.pipeline.has_left
     there = set(artifacts.list("checkpoints")) - {"index.json", "index.html"}
-    assert there == {"epoch_1", "epoch_3", "epoch_4"}
+    assert there == {"epoch_2", "epoch_3"}

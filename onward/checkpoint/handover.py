@@ -117,11 +117,11 @@ class Shared:
             lambda: self.closing or self.is_urgent or is_over(), max(0.0, pause_seconds())
         )
 
-    def begin_upload(self) -> Spooled | None:
-        """Take the oldest that waits, to be brought now; None: there is none."""
+    def begin_upload(self, newest: tuple[int, int]) -> Spooled | None:
+        """Take the oldest that waits, to be brought now; None: it is newer than `newest`."""
         with self.changed:
-            is_any = self.spooled and not self.is_over
-            self.uploading, self.begun = self.spooled[0] if is_any else None, time.monotonic()
+            waiting = [s for s in self.spooled if s.manifest.order <= newest and not self.is_over]
+            self.uploading, self.begun = next(iter(waiting), None), time.monotonic()
             return self.uploading
 
     def has_committed(self, spooled: Spooled) -> None:

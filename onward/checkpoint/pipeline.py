@@ -182,7 +182,7 @@ class Pipeline:
 
     @property
     def num_waiting(self) -> int:
-        """Checkpoints in the spool that are not committed."""
+        """Checkpoints in the spool that are not committed, or not told of yet."""
         with self._shared.changed:
             return self._shared.num_waiting
 

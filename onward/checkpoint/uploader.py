@@ -60,22 +60,22 @@ class Uploader:
                 shared.wait_for_work(self._seconds_to_round)
                 if shared.is_over:
                     return
-                is_end = not shared.spooled
-            if is_end:
+                newest = shared.spooled[-1].manifest.order if shared.spooled else None
+            if newest is None:
                 self._begin(self._publisher.tidy)
                 self._begin(shared.ending or (lambda: None))
                 return
             self._round_at = time.monotonic()
-            self._work_a_round()
+            self._work_a_round(newest)
 
     def _seconds_to_round(self) -> float:
         if not self._has_rounds:
             return 0.0
         return self._round_at + ROUND_SECONDS - time.monotonic()
 
-    def _work_a_round(self) -> None:
-        """Commit what waits, for as long as the round lasts; then tell of all of it."""
-        while (spooled := self._shared.begin_upload()) is not None:
+    def _work_a_round(self, newest: tuple[int, int]) -> None:
+        """Commit what waits, up to `newest` and for as long as the round lasts; then tell of it."""
+        while (spooled := self._shared.begin_upload(newest)) is not None:
             self._until_it_works(functools.partial(self._commit, spooled), spooled)
             if self._seconds_to_round() <= 0:
                 break

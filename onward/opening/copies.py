@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from onward.checkpoint.content import Content
 from onward.checkpoint.format import write_checkpoint
@@ -34,11 +34,10 @@ def from_contents(
     contents: Sequence[Content],
     tags: Mapping[str, str],
     experiment_id: str,
-    older: Iterable[Point] = (),
 ) -> Run:
     """Start a new run whose first act is to commit checkpoints of its own, with their history.
 
-    It goes on from the last of `contents`. Its curves begin with `older`, which these have not.
+    It goes on from the last of `contents`.
     """
     record = opening.new_run(experiment_id)
     require_local_artifacts(record)
@@ -48,7 +47,6 @@ def from_contents(
     start = start_from(newest, newest.history)
     pipeline = opening.begin(subject, record, attempt, tags, fresh_start(subject))
     describe(opening.tracking, subject, record)
-    pipeline.publisher.add(older, (0, 0))
     pipeline.publisher.add_held(newest)
     for content in owned:
         path = pipeline.spool.path(content.name)

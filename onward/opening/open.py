@@ -48,7 +48,7 @@ from onward.options.command import train_command
 from onward.options.declare import DATA, covered_by
 from onward.options.request import Launch
 from onward.options.run_options import RunOptions
-from onward.publish.results import left_out
+from onward.publish.results import with_all_history
 from onward.run import rng
 from onward.run.run import Run
 from onward.run.subject import Kind, Subject, stored_of
@@ -284,15 +284,14 @@ class _Way:
         )  # fmt: skip
         subject = self.kind.open(options, stored)
         log.info(_("Forking run '%s' at epoch %d"), source.record.run_id, source.epoch)
-        content = source.content
-        assert content is not None
+        assert source.content is not None
+        content = with_all_history(self.opening.tracking, source.record.run_id, source.content)
         if options.seed != source.options.seed:
             content = dataclasses.replace(
                 content, rng=rng.fresh("fork", options.seed, source.epoch)
             )
-        record, tags = source.record, forked_from(source.record.run_id, source.epoch)
-        older = left_out(self.opening.tracking, record.run_id, content)
-        return from_contents(self.opening, subject, [content], tags, record.experiment_id, older)
+        tags = forked_from(source.record.run_id, source.epoch)
+        return from_contents(self.opening, subject, [content], tags, source.record.experiment_id)
 
     def _from_file(self, path: Path, weights_only: bool) -> Run:
         subject, content = self.kind.from_file(path, self.given, weights_only)

@@ -15,7 +15,7 @@ from onward.opening.source import find_run, local_folder, open_store
 from onward.opening.waiting import publish_waiting, tell_overtaken, whole_checkpoints
 from onward.options.command import train_command
 from onward.options.request import Launch
-from onward.publish.results import left_out
+from onward.publish.results import with_all_history
 from onward.run.subject import Kind, require_kind, stored_of
 from onward.terminal.report import Reporter
 from onward.tracking.client import Tracking
@@ -84,8 +84,8 @@ def fork_spool(
     subject = kind.open(options, stored_of(tracking, record, options, newest.data_fingerprint))
     opening = Opening(tracking, Launch(), None, reporter)
     tags = forked_from(record.run_id, newest.epoch)
-    older = left_out(tracking, record.run_id, newest)
-    run = from_contents(opening, subject, contents, tags, record.experiment_id, older)
+    contents[-1] = with_all_history(tracking, record.run_id, newest)
+    run = from_contents(opening, subject, contents, tags, record.experiment_id)
     opening.abandon("KILLED")
     opening.folder(tracking.get_run(run.run_id)).spool(1).discard()
     spool.discard()

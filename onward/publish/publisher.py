@@ -83,6 +83,7 @@ class Publisher:
         self._page_at = self._log_at = -math.inf
         self._prune_at = -math.inf  # when the store is asked again to delete
         self._is_tidy = True  # whether the store has refused nothing of it
+        self._is_stale = False  # whether the index has another one of a name that was committed
 
     def add(self, points: Iterable[Point], order: Order | None = None) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed.
@@ -117,20 +118,20 @@ class Publisher:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed; nothing more may be published.
         """
-        if any(m.is_same(manifest) for m in self.manifests):
-            return
-        previous = self.manifests[-1] if self.manifests else None
+        if not any(m.is_same(manifest) for m in self.manifests):
+            previous = self.manifests[-1] if self.manifests else None
 
-        def link(cut: Manifest) -> Manifest:
-            self._attempt.require_lease(COMMIT_LEASE_SECONDS)
-            return self.store.linked(cut, previous)
+            def link(cut: Manifest) -> Manifest:
+                self._attempt.require_lease(COMMIT_LEASE_SECONDS)
+                return self.store.linked(cut, previous)
 
-        folder = self._spool.path(manifest.name)
-        stored = self.store.put(folder, manifest, self._require_lease, link)
-        others = [m for m in self.manifests if m.name != manifest.name]
-        replaces, self.manifests = len(others) < len(self.manifests), [*others, stored]
-        if replaces:
-            self.settle()  # at once: the index has another one of that name
+            folder = self._spool.path(manifest.name)
+            stored = self.store.put(folder, manifest, self._require_lease, link)
+            others = [m for m in self.manifests if m.name != manifest.name]
+            self._is_stale |= len(others) < len(self.manifests)
+            self.manifests = [*others, stored]
+        if self._is_stale:
+            self.settle()
 
     def settle(self) -> None:
         """Do what follows commits: publish, point, prune.
@@ -150,6 +151,7 @@ class Publisher:
         self._publish(newest, index)
         self._require_lease()
         self._prune(gone, index)
+        self._is_stale = False
 
     def _publish(self, newest: Manifest, index: bytes) -> None:
         """Publish what a checkpoint holds, and point to it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import re
@@ -142,7 +143,7 @@ def _publish(
             del make, log_it
         drawn: dict[str, bytes] = {}
         if manifest == last:
-            drawn |= _curves(tracking, record, content)
+            drawn |= _curves(record, with_all_history(tracking, run_id, content))
             drawn |= results.figures(content, is_best=False)
         if manifest == best:
             drawn |= results.figures(content, is_best=True)
@@ -238,24 +239,33 @@ def register_checkpoint(
     log.info(_("It is version %d of the registered model '%s'"), number, name)
 
 
-def left_out(tracking: Tracking, run_id: str, content: Content) -> list[Point]:
-    """Return what a checkpoint has left out of the run's history, since it is published."""
-    history = content.history
+def with_all_history(tracking: Tracking, run_id: str, content: Content) -> Content:
+    """Return a checkpoint with what it has left out of its run's history, since it is published."""
+    history, monitor = content.history, content.monitor
     if not history.may_be_cut:
-        return []
-    return history.before(tracking.published(run_id, history.keys()))
+        return content
+    best = monitor.best(history.series(monitor.name))
+
+    def beats_best(point: Point) -> bool:
+        is_judged = best is not None and point.key == monitor.name
+        return is_judged and monitor.is_better(point.value, best and best.value)
+
+    # IMPORTANT: what is best is known by the checkpoint; anybody can publish a better value.
+    published = tracking.published(run_id, history.keys())
+    older = [point for point in history.before(published) if not beats_best(point)]
+    points = sorted([*older, *history], key=lambda point: (point.timestamp_ms, point.step))
+    return dataclasses.replace(content, history=History(points))
 
 
-def _curves(tracking: Tracking, record: RunRecord, content: Content) -> dict[str, bytes]:
-    older, monitor = left_out(tracking, record.run_id, content), content.monitor
-    history = History([*older, *content.history]) if older else content.history
+def _curves(record: RunRecord, content: Content) -> dict[str, bytes]:
+    history, monitor = content.history, content.monitor
     last = max((point.step for point in history if point.key not in content.axes), default=0)
     begun = {
         number: first
         for number, first in first_epochs(record.tags).items()
         if number <= record.attempts and first <= last + 1  # others wrote the rest
     }
-    best = monitor.best(content.history.series(monitor.name))
+    best = monitor.best(history.series(monitor.name))
     if record.standing.script is None:
         return {
             "loss": curves.loss_curves(history, begun, best.epoch if best else None),

@@ -105,7 +105,9 @@ class Saving:
         optimizers = state.optimizers if self._subject.copies_in_background else []
         may_wait = changed_by_step(*optimizers) if optimizers else None
         required |= self._is_spread  # by all ranks, or by none
-        document = content.to_dict(self._pipeline.publisher.published)
+        # Only rank 0 publishes, and writes this.
+        is_ours = self._world.is_leader
+        document = content.to_dict(self._pipeline.publisher.published if is_ours else state.history)
         if self._pipeline.save(document, content.metrics, kept, may_wait, required, pieces):
             self._saved, self._saved_at = (state.epoch, state.step), time.monotonic()
             self._world.lives.remember(self._run_id, state.step)

@@ -6,7 +6,9 @@ kills right before the third call of `part` for the checkpoint of epoch 2; `afte
 it; `amid:`, where it sends a file to a server, once half of that is sent. Without a number it is
 the first call. Whoever makes the call dies: the attempt that trains the epoch, or a resume that
 publishes what the attempt before it left. Checkpoints are cut into small parts, so that there are
-several, but for `file`. Steps are
+several, but for `file`. Each checkpoint goes up as soon as it is written, and all that follows is
+done for it alone; with `round:` in front, all but the first go up when training is over, and share
+what follows. Steps are
 
     write       the files of the checkpoint are written to the spool
     fsync       one of them, or a folder of them, is brought to the disk
@@ -170,12 +172,12 @@ def arm(when: str, step: str, number: int, epoch: int) -> None:
             self.set_tags(run_id, tags)
 
     Tracking.log_points = stored  # one request: a server that stores it one after the other may die
-    uploader.ROUND_SECONDS = 0.0  # so that each checkpoint has each step
 
 
 if __name__ == "__main__":
-    when, step, number, epoch = re.fullmatch(
-        r"(before|amid|after):(\w+)(?::(\d+))?@(\d+)", sys.argv[1]
+    of_round, when, step, number, epoch = re.fullmatch(
+        r"(round:)?(before|amid|after):(\w+)(?::(\d+))?@(\d+)", sys.argv[1]
     ).groups()
+    uploader.ROUND_SECONDS = 1e6 if of_round else 0.0
     arm(when, step, int(number or 1), int(epoch))
     cli.main(sys.argv[2:])

@@ -193,13 +193,3 @@ def test_an_epoch_is_one_batch_of_metrics_and_tags_and_one_upload_a_file(asked, 
     assert derived.keys() <= {"index.json", "attempt_1.log"}  # both now and then
     assert max(derived.values(), default=0) <= 1
     assert not more["GET /api/2.0/mlflow/runs/get"], "the lease, though it was asked for just now"
-
-
-def test_epochs_of_a_round_are_one_batch_of_metrics_and_tags(asked, monkeypatch):
-    """However many there are: all that follows their uploads is done once. 2 s."""
-    monkeypatch.setattr(uploader, "ROUND_SECONDS", 1e6)  # the second is begun by the end
-    (few, _own), (many, _more_own) = train_own_loop(asked, 3), train_own_loop(asked, 7)
-    more = many - few
-    assert not more["POST /api/2.0/mlflow/runs/log-batch"]
-    put = re.compile(r"PUT .*/manifest\.json").fullmatch
-    assert sum(n for call, n in more.items() if put(call)) == 4

@@ -138,6 +138,18 @@ def test_killed_at_every_durable_step_and_resumed_elsewhere(undisturbed, tmp_pat
     assert differences(expected, outcome(uri, run_id, root, tmp_path)) == []
 
 
+def test_killed_within_a_round_and_resumed_elsewhere(tmp_path, server):
+    """Invariants 1, 2, 3, 5: several checkpoints are committed, and nothing that follows is done;
+    once with others to come, once with all."""
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    options = (*OPTIONS, "--checkpoint_freq", "1", "--upload", "async")
+    expected = never_interrupted(folder, options)
+    links = [("round:before:manifest@9", 9), ("round:before:publish@12", None)]
+    run_id = run_through(links, options, tmp_path, server.address, server.folder, moves=True)
+    assert differences(expected, outcome(server.address, run_id, server.folder, tmp_path)) == []
+
+
 def run_through(links, options, tmp_path, uri, root, moves):
     """Let a run die and go on until it ends; return its ID.
 
