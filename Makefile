@@ -47,7 +47,7 @@ help:
 run: $(STAMP)
 	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/mlflow run . --env-manager local $(P:%=-P %)
 
-# In at most 8 minutes on 2 cores. `make contract` runs what this leaves out; CI runs both.
+# In 6 to 16 minutes on 2 cores. `make contract` runs what this leaves out; CI runs both.
 test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

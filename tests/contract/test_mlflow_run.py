@@ -135,18 +135,30 @@ def test_from_a_zip_and_from_a_git_address(project, tmp_path):
     assert client(uri).get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that no signal reached; return what it was started with, and what it has saved."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    table = str(write_table(folder / "table.csv"))
+    # As many as last for longer than a signal takes to arrive.
+    options = (*SMALL, "--target", "price", "--data", table, "--dropout", "0.1", "--epochs", "150")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    done = launch(*options, cwd=folder, env=environment(folder / "home", uri))
+    assert done.returncode == 0, done.stderr
+    return options, comparable(checkpoint(uri, only_run(uri).info.run_id, folder / "saved"))
+
+
 @pytest.mark.parametrize(
     ("whom", "number"),
     [("group", signal.SIGTERM), ("group", signal.SIGKILL), ("group", signal.SIGINT),
      ("child", signal.SIGTERM)],
 )  # fmt: skip
-def test_a_signal_to_the_group_or_to_the_child(project, tmp_path, whom, number):
+def test_a_signal_to_the_group_or_to_the_child(project, undisturbed, tmp_path, whom, number):
     """Killed at any moment, through `mlflow run`, a run goes on to where an undisturbed one ends;
     a signal that can be caught never leaves it RUNNING. A launcher that outlives it says FAILED."""
     env = environment(tmp_path / "home")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    table = str(write_table(tmp_path / "table.csv"))
-    options = (*SMALL, "--target", "price", "--data", table, "--dropout", "0.1", "--epochs", "400")
+    options, expected = undisturbed
     process = start(project, *options, cwd=tmp_path, env=env)
     for line in process.stdout:
         if line.startswith("epoch 7 "):
@@ -163,13 +175,10 @@ def test_a_signal_to_the_group_or_to_the_child(project, tmp_path, whom, number):
         if (whom, number) == ("group", signal.SIGTERM):
             assert only_run(uri).info.status == "KILLED"
     code, printed = mlflow_run(
-        project, "--resume_run", run.info.run_id, "--epochs", "400", cwd=tmp_path, env=env
+        project, "--resume_run", run.info.run_id, "--epochs", "150", cwd=tmp_path, env=env
     )
     assert code == 0, printed
-    other = f"sqlite:///{tmp_path}/other.db"
-    assert launch(*options, cwd=tmp_path, env=environment(tmp_path / "home", other)).returncode == 0
-    expected = comparable(checkpoint(other, only_run(other).info.run_id, tmp_path / "a"))
-    saved = comparable(checkpoint(uri, run.info.run_id, tmp_path / "b"))
+    saved = comparable(checkpoint(uri, run.info.run_id, tmp_path / "saved"))
     assert differences(expected, saved) == []
 
 
