@@ -7,8 +7,8 @@ it; `amid:`, where it sends a file to a server, once half of that is sent. Witho
 the first call. Whoever makes the call dies: the attempt that trains the epoch, or a resume that
 publishes what the attempt before it left. Checkpoints are cut into small parts, so that there are
 several, but for `file`. Each checkpoint goes up as soon as it is written, and all that follows is
-done for it alone; with `round:` in front, all but the first go up when training is over, and share
-what follows. Steps are
+done for it alone; with `round:` in front, all but the first go up when training is over, share
+what follows, and are whole files. Steps are
 
     write       the files of the checkpoint are written to the spool
     fsync       one of them, or a folder of them, is brought to the disk
@@ -179,5 +179,6 @@ if __name__ == "__main__":
         r"(round:)?(before|amid|after):(\w+)(?::(\d+))?@(\d+)", sys.argv[1]
     ).groups()
     uploader.ROUND_SECONDS = 1e6 if of_round else 0.0
+    PART_BYTES = 1 << 28 if of_round else PART_BYTES
     arm(when, step, int(number or 1), int(epoch))
     cli.main(sys.argv[2:])
