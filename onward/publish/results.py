@@ -18,7 +18,7 @@ from onward.checkpoint.policy import find_best
 from onward.checkpoint.store import CheckpointStore
 from onward.checkpoint.transfers import retried
 from onward.errors import NotOffered, StoreUnavailable, Superseded
-from onward.metrics import STEP, History, Point, logged_keys
+from onward.metrics import STEP, History, logged_keys
 from onward.monitor import UNDECLARED
 from onward.options.run_options import RunOptions
 from onward.publish import curves
@@ -245,14 +245,13 @@ def with_all_history(tracking: Tracking, run_id: str, content: Content) -> Conte
     if not history.may_be_cut:
         return content
     best = monitor.best(history.series(monitor.name))
-
-    def beats_best(point: Point) -> bool:
-        is_judged = best is not None and point.key == monitor.name
-        return is_judged and monitor.is_better(point.value, best and best.value)
-
     # IMPORTANT: what is best is known by the checkpoint; anybody can publish a better value.
-    published = tracking.published(run_id, history.keys())
-    older = [point for point in history.before(published) if not beats_best(point)]
+    limits = {} if best is None else {monitor.name: best.value}
+    older = [
+        point
+        for point in history.before(tracking.published(run_id, history.keys()))
+        if point.key not in limits or not monitor.is_better(point.value, limits[point.key])
+    ]
     points = sorted([*older, *history], key=lambda point: (point.timestamp_ms, point.step))
     return dataclasses.replace(content, history=History(points))
 
