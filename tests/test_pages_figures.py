@@ -444,7 +444,7 @@ def every_figure():
     measured = history(train_loss=[3.0, nan, 1.0], val_loss=[2.0] * 3, val_pearson=[0.1, 0.2, 0.3])
     narrow, wide = rows(2001), rows(2001, spread=3)
     wide[0][:2], wide[1][2] = -1, nan
-    title = figures.title_of("price", 2001, 3, is_best=True)
+    title = figures.title_of("price", 2001, 3)
     return [
         curves._loss_figure(measured, {1: 1, 2: 2}, 3),
         curves._loss_figure(measured, {1: 1, 2: 2, 3: 2}, None),
@@ -452,7 +452,7 @@ def every_figure():
         monitor_figure(History(), {}, None),
         *(draw(*narrow, title) for draw in (figures._predicted_figure, figures._residual_figure)),
         *(draw(*wide, title) for draw in (figures._predicted_figure, figures._residual_figure)),
-        figures._predicted_figure(*rows(0), figures.title_of("price", 0, 3, is_best=False)),
+        figures._predicted_figure(*rows(0), figures.title_of("price", 0, 3)),
     ]
 
 
@@ -466,7 +466,7 @@ def test_figures_are_in_chinese_where_a_font_has_it(chinese_font, chinese, caplo
     said = "\n".join(map(texts, drawn))
     for text in ("损失", "val_pearson", "最佳：第 3 轮", "最佳：0.30000（第 3 轮）", "第 2 次尝试"):
         assert text in said
-    for text in ("第 2 到第 3 次尝试", "真实值", "price，2,001 行验证数据，最佳轮次 3", "行数"):
+    for text in ("第 2 到第 3 次尝试", "真实值", "price，2,001 行验证数据，第 3 轮", "行数"):
         assert text in said
     assert not caplog.records
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
@@ -485,10 +485,10 @@ def test_without_a_font_figures_stay_english(no_fonts, chinese, caplog, recwarn)
 
 def test_without_a_font_only_the_name_of_a_target_is_escaped(no_fonts, chinese, caplog):
     """Of the title around it nothing is, and it is warned of once."""
-    title = figures.title_of("价格", 5, 3, is_best=True)
+    title = figures.title_of("价格", 5, 3)
     for draw in (figures._residual_figure, figures._predicted_figure):
         shown = draw(*rows(5), title).get_suptitle()
-        assert shown == r"\u4ef7\u683c, 5 validation rows, best epoch 3"
+        assert shown == r"\u4ef7\u683c, 5 validation rows, epoch 3"
     assert len(caplog.records) == 1
 
 

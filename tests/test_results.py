@@ -30,6 +30,7 @@ from onward.publish import results
 from onward.system import environment
 from onward.tracking import models as model_files
 from onward.tracking.names import DATA_TAG, MODEL_TAG
+from train.tabular import figures
 from train.tabular.data import cache
 from train.tabular.data.provide import cache_folder
 from train.tabular.options import Config
@@ -141,6 +142,27 @@ def test_a_model_is_logged_without_a_look_at_each_installed_package(train, track
     assert len(models(tracking)) == 1
     assert scanned == []
     assert requirements_utils._MODULES_TO_PACKAGES is None, "others are to find it as it was"
+
+
+def test_a_last_epoch_that_is_the_best_is_drawn_once(train, tracking, monkeypatch):
+    """Its pictures have both names; else the two epochs have their own."""
+    drawn = []
+    draw = figures.residuals
+    monkeypatch.setattr(figures, "residuals", lambda *of: drawn.append(of) or draw(*of))
+    train("--epochs", "1")
+    root = Path(the_run(tracking).artifact_uri) / "figures"
+    assert len(drawn) == 1
+    for name in ("predicted", "residuals"):
+        last, best = (root / f"{which}_{name}.png" for which in ("last", "best"))
+        assert last.read_bytes() == best.read_bytes()
+
+
+def test_the_best_epoch_and_the_last_are_drawn(train, tracking):
+    """Where they are not the same, their pictures are not."""
+    train("--epochs", "3", "--monitor", "val_loss:max")  # of which the first epoch has most
+    root = Path(the_run(tracking).artifact_uri) / "figures"
+    last, best = ((root / f"{which}_residuals.png").read_bytes() for which in ("last", "best"))
+    assert last != best
 
 
 def test_a_finished_run_shows_figures_and_words(train, tracking):

@@ -40,18 +40,16 @@ def residuals(predicted: Array, target: Array, title: str) -> bytes:
     return png(_residual_figure(predicted, target, title))
 
 
-def title_of(target: str, num_rows: int, epoch: int, is_best: bool) -> str:
+def title_of(target: str, num_rows: int, epoch: int) -> str:
     """Return what the rows of a validation are.
 
     Args:
         target: What is predicted.
         num_rows: How many rows there are.
         epoch: Whose model predicts.
-        is_best: Whether that is the best one; else it is the last.
     """
-    best = _("{target}, {rows:,} validation rows, best epoch {epoch}")
-    last = _("{target}, {rows:,} validation rows, last epoch {epoch}")
-    return (best if is_best else last).format(target=target, rows=num_rows, epoch=epoch)
+    title = _("{target}, {rows:,} validation rows, epoch {epoch}")
+    return title.format(target=target, rows=num_rows, epoch=epoch)
 
 
 def _predicted_figure(predicted: Array, target: Array, title: str) -> Figure:

@@ -60,15 +60,14 @@ class TableModel(NamedTuple):
         )
 
 
-def predictions(content: Content, dataset: Dataset, is_best: bool) -> Mapping[str, bytes]:
+def predictions(content: Content, dataset: Dataset) -> Mapping[str, bytes]:
     """Return pictures of a checkpoint's predictions of the validation rows: name to PNG."""
     predictor = predictor_of(content, dataset.preprocessing)
     predicted, target = predictor.predict_features(dataset.val.features), dataset.val.target
-    name, which = dataset.preprocessing.target, "best" if is_best else "last"
-    title = figures.title_of(name, len(target), content.epoch, is_best)
+    title = figures.title_of(dataset.preprocessing.target, len(target), content.epoch)
     return {
-        f"{which}_predicted": figures.predicted_against_true(predicted, target, title),
-        f"{which}_residuals": figures.residuals(predicted, target, title),
+        "predicted": figures.predicted_against_true(predicted, target, title),
+        "residuals": figures.residuals(predicted, target, title),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -92,6 +93,8 @@ class TabularTask:
         self.device = torch.device(device)
         self._train = self._tensors(dataset.train)
         self._val = self._tensors(dataset.val)
+        # The checkpoint whose pictures were drawn last, and those.
+        self._drawn: tuple[weakref.ref[Content] | None, Mapping[str, bytes]] = None, {}
 
     @property
     def num_samples(self) -> int:
@@ -172,8 +175,16 @@ class TabularTask:
         }
 
     def figures(self, content: Content, is_best: bool) -> Mapping[str, bytes]:
-        """Return how a checkpoint's predictions of the validation rows compare with the truth."""
-        return predictions(content, self.dataset, is_best)
+        """Return how a checkpoint's predictions of the validation rows compare with the truth.
+
+        Where the last epoch is the best they are drawn once.
+        """
+        of, drawn = self._drawn
+        if of is None or of() is not content:
+            drawn = predictions(content, self.dataset)
+            self._drawn = weakref.ref(content), drawn  # which is large
+        which = "best" if is_best else "last"
+        return {f"{which}_{name}": picture for name, picture in drawn.items()}
 
     def model(self, content: Content, folder: Path) -> ServedModel:
         """Write the model that takes raw rows."""
