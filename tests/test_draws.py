@@ -4,6 +4,7 @@ import random
 import sys
 from types import ModuleType
 
+import onward
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.draws import draw_apart
 
@@ -16,6 +17,16 @@ def test_an_upload_to_google_leaves_training_its_random_numbers(tracking, tmp_pa
     before = random.getstate()
     assert len({_upload.get_boundary() for _ in range(9)}) == 9
     tracking.create_run("0", "", {})
+    assert random.getstate() == before
+
+
+def test_what_is_imported_late_leaves_a_script_its_random_numbers(tmp_path, monkeypatch):
+    """It may be seeded by then, and what draws the progress draws while it is imported."""
+    (tmp_path / "of_this_test.py").write_text("import random\ndrawn = random.random()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(onward._PUBLIC, "drawn", "of_this_test")
+    before = random.getstate()
+    assert 0 <= onward.drawn < 1
     assert random.getstate() == before
 
 
