@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import os
 import sys
 import threading
 
@@ -13,7 +14,7 @@ from torch.distributed import TCPStore
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from onward.checkpoint.content import Content
-from onward.errors import CheckpointError, Interrupted, RankLost, RankStopped
+from onward.errors import CheckpointError, Interrupted, RankLost, RankStopped, RunNotUsable
 from onward.metrics import History
 from onward.options.command import script_of, train_command
 from onward.run import rng
@@ -389,13 +390,33 @@ def test_ranks_are_started_anew_as_long_as_it_goes_on(monkeypatch, planned, code
         return rank, ended
 
     def launching_file():
-        import os
-
         return os.environ["_ONWARD_LIVES"]
 
     monkeypatch.setattr(launching, "_live", live)
     assert launching.launch(["x.py"], 2, 2) == code
     assert len(seen) == count
+
+
+@pytest.mark.parametrize(("rank", "code"), [(0, 6), (1, 1)])
+def test_a_traceback_of_rank_0_ends_all_by_the_code_of_its_error(monkeypatch, rank, code):
+    """Whichever rank ends first; and another life would know the run."""
+    from onward.cli import launching
+
+    def fail():
+        raise RunNotUsable("0" * 32, "is not on the server")
+
+    def live(words, num_ranks):
+        leader = World(Ranks(0, 2, lives_file=os.environ["_ONWARD_LIVES"], launcher=("onward",)))
+        leader.lives.remember("r", 3)
+        with pytest.raises(RunNotUsable):
+            leader.from_leader("opened", fail)
+        monkeypatch.setattr(lives, "_has_run", False)  # as in a new process
+        assert leader.lives.run_id() == "r"
+        return rank, 1
+
+    monkeypatch.setattr(World, "_wait_until_heard", lambda world: None)
+    monkeypatch.setattr(launching, "_live", live)
+    assert launching.launch(["x.py"], 2, 0) == code
 
 
 def test_a_mean_is_of_all_ranks():

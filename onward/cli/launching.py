@@ -47,9 +47,12 @@ def launch(words: Sequence[str], num_ranks: int, max_restarts: int) -> int:
         num_in_vain, reached = 0, -1
         while True:
             rank, code = _live(words, num_ranks)
+            known = _read(lives)
+            if (rank, code) == (0, 1):  # of a traceback, before the others ended by its own code
+                code = known.get("code", code)
             if code in FINAL:
                 return code
-            newest = _step_of(lives)
+            newest = known.get("step", -1)
             num_in_vain, reached = (0 if newest > reached else num_in_vain), newest
             if num_in_vain >= max_restarts:
                 told = _("rank %d ended with code %d again, and no checkpoint came in between")
@@ -62,11 +65,11 @@ def launch(words: Sequence[str], num_ranks: int, max_restarts: int) -> int:
             )  # fmt: skip
 
 
-def _step_of(lives: Path) -> int:
-    """Return the step of the newest state that the ranks have set aside; -1: there is none."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(json.loads(lives.read_text())["step"])
-    return -1
+def _read(lives: Path) -> dict[str, int]:
+    """Return what rank 0 has left: the `step` of its newest state, the `code` of its error."""
+    with contextlib.suppress(OSError, ValueError):
+        return {k: int(v) for k, v in json.loads(lives.read_text()).items() if k != "run_id"}
+    return {}
 
 
 def _live(words: Sequence[str], num_ranks: int) -> tuple[int, int]:

@@ -38,9 +38,8 @@ class Lives:
             return None
         if _has_run:  # another one that this process opens is of its own
             return None
-        if self._file is not None:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                return str(json.loads(self._file.read_text())["run_id"])
+        if run_id := self._read().get("run_id"):
+            return str(run_id)
         if self.store is not None:
             with contextlib.suppress(RuntimeError):
                 if self.store.check([_KEY]):
@@ -53,10 +52,23 @@ class Lives:
         _has_run = True
         if self._ranks.rank:
             return
+        self._write({"run_id": run_id, "step": step})
+        if self.store is not None and not step:
+            self.store.set(_KEY, run_id)
+
+    def stopped(self, code: int) -> None:
+        """Let the launcher know how rank 0 will end: of a traceback Python makes a 1."""
+        self._write(self._read() | {"code": code})
+
+    def _read(self) -> dict[str, Any]:
         if self._file is not None:
-            text = json.dumps({"run_id": run_id, "step": step}).encode()
+            with contextlib.suppress(OSError, ValueError):
+                return dict(json.loads(self._file.read_text()))
+        return {}
+
+    def _write(self, document: dict[str, Any]) -> None:
+        if self._file is not None:
+            text = json.dumps(document).encode()
             with contextlib.suppress(OSError):
                 make_folder(self._file.parent)
                 atomic_write(self._file, lambda file: file.write(text))
-        if self.store is not None and not step:
-            self.store.set(_KEY, run_id)
