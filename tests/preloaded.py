@@ -2,7 +2,8 @@
 
 Most of what a test of killed processes takes is that each of them imports the same for seconds. One
 that begins so is a process all the same, with its own folder, environment, files, signals and end;
-what is ours it imports itself. What a fork cannot stand for is started as ever: see `fits`.
+what is ours it imports itself. What a fork cannot stand for is started as ever: see `fits`. The
+ranks that such a process launches begin so too, as children of it: see `Rank`.
 
     preloaded.py            forks at each request that comes from the socket which is its stdin
 """
@@ -10,8 +11,10 @@ what is ours it imports itself. What a fork cannot stand for is started as ever:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
+import math
 import os
 import runpy
 import signal
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,17 @@ MAX_REQUEST_BYTES = 1 << 17  # as much as a socket takes at once
 NEEDED = {"cwd", "env", "stdout", "stderr"}
 OPTIONS = {*NEEDED, "start_new_session"}
 SCRIPTS = {"onward": "onward", "train": "train", "torchrun": "torch.distributed.run"}
+OF_COMMANDS = {"OMP_WAIT_POLICY": "PASSIVE"}  # which each command sets for itself
+LAUNCHERS = (["-m", "torch.distributed.run"], ["-m", "onward", "launch"], ["-m", "train", "launch"])
+STOPS = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 # What Python and the libraries read before the first line of a program, or while they are loaded.
 AT_LOAD = ("OMP_", "MKL_", "ATEN_", "KMP_", "PYTHON", "LD_", "LC_", "LANG")
 
@@ -115,21 +130,14 @@ class Preloaded:
 
     def fits(self, command: Sequence, popen: Mapping[str, Any]) -> bool:
         """Tell whether a fork is as what `subprocess.Popen` starts with these arguments."""
-        words, given = words_of(command), popen.keys()
-        if not words or not NEEDED <= given <= OPTIONS:
+        given = popen.keys()
+        if not NEEDED <= given <= OPTIONS:
             return False
-        if words[0].startswith("-") and words[0] not in ("-m", "-c"):
-            return False
-        return _at_load(popen["env"]) == _at_load(self._env)
+        return may_become(words_of(command), popen["env"], self._env)
 
     def start(self, command, *, cwd, env, stdout, stderr, start_new_session=False):
         """Start Python as `subprocess.Popen` does; return its `Forked`."""
-        request = {
-            "words": words_of(command),
-            "cwd": str(cwd),
-            "env": env,
-            "is_leader": start_new_session,
-        }
+        request = _request(words_of(command), cwd, env, start_new_session)
         told, tell = os.pipe()
         passed, read = [tell], []
         for where in (stdout, stderr):
@@ -145,7 +153,7 @@ class Preloaded:
             read.append(here)
         try:
             with self._lock:
-                socket.send_fds(self._started(), [json.dumps(request).encode()], passed)
+                socket.send_fds(self._started(), [request], passed)
         finally:
             for file in passed:
                 os.close(file)
@@ -155,11 +163,61 @@ class Preloaded:
         if self._control is None:
             self._control, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with other:
-                # As a command has it; and telemetry is a thread, which no fork has.
-                more = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
-                env = self._env | more
-                subprocess.Popen([sys.executable, __file__], stdin=other, env=env)
+                # Telemetry is a thread, which no fork has.
+                more = {**OF_COMMANDS, "MLFLOW_DISABLE_TELEMETRY": "true"}
+                subprocess.Popen([sys.executable, __file__], stdin=other, env=self._env | more)
         return self._control
+
+
+class Rank:
+    """A rank as a launcher's child, in place of the `subprocess.Popen` that torch's agent makes.
+
+    It is forked by a process that the launcher has forked before it did anything. What stands
+    between the two ends at once, so that the rank comes to the launcher, which asks for that.
+
+    Args:
+        args: Its words, the first of which is Python.
+        env: Its environment.
+        stdout: The file it prints into; None: into this process's.
+        stderr: The same for its errors.
+        start_new_session: Whether it leads a group of its own.
+    """
+
+    control: socket.socket  # of the process that forks
+
+    def __init__(self, args, env, stdout, stderr, start_new_session) -> None:
+        request = _request(words_of(args), os.getcwd(), env, start_new_session)
+        told, tell = os.pipe()
+        streams = [number if file is None else file.fileno()
+                   for number, file in ((1, stdout), (2, stderr))]  # fmt: skip
+        socket.send_fds(self.control, [request], [tell, *streams])
+        os.close(tell)
+        with os.fdopen(told) as stream:
+            self.pid, self.returncode = int(stream.readline()), None
+        while True:
+            with contextlib.suppress(ChildProcessError):  # it is not here yet
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                break
+
+    def poll(self) -> int | None:
+        """Return its exit code, once it has one."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended by then.
+        """
+        until = time.monotonic() + (math.inf if timeout is None else timeout)
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return self.returncode
 
 
 def words_of(command: Sequence) -> list[str] | None:
@@ -172,8 +230,28 @@ def words_of(command: Sequence) -> list[str] | None:
     return ["-m", SCRIPTS[path.name], *words] if is_script else None
 
 
-def _at_load(env: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(AT_LOAD)}
+def _request(words, cwd, env, is_leader) -> bytes:
+    request = {"words": words, "cwd": str(cwd), "env": env, "is_leader": is_leader}
+    return json.dumps(request).encode()
+
+
+def may_become(words: Sequence[str] | None, env: dict[str, str], here: dict[str, str]) -> bool:
+    """Tell whether a fork may go on as Python with these words.
+
+    Args:
+        words: Those after `python`; None: it is another program.
+        env: The environment it is to have.
+        here: The one that what is forked was started with.
+    """
+    flags = ("-m", "-c", "-u")
+    if not words or (words[0].startswith("-") and words[0] not in flags):
+        return False
+    return _at_load(env) == _at_load(here)
+
+
+def _at_load(env: Mapping[str, str]) -> dict[str, str]:
+    read = {name: value for name, value in env.items() if name.startswith(AT_LOAD)}
+    return OF_COMMANDS | read
 
 
 def preload() -> None:
@@ -185,16 +263,22 @@ def preload() -> None:
     import pyarrow.parquet
     import rich.progress
     import torch._dynamo
+    import torch.distributed.run
 
     del alembic, matplotlib, mlflow, pyarrow, rich, torch
     gc.collect()
     gc.freeze()  # else each fork copies what it only searches
 
 
-def forks(control: socket.socket) -> dict:
+def forks(control: socket.socket, are_left: bool = False) -> dict:
     """Fork at each request, until there are no more; return in a fork, with its request.
 
     Between the two is a process that tells the process's ID, waits for it, and tells how it ended.
+
+    Args:
+        control: Where the requests come from.
+        are_left: Whether that process ends at once, and the one it has forked goes to whoever
+            takes orphans.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -208,14 +292,19 @@ def forks(control: socket.socket) -> dict:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         told, *streams = files
+        between = os.getpid()
         child = os.fork()
         if not child:
             os.close(told)
+            while are_left and os.getppid() == between:
+                time.sleep(0.001)
             redirect(*streams)
             return json.loads(request)
         for stream in streams:
             os.close(stream)
         os.write(told, b"%d\n" % child)
+        if are_left:
+            os._exit(0)
         _pid, status = os.waitpid(child, 0)
         os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
         os._exit(0)
@@ -234,16 +323,53 @@ def redirect(stdout: int, stderr: int) -> None:
         setattr(sys, f"__{name}__", new)
 
 
-def become(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> None:
-    """Go on as Python that was started with these words."""
+def begin(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> list[str]:
+    """Be a process of its own, as Python is when it has been started; return the words.
+
+    A launcher gets a process that forks its ranks, which is a fork of what it is now.
+    """
     if is_leader:
         os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None  # which something may have asked for
+    if words[0] == "-u":
+        words = words[1:]
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(write_through=True)
+    if words[:2] in LAUNCHERS or words[:3] in LAUNCHERS:
+        Rank.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork():
+            control.close()
+            launch_forks(env)
+        else:
+            Rank.control.close()
+            # Which a launcher's group may get, to which this process belongs.
+            handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
+            request = forks(control, are_left=True)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            return begin(**request)
+    return words
+
+
+def launch_forks(env: dict[str, str]) -> None:
+    """Let torch's agent fork its ranks in this process, where a fork fits."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    def popen(args, **options):
+        fits = may_become(words_of(args), options["env"], env)
+        return (Rank if fits else subprocess.Popen)(args, **options)
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    subprocess_handler.Popen = popen
+
+
+def become(words: list[str]) -> None:
+    """Go on as Python that was started with these words."""
     if words[0] == "-m":
-        sys.path[0], sys.argv = cwd, words[1:]
+        sys.path[0], sys.argv = os.getcwd(), words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[0] == "-c":
         sys.path[0], sys.argv = "", ["-c", *words[2:]]
@@ -255,4 +381,4 @@ def become(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> 
 
 if __name__ == "__main__":
     preload()
-    become(**forks(socket.socket(fileno=0)))
+    become(begin(**forks(socket.socket(fileno=0))))

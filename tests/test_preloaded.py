@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from preloaded import Forked
-from support import cli, environment, run_command, start_command, wait_for
+from support import BIN, cli, environment, run_command, start_command, wait_for
 
 pytestmark = pytest.mark.slow  # in the process that the long tests have in any case
 
@@ -94,3 +94,46 @@ def test_other_programs_are_started(tmp_path):
     """As ever."""
     assert run_command(["echo", 5]).stdout == "5\n"
     assert run_command(["sh", "-c", "echo 5; pwd"], cwd=tmp_path).stdout == f"5\n{tmp_path}\n"
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+rank = os.environ["RANK"]
+imported = [name in sys.modules for name in ("mlflow", "onward")]
+told = [os.getppid(), os.getpgid(0) == os.getpid(), imported, sys.argv[1:]]
+Path(f"rank_{rank}").write_text(json.dumps([*told, os.environ["WORLD_SIZE"]]))
+print("said by", rank)
+if rank == "1" and "die" in sys.argv:
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(
+    "launcher", [["torchrun", "--nproc-per-node"], ["onward", "launch", "--nproc"]]
+)
+def test_a_launchers_ranks_are_its_children(where, tmp_path, launcher):
+    """They lead groups of their own, print where it prints, and only imports are there."""
+    (tmp_path / "asked.py").write_text(RANK)
+    env = where["env"] | {"OMP_NUM_THREADS": "1"}
+    name, *words = launcher
+    command = [BIN / name, *words, 2, "asked.py", "a word"]
+    process = start_command(command, **(where | {"env": env}))
+    assert isinstance(process, Forked)
+    told, errors = process.communicate(60)
+    assert process.returncode == 0, errors
+    assert sorted(told.split("\n")) == ["", "said by 0", "said by 1"]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"rank_{rank}").read_text())
+        assert found == [process.pid, True, [True, False], ["a word"], "2"]
+
+
+def test_the_end_of_a_rank_is_seen(where, tmp_path):
+    """One that is killed ends the others, and is named."""
+    (tmp_path / "asked.py").write_text(RANK)
+    env = where["env"] | {"OMP_NUM_THREADS": "1"}
+    words = ["launch", "--nproc", 2, "--max-restarts", 0, "asked.py", "die"]
+    process = start_command([BIN / "onward", *words], **(where | {"env": env}))
+    _told, errors = process.communicate(60)
+    assert "rank 1 ended with code -9" in errors
+    assert process.returncode == 1
