@@ -679,12 +679,12 @@ def test_an_outage_at_any_call_loses_and_doubles_nothing(saver, calls, stored, p
 def test_an_outage_of_days_is_waited_out(saver, monkeypatch):
     """The time between two tries has a limit, however many there were."""
     monkeypatch.setattr(uploader_module, "MAX_RETRY_SECONDS", 0.0)
-    assert saver().pipeline._uploader._wait_offline(100_000, StoreUnavailable("away"), None)
+    assert saver().pipeline.uploader._wait_offline(100_000, StoreUnavailable("away"), None)
 
 
 def test_what_does_not_go_away_by_itself_is_told_as_that(saver, caplog):
     """Nobody waits for a server to be started where a refusal is to be dealt with."""
-    assert saver().pipeline._uploader._wait_offline(0, StoreRefused("refused"), None)
+    assert saver().pipeline.uploader._wait_offline(0, StoreRefused("refused"), None)
     [told] = [record.getMessage() for record in caplog.records]
     assert told == "refused. It will not go away by itself: what is saved waits on this disk"
 
@@ -925,7 +925,7 @@ def test_in_a_round_only_what_stays_goes_up_and_all_is_told_at_once(
         "delete checkpoints/epoch_1",
     ]
     assert calls.names[: len(up + told)] == up + told
-    assert run.pipeline.totals.num_committed == 3
+    assert run.pipeline.uploader.totals.num_committed == 3
 
 
 def test_a_round_does_not_wait_for_long(saver, rounds, calls, stored):
@@ -1010,11 +1010,11 @@ def test_what_lost_ranks_have_brought_is_not_swept_away(saver, rounds, artifacts
         return complete(here, cut, *more)
 
     monkeypatch.setattr(run.publisher.store.gathering, "complete", lacks)
-    run.pipeline.rank_files = SimpleNamespace(is_lost=True)
+    run.pipeline.uploader.rank_files = SimpleNamespace(is_lost=True)
     for epoch in (2, 3):
         run.save(epoch, epoch / 10, kept=True)
         run.written()
     assert run.close()
-    assert run.pipeline.has_left
+    assert run.pipeline.uploader.has_left
     there = set(artifacts.list("checkpoints")) - {"index.json", "index.html"}
     assert there == {"epoch_2", "epoch_3"}

@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onward.checkpoint.handover import Item, Publishing, Shared, Spooled, Timings, Totals
+from onward.checkpoint.handover import Item, Publishing, Shared, Spooled, Timings
 from onward.checkpoint.manifest import Manifest, checkpoint_name
 from onward.checkpoint.pieces import Piece
 from onward.checkpoint.policy import find_best
-from onward.checkpoint.rank_files import RankFiles
 from onward.checkpoint.room import LOOK_SECONDS, Room
 from onward.checkpoint.spool import Spool
 from onward.checkpoint.spooling import PIECES, write_item
@@ -49,6 +48,9 @@ class Pipeline:
         max_spool_bytes: How much may wait on local disk before training waits.
         is_sync: Whether `save` waits for the commit, as long as the store answers.
         monitor: The metric that decides which checkpoint is best.
+
+    Attributes:
+        uploader: Knows what commits have cost, and where other ranks put their pieces.
     """
 
     def __init__(
@@ -75,32 +77,13 @@ class Pipeline:
         self._ends_at = math.inf  # when the end of training has waited long enough
         self._room = Room(spool, self._shared, max_spool_bytes, self._wait_seconds)
         self._writer = self._thread(self._write_all)
-        self._uploader = Uploader(publisher, spool, self._shared, is_prompt=is_sync)
-        self._upload_thread = self._thread(self._uploader.work)
+        self.uploader = Uploader(publisher, spool, self._shared, is_prompt=is_sync)
+        self._upload_thread = self._thread(self.uploader.work)
 
     @property
     def timings(self) -> Timings | None:
         """What the newest commit cost."""
-        return self._uploader.timings
-
-    @property
-    def totals(self) -> Totals:
-        """What all of them cost so far."""
-        return self._uploader.totals
-
-    @property
-    def rank_files(self) -> RankFiles | None:
-        """Where other ranks put their pieces."""
-        return self._uploader.rank_files
-
-    @rank_files.setter
-    def rank_files(self, files: RankFiles) -> None:
-        self._uploader.rank_files = files
-
-    @property
-    def has_left(self) -> bool:
-        """Whether what lost ranks have brought of one stays, to be completed."""
-        return self._uploader.has_left
+        return self.uploader.timings
 
     def open(self) -> None:
         """Start the threads."""
@@ -142,8 +125,8 @@ class Pipeline:
         self._staged = self._stager.stage({**state, **spread}, may_wait)
         stall_seconds = time.monotonic() - started + self._hold_seconds
         self._hold_seconds = 0.0
-        self.totals.num_saved += 1
-        self.totals.stall_seconds += stall_seconds
+        self.uploader.totals.num_saved += 1
+        self.uploader.totals.stall_seconds += stall_seconds
         with self._shared.changed:
             self._shared.num_writing += 1
         self._items.put(Item(self._staged, metrics, kept, stall_seconds))
@@ -317,7 +300,9 @@ class Pipeline:
         def write() -> Manifest:
             nonlocal seconds
             started = time.monotonic()
-            manifest = write_item(item, self.spool, part_bytes, self.rank_files, self._wait_seconds)
+            manifest = write_item(
+                item, self.spool, part_bytes, self.uploader.rank_files, self._wait_seconds
+            )
             seconds = time.monotonic() - started
             return manifest
 

@@ -173,7 +173,7 @@ class Opening:
         if not self.world.is_alone:
             others = Others(self.world)
             files = rank_files(place, attempt.number, subject.options, self.world, others)
-            pipeline.rank_files, pipeline.spool.removed = files, files.forget
+            pipeline.uploader.rank_files, pipeline.spool.removed = files, files.forget
             pipeline.publisher.store.gathering.others = others
         life = Lifecycle(attempt, pipeline, folder, subject.options, finish, self.world)
         return Run(subject, attempt, pipeline, life, start, self._reporter, self.world)

@@ -96,7 +96,7 @@ class Closing:
             log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
         ending = functools.partial(self._end, status, last_epoch)
         is_closed = self._pipeline.close(ending, self.options.drain_seconds)
-        tell_costs(self._pipeline.totals, self._pipeline.publisher.manifests)
+        tell_costs(self._pipeline.uploader.totals, self._pipeline.publisher.manifests)
         if is_closed:
             return
         if self._is_finishing and not self._pipeline.condition:
@@ -127,5 +127,5 @@ class Closing:
         with contextlib.suppress(Superseded):  # by one that has the finished run already
             self._pipeline.publisher.show()
         # Else it stays here, for `train sync`.
-        if self._pipeline.publisher.upload_log() and not self._pipeline.has_left:
+        if self._pipeline.publisher.upload_log() and not self._pipeline.uploader.has_left:
             self._spool.discard()

@@ -85,8 +85,9 @@ class Lifecycle:
             if isinstance(error, SystemExit) and invocation.script() is not None:
                 log.warning("%s", error)  # nobody else tells: a script ends by it without a word
             self._world.end(error)
-            if isinstance(error, RankLost | RankStopped) and self._pipeline.rank_files is not None:
-                self._pipeline.rank_files.lose()
+            files = self._pipeline.uploader.rank_files
+            if files is not None and isinstance(error, RankLost | RankStopped):
+                files.lose()
             self._closing.close(error, state)
         finally:
             self._heartbeat.stop()
