@@ -50,17 +50,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, and leave `random` as a script has seeded it."""
-    import random  # of no use to whoever only imports this package
-
+    """Import a public name when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'onward' has no attribute {name!r}")
-    state = random.getstate()
-    try:
-        module = importlib.import_module(_PUBLIC[name] or f"onward.{name}")
-    finally:
-        random.setstate(state)  # rich draws from it while it is imported
-    return getattr(module, name) if _PUBLIC[name] else module
+    module = _PUBLIC[name]
+    if not module:
+        return importlib.import_module(f"onward.{name}")
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

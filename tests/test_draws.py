@@ -1,10 +1,13 @@
 """What the clients of servers and stores draw at random is none of what training draws."""
 
+import importlib
 import random
 import sys
 from types import ModuleType
 
-import onward
+import rich.style
+
+import onward.terminal
 from onward.tracking.artifacts import Artifacts
 from onward.tracking.draws import draw_apart
 
@@ -20,13 +23,14 @@ def test_an_upload_to_google_leaves_training_its_random_numbers(tracking, tmp_pa
     assert random.getstate() == before
 
 
-def test_what_is_imported_late_leaves_a_script_its_random_numbers(tmp_path, monkeypatch):
-    """It may be seeded by then, and what draws the progress draws while it is imported."""
-    (tmp_path / "of_this_test.py").write_text("import random\ndrawn = random.random()\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(onward._PUBLIC, "drawn", "of_this_test")
+def test_what_shows_the_progress_leaves_a_script_its_random_numbers(monkeypatch):
+    """It is imported as a run is opened, when they may be seeded, and draws as it is imported."""
+    here = rich.style
+    monkeypatch.setattr(rich, "style", here)
+    monkeypatch.delitem(sys.modules, "rich.style")
     before = random.getstate()
-    assert 0 <= onward.drawn < 1
+    importlib.reload(onward.terminal)
+    assert sys.modules["rich.style"] is not here
     assert random.getstate() == before
 
 
