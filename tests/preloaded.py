@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import io
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ MAX_REQUEST_BYTES = 1 << 17  # as much as a socket takes at once
 NEEDED = {"cwd", "env", "stdout", "stderr"}
 OPTIONS = {*NEEDED, "start_new_session"}
 SCRIPTS = {"onward": "onward", "train": "train", "torchrun": "torch.distributed.run"}
-OF_COMMANDS = {"OMP_WAIT_POLICY": "PASSIVE"}  # which each command sets for itself
+# What a command sets for itself, and a launcher for its ranks.
+OF_COMMANDS = {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 LAUNCHERS = (["-m", "torch.distributed.run"], ["-m", "onward", "launch"], ["-m", "train", "launch"])
 STOPS = {
     signal.SIGINT,
@@ -44,7 +46,7 @@ STOPS = {
 }
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 # What Python and the libraries read before the first line of a program, or while they are loaded.
-AT_LOAD = ("OMP_", "MKL_", "ATEN_", "KMP_", "PYTHON", "LD_", "LC_", "LANG")
+AT_LOAD = ("OMP_", "MKL_", "ATEN_", "KMP_", "PYTHON", "LD_", "LC_", "LANG", "TORCH_CPP_")
 
 
 class Forked:
@@ -194,10 +196,6 @@ class Rank:
         os.close(tell)
         with os.fdopen(told) as stream:
             self.pid, self.returncode = int(stream.readline()), None
-        while True:
-            with contextlib.suppress(ChildProcessError):  # it is not here yet
-                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                break
 
     def poll(self) -> int | None:
         """Return its exit code, once it has one."""
@@ -270,57 +268,81 @@ def preload() -> None:
     gc.freeze()  # else each fork copies what it only searches
 
 
-def forks(control: socket.socket, are_left: bool = False) -> dict:
+def forks(control: socket.socket) -> dict:
     """Fork at each request, until there are no more; return in a fork, with its request.
 
     Between the two is a process that tells the process's ID, waits for it, and tells how it ended.
-
-    Args:
-        control: Where the requests come from.
-        are_left: Whether that process ends at once, and the one it has forked goes to whoever
-            takes orphans.
     """
+    for request, (told, *streams) in requests(control):
+        child = os.fork()
+        if not child:
+            os.close(told)
+            redirect(*streams)
+            return request
+        for stream in streams:
+            os.close(stream)
+        os.write(told, b"%d\n" % child)
+        _pid, status = os.waitpid(child, 0)
+        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
+        os._exit(0)
+    os._exit(0)
+
+
+def orphans(control: socket.socket) -> tuple[dict, int]:
+    """Fork at each request; return in a fork, which goes to whoever takes orphans.
+
+    Returns:
+        The request, and where the process tells its ID once it is what it is to be.
+    """
+    for request, (told, *streams) in requests(control):
+        between = os.getpid()
+        if os.fork():
+            os._exit(0)
+        redirect(*streams)
+        while os.getppid() == between:
+            time.sleep(0.001)
+        return request, told
+    os._exit(0)
+
+
+def requests(control: socket.socket) -> Iterator[tuple[dict, list[int]]]:
+    """Yield each request and its files, in a fork of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         request, files, _flags, _address = socket.recv_fds(control, MAX_REQUEST_BYTES, 3)
         if not request:
-            os._exit(0)
-        if os.fork():
-            for file in files:
-                os.close(file)
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        control.close()
-        told, *streams = files
-        between = os.getpid()
-        child = os.fork()
-        if not child:
-            os.close(told)
-            while are_left and os.getppid() == between:
-                time.sleep(0.001)
-            redirect(*streams)
-            return json.loads(request)
-        for stream in streams:
-            os.close(stream)
-        os.write(told, b"%d\n" % child)
-        if are_left:
-            os._exit(0)
-        _pid, status = os.waitpid(child, 0)
-        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
-        os._exit(0)
+            return
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            control.close()
+            yield json.loads(request), files
+        for file in files:
+            os.close(file)
 
 
 def redirect(stdout: int, stderr: int) -> None:
     """Read nothing, and print into these files."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.set_inheritable(0, True)  # it may be that number already
+    if nothing:
+        os.close(nothing)
     for name, number, file in (("stdout", 1, stdout), ("stderr", 2, stderr)):
         os.dup2(file, number)
         os.close(file)
         old = getattr(sys, name)
-        new = os.fdopen(number, "w", errors=old.errors, closefd=False)
-        new.reconfigure(line_buffering=old.line_buffering, write_through=old.write_through)
-        setattr(sys, name, new)
-        setattr(sys, f"__{name}__", new)
+        show(name, number, old.errors, old.line_buffering, old.write_through)
+
+
+def show(name: str, number: int, errors: str, line_buffering: bool, write_through: bool) -> None:
+    """Let `sys.stdout` or `sys.stderr` print to a file; all at once, if it is written through."""
+    file = io.FileIO(number, "w", closefd=False)
+    new = io.TextIOWrapper(
+        file if write_through else io.BufferedWriter(file),
+        errors=errors, line_buffering=line_buffering, write_through=write_through,
+    )  # fmt: skip
+    setattr(sys, name, new)
+    setattr(sys, f"__{name}__", new)
 
 
 def begin(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> list[str]:
@@ -334,10 +356,11 @@ def begin(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> l
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None  # which something may have asked for
+    sys.modules["numpy"].random.seed()  # as it is when it is imported
     if words[0] == "-u":
         words = words[1:]
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(write_through=True)
+        for name, number in (("stdout", 1), ("stderr", 2)):
+            show(name, number, getattr(sys, name).errors, False, True)
     if words[:2] in LAUNCHERS or words[:3] in LAUNCHERS:
         Rank.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork():
@@ -345,12 +368,20 @@ def begin(words: list[str], cwd: str, env: dict[str, str], is_leader: bool) -> l
             launch_forks(env)
         else:
             Rank.control.close()
-            # Which a launcher's group may get, to which this process belongs.
-            handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
-            request = forks(control, are_left=True)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            return begin(**request)
+            return begin_rank(control)
+    return words
+
+
+def begin_rank(control: socket.socket) -> list[str]:
+    """Fork ranks; return in each, once it is a process of its own, with its words."""
+    # Its launcher's group may get these, to which what forks belongs.
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
+    request, told = orphans(control)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    words = begin(**request)
+    os.write(told, b"%d\n" % os.getpid())
+    os.close(told)
     return words
 
 

@@ -96,16 +96,19 @@ def test_other_programs_are_started(tmp_path):
     assert run_command(["sh", "-c", "echo 5; pwd"], cwd=tmp_path).stdout == f"5\n{tmp_path}\n"
 
 
+IMPORTED = [True, False]
 RANK = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 rank = os.environ["RANK"]
 imported = [name in sys.modules for name in ("mlflow", "onward")]
 told = [os.getppid(), os.getpgid(0) == os.getpid(), imported, sys.argv[1:]]
 Path(f"rank_{rank}").write_text(json.dumps([*told, os.environ["WORLD_SIZE"]]))
-print("said by", rank)
-if rank == "1" and "die" in sys.argv:
-    os.kill(os.getpid(), 9)
+print(f"said by {rank}\\n", end="")
+if "die" in sys.argv:
+    if rank == "1":
+        os.kill(os.getpid(), 9)
+    time.sleep(600)
 """
 
 
@@ -125,15 +128,18 @@ def test_a_launchers_ranks_are_its_children(where, tmp_path, launcher):
     assert sorted(told.split("\n")) == ["", "said by 0", "said by 1"]
     for rank in range(2):
         found = json.loads((tmp_path / f"rank_{rank}").read_text())
-        assert found == [process.pid, True, [True, False], ["a word"], "2"]
+        assert found == [process.pid, True, IMPORTED, ["a word"], "2"]
 
 
 def test_the_end_of_a_rank_is_seen(where, tmp_path):
-    """One that is killed ends the others, and is named."""
+    """One that is killed ends the others, and is named; what it has printed is there."""
     (tmp_path / "asked.py").write_text(RANK)
     env = where["env"] | {"OMP_NUM_THREADS": "1"}
     words = ["launch", "--nproc", 2, "--max-restarts", 0, "asked.py", "die"]
     process = start_command([BIN / "onward", *words], **(where | {"env": env}))
-    _told, errors = process.communicate(60)
+    assert isinstance(process, Forked)
+    told, errors = process.communicate(60)
     assert "rank 1 ended with code -9" in errors
     assert process.returncode == 1
+    assert "said by 1" in told
+    assert [json.loads(file.read_text())[2] for file in tmp_path.glob("rank_*")] == [IMPORTED] * 2

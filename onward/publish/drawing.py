@@ -87,7 +87,6 @@ def png(figure: Figure) -> bytes:
 def picture(figure: Figure, kind: str) -> bytes:
     """Return the figure as "png" or "svg"; the same figure gives the same bytes."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     for text in cast(list[Text], figure.findobj(Text)):
@@ -95,10 +94,10 @@ def picture(figure: Figure, kind: str) -> bytes:
         if len(needed) > 1:
             text.set_fontfamily(needed)
     file = io.BytesIO()
-    if kind == "png":  # as `savefig` does, which draws all a first time to find the layout
-        canvas: Any = FigureCanvasAgg(figure)
+    if kind == "png":  # not by `savefig`, which draws all a first time to find the layout
+        canvas: Any = figure.canvas
         canvas.print_png(file, metadata={"Software": None})
     else:
         with rc_context({"svg.hashsalt": "onward"}):
-            figure.savefig(file, format="svg", metadata={"Date": None})
+            figure.savefig(file, format="svg", dpi=100, metadata={"Date": None})
     return file.getvalue()
