@@ -414,3 +414,13 @@ def test_a_checkpoint_tells_where_it_was_made():
     assert told["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert {"host", "platform", "cpus", "code"} < set(told)
     assert {"python", "torch", "numpy", "mlflow"} < set(told["versions"])
+
+
+def test_a_gpu_has_no_instructions_of_a_processor(monkeypatch):
+    """What computes there is named by the device alone."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card at {device}")
+    told = environment.describe("cuda:0", 3)
+    assert told["device"] == "a card at cuda:0"
+    assert "instructions" not in told

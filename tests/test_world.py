@@ -7,14 +7,16 @@ import multiprocessing
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from support import BIN, environment, run_command
 from torch.distributed import TCPStore
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from onward.checkpoint.content import Content
-from onward.errors import CheckpointError, Interrupted, RankLost, RankStopped, RunNotUsable
+from onward.errors import CheckpointError, Interrupted, RankLost, RankStopped
 from onward.metrics import History
 from onward.options.command import script_of, train_command
 from onward.run import rng
@@ -397,26 +399,69 @@ def test_ranks_are_started_anew_as_long_as_it_goes_on(monkeypatch, planned, code
     assert len(seen) == count
 
 
-@pytest.mark.parametrize(("rank", "code"), [(0, 6), (1, 1)])
-def test_a_traceback_of_rank_0_ends_all_by_the_code_of_its_error(monkeypatch, rank, code):
-    """Whichever rank ends first; and another life would know the run."""
+def test_a_job_of_the_same_name_is_forgotten(tmp_path):
+    """torchrun calls each job "none" that has no name: its first life has no run yet."""
+    file = tmp_path / "lives.json"
+    file.write_text('{"run_id": "of another", "step": 3}')
+    others = [World(Ranks(rank, 2, life=0, lives_file=str(file))) for rank in (1, 0)]
+    assert [world.lives.run_id() for world in others] == [None, None]
+    assert World(Ranks(0, 2, life=1, lives_file=str(file))).lives.run_id() is None
+
+
+ENDS = """
+import signal, sys
+import onward
+from onward.errors import RunNotUsable
+if "early" not in sys.argv:
+    try:
+        onward.open_run({}, minimize="x", no_such_option=1)
+    except onward.errors.UsageError:
+        pass
+if "usage" in sys.argv:
+    onward.open_run({}, minimize="x", no_such_option=1)
+if "stopped" in sys.argv:
+    signal.raise_signal(signal.SIGINT)
+raise RunNotUsable("0" * 32, "x") if "run" in sys.argv else ValueError("x")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "num_lives"),
+    [
+        (["run"], 6, 1),
+        (["usage"], 2, 1),
+        (["stopped"], 75, 1),
+        ([], 1, 2),  # what was caught is not what ends it
+        (["early", "run"], 1, 2),  # before anything of ours
+    ],
+)
+def test_an_error_ends_a_launch_by_its_own_code(tmp_path, words, code, num_lives):
+    """Python ends by 1 after each traceback, by the signal after Ctrl-C."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    command = [BIN / "onward", "launch", "--nproc", "1", "--max_restarts", "1", "ends.py", *words]
+    env = environment(tmp_path / "home", OMP_NUM_THREADS="1")
+    done = run_command(command, cwd=tmp_path, env=env)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("Traceback") == num_lives
+
+
+def test_the_code_of_a_life_is_not_that_of_the_next(monkeypatch):
+    """It is what the rank that ended has left in this one."""
     from onward.cli import launching
 
-    def fail():
-        raise RunNotUsable("0" * 32, "is not on the server")
+    lived = []
 
     def live(words, num_ranks):
-        leader = World(Ranks(0, 2, lives_file=os.environ["_ONWARD_LIVES"], launcher=("onward",)))
-        leader.lives.remember("r", 3)
-        with pytest.raises(RunNotUsable):
-            leader.from_leader("opened", fail)
-        monkeypatch.setattr(lives, "_has_run", False)  # as in a new process
-        assert leader.lives.run_id() == "r"
-        return rank, 1
+        lived.append(len(lived))
+        if len(lived) == 1:
+            lives.code_file(Path(os.environ["_ONWARD_LIVES"]), 0).write_text("7")
+            return 1, -9
+        return 0, 1
 
-    monkeypatch.setattr(World, "_wait_until_heard", lambda world: None)
     monkeypatch.setattr(launching, "_live", live)
-    assert launching.launch(["x.py"], 2, 0) == code
+    assert launching.launch(["x.py"], 2, 2) == 1
+    assert len(lived) == 3
 
 
 def test_a_mean_is_of_all_ranks():

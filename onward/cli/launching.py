@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import signal
 import sys
 import tempfile
 import uuid
@@ -20,6 +21,7 @@ from onward.errors import Interrupted, Superseded, UsageError
 from onward.run.signals import SIGNALS
 from onward.system import environment
 from onward.words.language import _
+from onward.world.lives import code_file
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +48,13 @@ def launch(words: Sequence[str], num_ranks: int, max_restarts: int) -> int:
         environment.prepare_ranks(num_ranks, lives, _SIGNALS)
         num_in_vain, reached = 0, -1
         while True:
+            for rank in range(num_ranks):  # of the life before
+                code_file(lives, rank).unlink(missing_ok=True)
             rank, code = _live(words, num_ranks)
-            known = _read(lives)
-            if (rank, code) == (0, 1):  # of a traceback, before the others ended by its own code
-                code = known.get("code", code)
+            code = _code_of(lives, rank, code)
             if code in FINAL:
                 return code
-            newest = known.get("step", -1)
+            newest = _step_of(lives)
             num_in_vain, reached = (0 if newest > reached else num_in_vain), newest
             if num_in_vain >= max_restarts:
                 told = _("rank %d ended with code %d again, and no checkpoint came in between")
@@ -65,11 +67,19 @@ def launch(words: Sequence[str], num_ranks: int, max_restarts: int) -> int:
             )  # fmt: skip
 
 
-def _read(lives: Path) -> dict[str, int]:
-    """Return what rank 0 has left: the `step` of its newest state, the `code` of its error."""
-    with contextlib.suppress(OSError, ValueError):
-        return {k: int(v) for k, v in json.loads(lives.read_text()).items() if k != "run_id"}
-    return {}
+def _step_of(lives: Path) -> int:
+    """Return the step of the newest state that the ranks have set aside; -1: there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(json.loads(lives.read_text())["step"])
+    return -1
+
+
+def _code_of(lives: Path, rank: int, code: int) -> int:
+    """Return the code of the error that has ended a rank; `code` is that of the process."""
+    if code in (1, -signal.SIGINT):  # of a traceback
+        with contextlib.suppress(OSError, ValueError):
+            return int(code_file(lives, rank).read_text())
+    return code
 
 
 def _live(words: Sequence[str], num_ranks: int) -> tuple[int, int]:

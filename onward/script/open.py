@@ -23,6 +23,7 @@ from onward.terminal.report import Reporter
 from onward.words import language
 from onward.words.language import _
 from onward.world import World
+from onward.world.lives import tell_launcher
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,9 @@ def open_run(
     random_state = rng.capture()  # what follows may draw
     language.choose(environment.languages())
     environment.prepare_process()
-    _require_closed()
     ranks = environment.ranks()
+    tell_launcher(ranks)
+    _require_closed()
     invocation.set_script(ranks.launcher)
     world = World(ranks)
     reporter = Reporter(has_bar=False) if world.is_leader else Reporter.silent()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from onward.errors import Interrupted, TrainError
 from onward.system.environment import Ranks
 from onward.system.files import atomic_write, make_folder
 
@@ -35,15 +38,19 @@ class Lives:
     def run_id(self) -> str | None:
         """Return the run of the life before; None: this is the first, or it got to none."""
         if not (self._ranks.launcher or self._ranks.life):  # a job of that name may have been
+            if self._file is not None and not self._ranks.rank:
+                with contextlib.suppress(OSError):
+                    self._file.unlink()
             return None
         if _has_run:  # another one that this process opens is of its own
             return None
-        if run_id := self._read().get("run_id"):
-            return str(run_id)
         if self.store is not None:
             with contextlib.suppress(RuntimeError):
                 if self.store.check([_KEY]):
                     return str(self.store.get(_KEY).decode())
+        if self._file is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return str(json.loads(self._file.read_text())["run_id"])
         return None
 
     def remember(self, run_id: str, step: int) -> None:
@@ -52,23 +59,37 @@ class Lives:
         _has_run = True
         if self._ranks.rank:
             return
-        self._write({"run_id": run_id, "step": step})
-        if self.store is not None and not step:
-            self.store.set(_KEY, run_id)
-
-    def stopped(self, code: int) -> None:
-        """Let the launcher know how rank 0 will end: of a traceback Python makes a 1."""
-        self._write(self._read() | {"code": code})
-
-    def _read(self) -> dict[str, Any]:
         if self._file is not None:
-            with contextlib.suppress(OSError, ValueError):
-                return dict(json.loads(self._file.read_text()))
-        return {}
-
-    def _write(self, document: dict[str, Any]) -> None:
-        if self._file is not None:
-            text = json.dumps(document).encode()
+            text = json.dumps({"run_id": run_id, "step": step}).encode()
             with contextlib.suppress(OSError):
                 make_folder(self._file.parent)
                 atomic_write(self._file, lambda file: file.write(text))
+        if self.store is not None and not step:
+            self.store.set(_KEY, run_id)
+
+
+def code_file(lives_file: Path, rank: int) -> Path:
+    """Return where a rank leaves the exit code of the error that ends it, for the launcher."""
+    return lives_file.with_name(f"code_{rank}")
+
+
+@functools.cache
+def tell_launcher(ranks: Ranks) -> None:
+    """Let `onward launch` know by which code this process ends: of any traceback Python makes a 1.
+
+    Args:
+        ranks: What the environment says of the process.
+    """
+    if not (ranks.launcher and ranks.lives_file):
+        return
+    file, show = code_file(Path(ranks.lives_file), ranks.rank), sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        code = error.exit_code if isinstance(error, TrainError) else 1
+        if isinstance(error, KeyboardInterrupt):
+            code = Interrupted.exit_code
+        with contextlib.suppress(OSError):
+            file.write_text(str(code))
+        show(kind, error, traceback)
+
+    sys.excepthook = tell

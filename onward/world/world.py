@@ -171,7 +171,6 @@ class World:
             value = make()
         except BaseException as error:  # whatever it is, the others wait
             code = getattr(error, "exit_code", 75 if isinstance(error, KeyboardInterrupt) else 1)
-            self.lives.stopped(code)
             self._say_at_last(self._numbered(name), {"error": str(error), "code": code})
             self._wait_until_heard()
             raise
