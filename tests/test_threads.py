@@ -78,6 +78,7 @@ def test_what_takes_too_long_is_left():
 STUCK = """
 import atexit, sys, threading
 from concurrent.futures import ThreadPoolExecutor
+from onward.system import threads
 from train import __main__
 for_ever = threading.Event()
 {stuck}
@@ -85,7 +86,7 @@ def main(prog_name):
     print("done")
     {end}
 __main__.main = main
-__main__.END_SECONDS = 0.1
+threads.END_SECONDS = 0.1
 __main__.console()
 """
 
