@@ -2,14 +2,20 @@
 
 import datetime
 import gzip
+import os
+import random
+import signal
+import threading
 import zipfile
 
 import openpyxl
 import pytest
+from support import wait_for
 
 from onward.errors import DataError
 from train.tabular.data.dataset import prepare, source_fingerprint
 from train.tabular.data.table import index_columns, read_raw, read_table
+from train.tabular.data.text import read_text
 from train.tabular.options import Config
 
 ROWS = {"面积": [1.5, 2.0, -3.25], "城市": ["北京", "上海", "北京"], "价格": [10, 20, 30]}
@@ -35,6 +41,23 @@ def test_the_encoding_is_found_out(tmp_path, encoding, told, suffix):
     assert raw.table.to_pydict() == ROWS
     [sentence] = raw.told
     assert told in sentence
+
+
+def test_a_signal_that_comes_while_a_table_is_read_is_handled(tmp_path):
+    """In the main thread pyarrow takes them over, and loses those that come near its end."""
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "1.5,x\n" * 4000)
+    handled, draw = [], random.Random(0)
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: handled.append(number))
+    try:
+        for number in range(1, 41):
+            send = threading.Timer(draw.uniform(0, 0.004), os.kill, (os.getpid(), signal.SIGTERM))
+            send.start()
+            while send.is_alive():
+                assert len(read_text(path, path)[0]) == 4000
+            wait_for(lambda number=number: len(handled) == number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "utf-16"])

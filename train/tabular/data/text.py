@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from onward.errors import DataError
+from onward.system.threads import each
 from onward.words.language import _
 from train.tabular.data.columns import MISSING_WORDS
 from train.tabular.data.recognise import is_nearly_all
@@ -152,10 +153,17 @@ def _rows(text: str, separator: str) -> list[list[str]]:
 
 def _parse(source: Source, dialect: Dialect, text_columns: Sequence[str]) -> pa.Table:
     """Parse the whole text; raise `_NotInEncoding` where bytes are none of the encoding."""
+
+    def parse(block_bytes: int) -> pa.Table:
+        return _parse_blocks(source, dialect, text_columns, block_bytes)
+
+    # IMPORTANT: not in the main thread. There pyarrow handles signals while it reads, and one in
+    # five that come right before it is done is lost.
     try:
-        return _parse_blocks(source, dialect, text_columns, _BLOCK_BYTES)
+        [table] = each(parse, [_BLOCK_BYTES], 1)
     except pa.ArrowInvalid:  # a row may be longer than a block
-        return _parse_blocks(source, dialect, text_columns, _MAX_ROW_BYTES)
+        [table] = each(parse, [_MAX_ROW_BYTES], 1)
+    return table
 
 
 def _parse_blocks(
