@@ -3,12 +3,15 @@
 import contextlib
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 
+import pyarrow.csv
 import pytest
-from support import ROOT
+from support import ROOT, wait_for
 
 from onward.run import signals
 from onward.run.signals import SIGNALS, StopNow, StopRequest, stop_at_once
@@ -45,6 +48,25 @@ def test_a_signal_is_remembered_until_it_is_asked_for(stop, number, capfd):
     assert stop.received is number
     expected = f"{number.name}: saving what is under way, then stopping\n"
     assert capfd.readouterr().err == expected
+
+
+def test_a_signal_while_a_loop_reads_a_csv_is_remembered(untouched, capfd):
+    """pyarrow would take it over in the main thread, and make an error of it or nothing."""
+    draw, table = random.Random(0), b"a,b\n" + b"1.5,x\n" * 4000
+    try:
+        for _ in range(20):
+            stop = StopRequest()
+            stop.install()
+            delay, own = draw.uniform(0, 0.004), (os.getpid(), signal.SIGTERM)
+            send = threading.Timer(delay, os.kill, own)
+            send.start()
+            while send.is_alive():
+                assert len(pyarrow.csv.read_csv(pyarrow.BufferReader(table))) == 4000
+            wait_for(lambda stop=stop: stop.received is signal.SIGTERM)
+            stop.uninstall()
+    finally:
+        pyarrow.enable_signal_handlers(True)
+    assert capfd.readouterr().err.count("SIGTERM: saving") == 20
 
 
 @pytest.mark.parametrize("number", SIGNALS)

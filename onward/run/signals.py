@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -93,6 +94,9 @@ class StopRequest:
         """Take over the signals, and set the alarm; outside the main thread nobody can."""
         if threading.current_thread() is not threading.main_thread():
             return
+        if pyarrow := sys.modules.get("pyarrow"):  # MLflow has imported it
+            # While it reads a CSV it would handle signals itself: by an error, or not at all.
+            pyarrow.enable_signal_handlers(False)
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
