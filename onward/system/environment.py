@@ -380,15 +380,14 @@ def describe(device: str, threads: int, num_ranks: int = 1) -> dict[str, object]
     import torch
 
     is_gpu = device.startswith("cuda")
-    on_cpu = f"{device} ({hardware.cpu_name()})"
     # A virtual machine's processor of the same name may have fewer of them: other sums.
-    instructions = {"instructions": torch.backends.cpu.get_cpu_capability()}
+    instructions = torch.backends.cpu.get_cpu_capability()
+    on_cpu = {"device": f"{device} ({hardware.cpu_name()})", "instructions": instructions}
     return {
         "host": hostname(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if is_gpu else on_cpu,
-        **({} if is_gpu else instructions),
+        **({"device": torch.cuda.get_device_name(device)} if is_gpu else on_cpu),
         "threads": threads,
         "ranks": num_ranks,
         "cuda": torch.version.cuda if is_gpu else None,

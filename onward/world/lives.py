@@ -1,4 +1,4 @@
-"""From one life of the ranks to the next: which run they had."""
+"""From one life of the ranks to the next: which run they had, and how one ended."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ class Lives:
         self.store: Any = None
 
     def run_id(self) -> str | None:
-        """Return the run of the life before; None: this is the first, or it got to none."""
-        if not (self._ranks.launcher or self._ranks.life):  # a job of that name may have been
+        """Return the run of the life before; None: this is the first, or it got to none.
+
+        The first life removes what an earlier job of the same name has left.
+        """
+        if not (self._ranks.launcher or self._ranks.life):
             if self._file is not None and not self._ranks.rank:
                 with contextlib.suppress(OSError):
                     self._file.unlink()

@@ -182,7 +182,7 @@ class TabularTask:
         of, drawn = self._drawn
         if of is None or of() is not content:
             drawn = predictions(content, self.dataset)
-            self._drawn = weakref.ref(content), drawn  # which is large
+            self._drawn = weakref.ref(content), drawn  # a checkpoint may be large: not held here
         which = "best" if is_best else "last"
         return {f"{which}_{name}": picture for name, picture in drawn.items()}
 

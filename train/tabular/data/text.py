@@ -157,8 +157,8 @@ def _parse(source: Source, dialect: Dialect, text_columns: Sequence[str]) -> pa.
     def parse(block_bytes: int) -> pa.Table:
         return _parse_blocks(source, dialect, text_columns, block_bytes)
 
-    # IMPORTANT: not in the main thread. There pyarrow handles signals while it reads, and one in
-    # five that come right before it is done is lost.
+    # IMPORTANT: not in the main thread. There pyarrow takes signals over while it reads, and one
+    # that comes as a small table is read is lost one time in five.
     try:
         [table] = each(parse, [_BLOCK_BYTES], 1)
     except pa.ArrowInvalid:  # a row may be longer than a block
