@@ -78,7 +78,9 @@ class S3(Program):
             *(f"-{part}.port.grpc={port}" for part, port in zip(parts, self._ports, strict=False)),
             *(f"-{part}.port={port}" for part, port in zip(parts, self._ports[4:], strict=True)),
             "-filer", "-s3", "-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-volume.max=0", "-master.telemetry=false",
+            # By itself it takes no more where a hundredth of the disk is left, at once or later.
+            "-volume.minFreeSpace=1MiB", "-volume.max=16", "-master.volumeSizeLimitMB=256",
+            "-master.telemetry=false",
         ]  # fmt: skip
 
     def ready(self) -> bool:
@@ -96,7 +98,7 @@ class S3(Program):
         def is_there() -> bool:  # at first it has no place for anything
             try:
                 client.create_bucket(Bucket=BUCKET)
-                client.put_object(Bucket=BUCKET, Key="there", Body=b"")
+                client.put_object(Bucket=BUCKET, Key="there", Body=b"it is")
                 client.delete_object(Bucket=BUCKET, Key="there")
             except failed as error:
                 return error.response["Error"]["Code"].startswith("BucketAlready")
