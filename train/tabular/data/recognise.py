@@ -17,6 +17,7 @@ from train.tabular.data.columns import texts
 
 _NEARLY: Final = 0.95  # share of the values from which a column is of a kind, but for a few
 _MANY: Final = 10  # so many values are of a kind even if one of them is not
+_HEAD: Final = 0.1  # share of the rows by which words are told, more than the few odd ones
 _MAX_SHOWN: Final = 3
 
 _PLACEHOLDER: Final = (
@@ -92,6 +93,8 @@ def recognise(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Odd | None]:
     Returns:
         The column, the same if it is text; and what is odd in it, if anything is.
     """
+    if not _may_be(column, _NUMBER) and not _may_be(column, _DATE_LIKE):
+        return column, None
     plain = texts(column)
     num_known = len(plain) - plain.null_count
     is_number = _matches(plain, _NUMBER)
@@ -160,6 +163,17 @@ def _are_nearly_all(fits: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
     return bool(count >= num_nothing and count + num_nothing == num_known)
 
 
+def _may_be(column: pa.ChunkedArray, pattern: str) -> bool:
+    """Tell by the first rows whether `_are_nearly_all` may hold for a pattern: it may not for words.
+
+    It cannot where they have more words than the few that all rows might, and thus more than one.
+    """
+    head = texts(column.slice(0, int(_HEAD * len(column)) + _MANY))
+    fits = pc.or_(_matches(head, pattern), _matches(head, _PLACEHOLDER))
+    num_words = len(head) - head.null_count - (pc.sum(fits).as_py() or 0)
+    return bool(num_words <= max(1, (1 - _NEARLY) * len(column)))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
@@ -202,7 +216,7 @@ def _refusal(name: str, data: str, odd: Odd, is_target: bool) -> DataError:
 
 
 def _unclear_dates(name: str, column: pa.ChunkedArray) -> list[str]:
-    if not _is_text(column.type):
+    if not _is_text(column.type) or not _may_be(column, _EITHER_FIRST):
         return []
     unclear = _matches(texts(column), _EITHER_FIRST)
     if not is_nearly_all(pc.sum(unclear).as_py() or 0, len(column) - column.null_count):
