@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from train.tabular.data import cache, parquet, scratch
+from train.tabular.data import cache, fitting, parquet, scratch
 from train.tabular.data.dataset import prepare
 from train.tabular.data.provide import prepare_cached
 from train.tabular.data.scale import mean_and_std, skewness
@@ -67,6 +67,7 @@ def test_the_bits_do_not_depend_on_what_is_in_memory(table, tmp_path, monkeypatc
     monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(scratch, "_PART_BYTES", 5000)
     monkeypatch.setattr(parquet, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(fitting, "_MAX_TEXTS", 100)
     in_files = prepare(many)
     assert bits(in_files) == expected
     cached = prepare_cached(many, tmp_path / "home", None)

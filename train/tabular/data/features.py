@@ -133,16 +133,19 @@ class CategoricalFeature:
         vocabulary = common["value"].slice(0, _MAX_VOCABULARY).to_pylist()
         return cls(name, tuple(vocabulary), num_rare=len(counted) - len(vocabulary))
 
-    def transform(self, column: pa.ChunkedArray) -> NDArray[np.signedinteger[Any] | np.uint8]:
+    def transform(self, column: pa.ChunkedArray) -> NDArray[Any]:
         """Return the codes, of `code_type`. Shape [N], each in [0, num_codes)."""
+        # Some that older versions fitted have a word such as NA in them: there it stays a word.
+        pieces = encoded(column, kept=self.vocabulary)
+        codes = [self.codes_of(values)[numbers] for values, numbers in pieces]
+        return np.concatenate(codes) if codes else np.empty(0, self.code_type)
+
+    def codes_of(self, values: pa.Array) -> NDArray[Any]:
+        """Return the code of each text, then that of a missing one. Shape [V + 1]."""
         known = pa.array(self.vocabulary, type=pa.large_string())
         missing = self.vocabulary.index(None) + 1 if None in self.vocabulary else 0
-        codes = []
-        # Some that older versions fitted have a word such as NA in them: there it stays a word.
-        for values, rows in encoded(column, kept=self.vocabulary):
-            found = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy() + 1
-            codes.append(np.append(found, missing).astype(self.code_type)[rows])
-        return np.concatenate(codes) if codes else np.empty(0, self.code_type)
+        found = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy() + 1
+        return np.append(found, missing).astype(self.code_type)
 
 
 class Counts:
@@ -152,22 +155,17 @@ class Counts:
         self._tables: list[pa.Table] = []
         self._num_rows, self._next_merge = 0, _MERGED_ROWS
 
-    def add(self, column: pa.ChunkedArray, is_counted: NDArray[np.bool_] | None) -> None:
-        """Count some rows: all, or those that a mask of shape [N] says."""
-        start = 0
-        for values, rows in encoded(column):
-            stop = start + len(rows)
-            mine = rows if is_counted is None else rows[is_counted[start:stop]]
-            counts = np.bincount(mine, minlength=len(values) + 1)
-            values = pa.concat_arrays([values, pa.nulls(1, values.type)])
-            table = pa.table({"value": values, "count": counts})
-            self._tables.append(table.filter(pa.array(counts > 0)))
-            self._num_rows += len(self._tables[-1])
-            start = stop
-            if self._num_rows > self._next_merge:
-                self._tables = [self.table]
-                self._num_rows = len(self._tables[0])
-                self._next_merge = 2 * self._num_rows + _MERGED_ROWS
+    def add(self, values: pa.Array, numbers: NDArray[np.integer[Any]]) -> None:
+        """Count some rows, each by the number of its text; see `encoded`."""
+        counts = np.bincount(numbers, minlength=len(values) + 1)
+        values = pa.concat_arrays([values, pa.nulls(1, values.type)])
+        table = pa.table({"value": values, "count": counts})
+        self._tables.append(table.filter(pa.array(counts > 0)))
+        self._num_rows += len(self._tables[-1])
+        if self._num_rows > self._next_merge:
+            self._tables = [self.table]
+            self._num_rows = len(self._tables[0])
+            self._next_merge = 2 * self._num_rows + _MERGED_ROWS
 
     @property
     def table(self) -> pa.Table:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from onward.errors import DataError
 from onward.words.language import _, later, retold
-from train.tabular.data.columns import CALENDAR_PARTS, kind_of, read_parts
+from train.tabular.data.columns import CALENDAR_PARTS, encoded, kind_of, read_parts
 from train.tabular.data.features import CategoricalFeature, Counts, NumericFeature
 from train.tabular.data.parquet import BLOCK_ROWS
 from train.tabular.data.prepare import Preprocessing, grouped, listed, require_column, told_of
@@ -28,6 +28,7 @@ from train.tabular.data.scale import TargetScale
 from train.tabular.data.scratch import Scratch
 from train.tabular.data.source import Source
 
+_MAX_TEXTS: Final = 1 << 18  # of all pieces of a column, held so that it is read once
 _IDENTIFIER: Final = 0.9  # share of distinct values from which a text is taken for an identifier
 
 # Why a column is left out, as it is stored.
@@ -220,10 +221,7 @@ def _fit_column(
     if kind is None:
         return f"of type {field.type}"
     if kind == "text":
-        fitted = _fit_text(name, work)
-        if isinstance(fitted, CategoricalFeature):
-            columns.categorical.append(_codes(fitted, name, work))
-        return fitted
+        return _fit_text(name, work, columns)
     parts = ["value"] if kind == "numeric" else list(CALENDAR_PARTS)
     features = []
     values = read_column(work.source, name, parts, work.scratch)
@@ -251,20 +249,34 @@ def _take(values: NDArray[np.float64], rows: NDArray[np.int64], out: NDArray[np.
     np.take(np.array(values), rows, out=out, mode="clip")
 
 
-def _fit_text(name: str, work: Work) -> CategoricalFeature | str:
+def _fit_text(name: str, work: Work, columns: Columns) -> CategoricalFeature | str:
     is_training = np.zeros(len(work.targets), np.bool_)
     is_training[work.training] = True
-    counts, start = Counts(), 0
+    numbers = work.scratch.reused("numbers", [len(work.targets)], np.int32)
+    counts, pieces, num_texts, start = Counts(), [], 0, 0
     for block in work.source.blocks([name]):
-        counts.add(block[name], is_training[start : start + len(block)])
-        start += len(block)
+        for values, of_rows in encoded(block[name]):
+            rows = slice(start, start + len(of_rows))
+            counts.add(values, of_rows[is_training[rows]])
+            numbers[rows], start = of_rows, rows.stop
+            num_texts += len(values)
+            if num_texts <= _MAX_TEXTS:
+                pieces.append((values, rows))
     counted = counts.table
     known = counted.filter(pc.field("value").is_valid())
     if len(counted) <= 1:
         return _CONSTANT
     if len(known) > _IDENTIFIER * (pc.sum(known["count"]).as_py() or 0):
         return _DISTINCT
-    return CategoricalFeature.fit(name, counted)
+    made = CategoricalFeature.fit(name, counted)
+    if num_texts > _MAX_TEXTS:
+        codes = _codes(made, name, work)
+    else:
+        codes = work.scratch.array(len(numbers), made.code_type)
+        for values, rows in pieces:
+            codes[rows] = made.codes_of(values)[numbers[rows]]
+    columns.categorical.append(codes)
+    return made
 
 
 def _transformed(

@@ -164,7 +164,7 @@ def _are_nearly_all(fits: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
 
 
 def _may_be(column: pa.ChunkedArray, pattern: str) -> bool:
-    """Tell by the first rows whether `_are_nearly_all` may hold for a pattern: it may not for words.
+    """Tell by the first rows whether `_are_nearly_all` may hold for a pattern.
 
     It cannot where they have more words than the few that all rows might, and thus more than one.
     """
