@@ -109,6 +109,17 @@ def test_text_stays_text(values):
     assert (found.to_pylist(), odd) == (values, None)
 
 
+@pytest.mark.parametrize(("kind", "value"), [("numbers", "1.5"), ("dates", "2024/1/5")])
+@pytest.mark.parametrize(
+    ("odd_values", "is_of_kind"), [(["word"] * 45, True), (["-"] * 300, True), (["w"] * 55, False)]
+)
+def test_what_is_odd_may_all_be_in_front(kind, value, odd_values, is_of_kind):
+    """Words are told by the first rows, but no column that is of a kind but for a few of them."""
+    values = [None, *odd_values, *[value] * (1000 - len(odd_values))]
+    _column, odd = recognise(pa.chunked_array([values]))
+    assert (odd and (odd.kind, odd.count)) == ((kind, len(odd_values)) if is_of_kind else None)
+
+
 @pytest.mark.parametrize(
     ("text", "moment"),
     [
