@@ -28,6 +28,7 @@ from processes import ROOT
 from workload import Workload
 
 PLOT = ROOT / "docs" / "images" / "growth.png"
+RECORDED = processes.BENCHMARKS / "growth.json"  # what is drawn: the newest of each at full sizes
 MARGIN = 0.15  # of a power: 1.4 times more for a size ten times as large
 RESULT = "points.json"
 Points = list[tuple[int, float]]
@@ -256,6 +257,11 @@ def draw(found: dict[str, dict[str, Points]], path: Path) -> None:
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
+def recorded() -> dict[str, dict[str, Points]]:
+    """Return what was measured at full sizes, on whatever day."""
+    return json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+
+
 def in_words(name: str, series: dict[str, Points]) -> str:
     """Return a row of the table: costs at the least and the largest size, and where it bends."""
     growth, told = GROWTHS[name], []
@@ -277,7 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", nargs="+", choices=tuple(GROWTHS), default=list(GROWTHS))
     parser.add_argument("--sizes", choices=("small", "full"), default="small")
-    parser.add_argument("--plot", type=Path, help=f"where to draw; with full sizes {PLOT.name}")
+    parser.add_argument("--plot", type=Path, help="where to draw it")
     args = parser.parse_args()
     found = {}
     print("| what grows | cost of | from the least to the largest |\n| --- | --- | --- |")
@@ -285,8 +291,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = GROWTHS[name].measure(Path(folder), getattr(GROWTHS[name], args.sizes))
         print(in_words(name, found[name]), flush=True)
-    if args.plot or args.sizes == "full":
-        draw(found, args.plot or PLOT)
+    if args.plot:
+        draw(found, args.plot)
+    if args.sizes == "full":
+        known = recorded() | found
+        known = {name: known[name] for name in GROWTHS if name in known}
+        RECORDED.write_text(json.dumps(known) + "\n")
+        draw(known, PLOT)
 
 
 if __name__ == "__main__":

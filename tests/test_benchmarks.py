@@ -140,6 +140,12 @@ def test_the_script_for_a_gpu_is_one_that_bash_can_read():
     assert all((ROOT / name).is_file() for name in named)
 
 
+def test_the_picture_has_all_that_grows():
+    """In the order of the page, each at the full sizes."""
+    drawn = {name: [p[0] for p in series["seconds"]] for name, series in growth.recorded().items()}
+    assert list(drawn.items()) == [(n, list(g.full)) for n, g in growth.GROWTHS.items()]
+
+
 @pytest.mark.parametrize(
     ("points", "is_bent"),
     [

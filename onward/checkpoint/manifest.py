@@ -98,7 +98,7 @@ class Manifest:
     previous: str | None = field(default=None, compare=False)  # digest of the one before it
     hmac: str | None = field(default=None, compare=False)  # None: not signed
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The folder of the checkpoint."""
         return checkpoint_name(vars(self))
@@ -108,12 +108,12 @@ class Manifest:
         """What it is asked for by: its epoch, or inside one its name."""
         return self.name if self.epoch_step or self.unit == STEP else str(self.epoch)
 
-    @property
+    @functools.cached_property
     def order(self) -> tuple[int, int]:
         """What is newer is greater; an epoch's end comes after its last step."""
         return (self.step, self.epoch)
 
-    @property
+    @functools.cached_property
     def score(self) -> float | None:
         """The value that decides which checkpoint is best, or None."""
         return self.monitor.score(self.metrics.get(self.monitor.name))

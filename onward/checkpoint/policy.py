@@ -72,7 +72,7 @@ class Retention:
         """Return those that may go, oldest first."""
         ordered = sorted(manifests, key=lambda m: m.order)
         stay = [*ordered[-max(self.last, 1) :], *ranked(ordered)[: max(self.best, 1)]]
-        return [m for m in ordered if m not in stay and not self._is_marked(m)]
+        return [m for m in ordered if not self._is_marked(m) and m not in stay]
 
     def _is_marked(self, manifest: Manifest) -> bool:
         if self.every is None:
