@@ -1,5 +1,6 @@
 """What is read from a store is bounded while it comes, and what was checked is what is used."""
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -11,7 +12,7 @@ import torch
 
 from onward.checkpoint import store as store_module
 from onward.checkpoint.format import write_checkpoint
-from onward.checkpoint.manifest import MANIFEST_FILE, FileEntry, Manifest
+from onward.checkpoint.manifest import MANIFEST_FILE, FileEntry
 from onward.checkpoint.store import CheckpointStore
 from onward.errors import CheckpointDamaged, CheckpointError, TooLarge
 from onward.system.streams import Region
@@ -216,7 +217,7 @@ def test_a_checkpoint_that_the_disk_cannot_hold_is_not_begun(artifacts, write, t
     folder, manifest = write(1)
     store.put(folder, manifest)
     files = (FileEntry("checkpoint.pth", 1 << 60, "a" * 64),)
-    huge = Manifest(**{**vars(manifest), "files": files})
+    huge = dataclasses.replace(manifest, files=files)
     stored = artifacts.root / "checkpoints" / "epoch_1" / MANIFEST_FILE
     stored.unlink()
     stored.write_text(json.dumps(huge.to_dict()))
