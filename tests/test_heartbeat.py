@@ -311,6 +311,17 @@ def test_an_attempt_that_was_just_claimed_is_seen(tracking, beat_of, clock, ende
     assert wait_until_free(tracking, run, take_over=False) is run
 
 
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED"])
+def test_an_attempt_that_ended_before_it_began_is_not_waited_for(tracking, beat_of, clock, status):
+    """Its child says so, as the run itself does once it is begun."""
+    run = beat_of(elsewhere())
+    tracking.set_status(run.run_id, status)
+    run = claim_next(tracking, run, elsewhere(attempt=2))
+    tracking.set_status(run.params["train.attempt.2"], "KILLED")
+    assert wait_until_free(tracking, run, take_over=False) is run
+    assert clock.waited == 0
+
+
 @pytest.mark.parametrize("child", ["deleted", "never was a run"])
 def test_a_claim_whose_child_is_gone_holds_nothing_up(tracking, beat_of, clock, child):
     """That the child cannot be asked means watching the run itself."""

@@ -205,6 +205,66 @@ def test_a_signal_whose_exception_got_lost_stops_training(untouched):
     request.uninstall()
 
 
+def test_once_held_it_is_remembered_for_training(untouched):
+    """Between what opens a run and what enters it there is nobody who would close it."""
+    stop_at_once()
+    signals.hold()
+    signal.raise_signal(signal.SIGTERM)
+    request = StopRequest()
+    request.install()
+    assert request.received == signal.SIGTERM
+    request.uninstall()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("handler", ["ours", "Python's"])
+def test_a_block_that_must_not_be_left_is_done_first(untouched, number, handler):
+    """What it was about to remember is remembered; then the signal does as ever."""
+    if handler == "ours":
+        stop_at_once()
+    else:
+        signal.signal(number, signal.default_int_handler)
+    before, done = signal.getsignal(number), []
+
+    def work():
+        with signals.held():
+            signal.raise_signal(number)
+            done.append("remembered")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["remembered"]
+    assert signal.getsignal(number) is before
+
+
+def test_such_a_block_is_left_by_the_second_signal_of_a_kind(untouched):
+    """A server that never answers keeps nobody; of another kind it is what `mlflow run` adds."""
+    stop_at_once()
+    done = []
+
+    def work():
+        with signals.held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            done.append("both")
+            signal.raise_signal(signal.SIGINT)
+            done.append("left too late")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["both"]
+
+
+def test_such_a_block_leaves_what_raises_nothing_alone(untouched):
+    """A process that nobody has prepared ends by the signal at once, in a thread it may be too."""
+    with signals.held():
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+    in_thread = threading.Thread(target=lambda: signals.held().__enter__())
+    in_thread.start()
+    in_thread.join()
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
+
+
 def test_a_signal_inside_of_exec_leaves_the_exit_code_alone(tmp_path):
     """As while a library makes its classes: else a scheduler would not start it again."""
     (tmp_path / "child.py").write_text(EXEC)

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onward.attempts.last_word import at_last, status_after, try_to_set
 from onward.attempts.spans import epochs_in_words, first_epoch
-from onward.errors import RunNotUsable, Superseded, TrainError
+from onward.errors import RunNotUsable, Superseded
 from onward.metrics import EPOCH, in_words
 from onward.options.command import train_command
 from onward.options.request import DESCRIPTION_TAG, MAX_TEXT_CHARS
 from onward.system import environment
 from onward.system.processes import seconds_awake_or_asleep
-from onward.system.threads import bounded
 from onward.tracking import markdown
 from onward.tracking.client import Tracking
 from onward.tracking.names import (
@@ -38,12 +38,10 @@ from onward.tracking.names import (
 )
 from onward.tracking.record import UNKNOWN, RunRecord
 from onward.tracking.ui import run_link, runs_page
-from onward.words.language import _
 
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 0.5  # for which an answer that the attempt has its run is believed
-END_SECONDS = 10.0  # that the last word to the server may take, when something else has failed
 MAX_LISTED = 10  # attempts in a run's description
 RUNNING_WORD = "running"
 ENDED_WORDS = {"FINISHED": "finished", "KILLED": "preempted", "FAILED": "failed"}
@@ -143,16 +141,17 @@ class Attempt:
         try:
             for each in numbers:
                 tracking.claim_attempt(record.run_id, each, child.run_id)
-        except RunNotUsable:
-            tracking.set_status(child.run_id, "FAILED")
+            _close_vanished(tracking, record, first_epoch - 1, child.run_id)
+            tracking.rename(child.run_id, name)
+            tracking.log_params(child.run_id, params, known=child.params)
+            if stray_id is not None:
+                _tell_stray(tracking, stray_id, record, "continued")
+        except BaseException as error:  # a stop by Ctrl-C must close the child too
+            try_to_set(tracking, child.run_id, status_after(error))
             raise
-        _close_vanished(tracking, record, first_epoch - 1, child.run_id)
-        tracking.rename(child.run_id, name)
-        tracking.log_params(child.run_id, params, known=child.params)
-        if stray_id is not None:
-            _tell_stray(tracking, stray_id, record, "continued")
         return cls(
-            tracking, record.run_id, number, first_epoch, child.run_id, link, stray_id, record.unit
+            tracking, record.run_id, number, first_epoch, child.run_id, link, stray_id, record.unit,
+            was_finished=record.status == "FINISHED",
         )  # fmt: skip
 
     def begin(self, tags: Mapping[str, str], own_tags: Mapping[str, str] | None = None) -> None:
@@ -270,15 +269,7 @@ class Attempt:
         Returns:
             Whether it is set, as far as the server has answered.
         """
-        try:
-            if bounded(functools.partial(self.end, status, last_epoch), END_SECONDS):
-                return True
-            why = _("the server has not answered for {seconds:.0f} s")
-            found = why.format(seconds=END_SECONDS)
-        except (TrainError, OSError) as error:
-            found = str(error)
-        log.warning(_("The run could not be closed as %s: %s"), status, found)
-        return False
+        return at_last(functools.partial(self.end, status, last_epoch), status)
 
     def describe(self, record: RunRecord) -> None:
         """Bring the description of the run, just read, up to date while it is RUNNING."""

@@ -188,7 +188,7 @@ def wait_until_free(tracking: Tracking, record: RunRecord, take_over: bool) -> R
     Raises:
         RunNotUsable: One does; the message says where.
     """
-    if not _is_open(record):
+    if not _is_open(tracking, record):
         return record
     beat = _beat_of_newest(tracking, record)
     if beat is not None and beat.machine == processes.machine():
@@ -214,23 +214,35 @@ def wait_until_free(tracking: Tracking, record: RunRecord, take_over: bool) -> R
     return _watch(tracking, record, host)
 
 
-def _is_open(record: RunRecord) -> bool:
+def _is_open(tracking: Tracking, record: RunRecord) -> bool:
     """Tell whether the newest attempt has not said that it ended; it may just have been claimed."""
-    beat = Beat.from_tags(record.tags)
-    claimed = beat is not None and beat.attempt < record.attempts
-    return bool(record.attempts) and (record.status == "RUNNING" or claimed)
+    if _is_begun(record):
+        return bool(record.attempts) and record.status == "RUNNING"
+    child = _newest_child(tracking, record)
+    return child is None or child.status == "RUNNING"
 
 
 def _beat_of_newest(tracking: Tracking, record: RunRecord) -> Beat | None:
     """Return the heartbeat of the newest attempt; before its first, what it said as it claimed."""
+    if _is_begun(record):
+        return Beat.from_tags(record.tags)
+    child = _newest_child(tracking, record)
+    return Beat.from_tags(child.tags) if child is not None else None
+
+
+def _is_begun(record: RunRecord) -> bool:
+    """Tell whether the newest attempt is more than claimed, as far as is known."""
     beat = Beat.from_tags(record.tags)
-    if beat is not None and beat.attempt < record.attempts:
-        child_id = record.child_of(record.attempts)
-        try:
-            return Beat.from_tags(tracking.get_run(child_id).tags) if child_id else None
-        except RunNotUsable:  # somebody deleted it
-            return None
-    return beat
+    return beat is None or beat.attempt >= record.attempts
+
+
+def _newest_child(tracking: Tracking, record: RunRecord) -> RunRecord | None:
+    """Return the run that stands for the newest attempt; None where there is none any more."""
+    child_id = record.child_of(record.attempts)
+    try:
+        return tracking.get_run(child_id) if child_id else None
+    except RunNotUsable:  # somebody deleted it
+        return None
 
 
 def _watch(tracking: Tracking, record: RunRecord, host: str) -> RunRecord:
@@ -248,7 +260,7 @@ def _watch(tracking: Tracking, record: RunRecord, host: str) -> RunRecord:
         except StoreUnavailable:  # nobody can beat now: the lease does not run
             ends = time.monotonic() + LEASE_SECONDS
             continue
-        if now.attempts == record.attempts and not _is_open(now):
+        if now.attempts == record.attempts and not _is_open(tracking, now):
             return now
         if (now.attempts, now.tags.get(HEARTBEAT_TAG)) != seen:
             beat = _beat_of_newest(tracking, now)

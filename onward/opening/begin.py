@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onward.attempts.attempt import END_SECONDS, Attempt
+from onward.attempts.attempt import Attempt
 from onward.attempts.heartbeat import Beat
+from onward.attempts.last_word import try_to_set
 from onward.checkpoint.content import Content
 from onward.checkpoint.others import Others
 from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.policy import Retention
 from onward.checkpoint.rank_files import RankFiles
 from onward.checkpoint.spool import RunFolder
-from onward.errors import Superseded, TrainError
+from onward.errors import Superseded
 from onward.metrics import History
 from onward.opening.finishing import require_newest
 from onward.opening.identity import machine_tags, upload_code
@@ -28,12 +29,13 @@ from onward.options.request import Launch
 from onward.options.run_options import RunOptions
 from onward.publish.publisher import Publisher
 from onward.publish.results import publish_results
+from onward.run import signals
+from onward.run.closing import abandon
 from onward.run.lifecycle import Lifecycle
 from onward.run.run import Run
 from onward.run.state import Start
 from onward.run.subject import Subject
 from onward.system import environment, git, invocation
-from onward.system.threads import bounded
 from onward.terminal.report import Reporter
 from onward.tracking.artifact_folder import warn_of_percent
 from onward.tracking.client import Tracking
@@ -68,7 +70,8 @@ class Opening:
     ) -> None:
         self.tracking, self.launch, self.launched = tracking, launch, launched
         self._reporter, self.world, self.questions = reporter, world, Questions(world)
-        self._attempt: Attempt | None = None  # once it is begun
+        self._made: RunRecord | None = None  # the run that was made on the way
+        self._attempt: Attempt | None = None  # once it is claimed
         self._folders: dict[str, RunFolder] = {}
 
     def ask_to_bring(self, question: Mapping[str, Any]) -> None:
@@ -97,11 +100,28 @@ class Opening:
                 return self.launched
         self.tracking.require_artifacts(experiment_id)
         name = self.launch.run_name or environment.run_name()
-        return self.tracking.create_run(experiment_id, name, git.source_tags(invocation.name()))
+        tags = git.source_tags(invocation.name())
+        with signals.held():  # what the server has made is known here
+            self._made = self.tracking.create_run(experiment_id, name, tags)
+        return self._made
 
     def first_attempt(self, record: RunRecord, first_epoch: int = 1) -> Attempt:
         """Claim attempt 1 of a run that `new_run` has returned."""
-        return Attempt.first(self.tracking, record, first_epoch, self.launched)
+        self.folder(record)  # before the claim: whatever comes now is recorded there
+        with signals.held():
+            self._attempt = Attempt.first(self.tracking, record, first_epoch, self.launched)
+        return self._attempt
+
+    def next_attempt(
+        self, record: RunRecord, first_epoch: int, params: Mapping[str, str]
+    ) -> Attempt:
+        """Claim the next attempt of a run that is gone on with; see `Attempt.another`."""
+        beat = Beat.of_this_process(record.attempts_to_claim[-1], 0, {}).to_tag()
+        with signals.held():
+            self._attempt = Attempt.another(
+                self.tracking, record, self.launched, first_epoch, params, beat
+            )
+        return self._attempt
 
     def folder(self, record: RunRecord) -> RunFolder:
         """Return this disk's folder for the run, one object for each run."""
@@ -117,7 +137,6 @@ class Opening:
         source: Source | None = None,
     ) -> Pipeline:
         """Set the run RUNNING, and make the pipeline for its checkpoints."""
-        self._attempt = attempt
         tracking, options = self.tracking, subject.options
         record = self._named(record)
         folder = self.folder(record)
@@ -182,15 +201,11 @@ class Opening:
         """Close what was opened, after an error."""
         try:
             if self._attempt is not None:
-                last_epoch = self._attempt.first_epoch - 1
-                self._attempt.try_to_end(status, last_epoch)
-                spool = self._folders[self._attempt.run_id].spool(self._attempt.number)
-                spool.write_journal(self._attempt.journal(status, last_epoch))
-            elif self.launched is not None:
-                set_status = functools.partial(self.tracking.set_status, self.launched.run_id)
-                bounded(lambda: set_status(status), END_SECONDS)
-        except (TrainError, OSError) as error:  # the first error is the one to tell
-            log.warning(_("The run could not be closed as %s: %s"), status, error)
+                folder = self._folders[self._attempt.run_id]
+                abandon(self._attempt, folder.spool(self._attempt.number), status)
+            else:
+                for record in filter(None, (self._made, self.launched)):
+                    try_to_set(self.tracking, record.run_id, status)
         finally:  # last: whoever takes the folder now finds all that was recorded
             for folder in self._folders.values():
                 folder.release()

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onward.attempts.attempt import Attempt
-from onward.attempts.heartbeat import Beat, wait_until_free
+from onward.attempts.heartbeat import wait_until_free
+from onward.attempts.last_word import status_after
 from onward.checkpoint.content import Content
 from onward.checkpoint.host_files import HostFiles
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.store import CheckpointStore
-from onward.errors import Interrupted, RunNotUsable
+from onward.errors import RunNotUsable
 from onward.opening import drift
 from onward.opening.begin import Opening, fresh_start, start_from
 from onward.opening.changes import (
@@ -106,8 +106,7 @@ def open_run(
     try:
         return _Way(opening, kind, given).run()
     except BaseException as error:  # a stop by Ctrl-C must close the run too
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        opening.abandon("KILLED" if stopped else "FAILED")
+        opening.abandon(status_after(error))
         raise
 
 
@@ -219,10 +218,7 @@ class _Way:
         self._report_drift(source, subject)
         # IMPORTANT: all that is read comes before the claim; the claim is the first change.
         published = tracking.published(record.run_id, record.metrics)
-        attempt = Attempt.another(
-            tracking, record, opening.launched, source.epoch + 1, subject.params(),
-            Beat.of_this_process(record.attempts_to_claim[-1], 0, {}).to_tag(),
-        )  # fmt: skip
+        attempt = opening.next_attempt(record, source.epoch + 1, subject.params())
         _announce(source, options, self.kind)
         start = fresh_start(subject)
         if source.content is not None:

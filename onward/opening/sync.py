@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from onward.attempts.last_word import status_after
 from onward.checkpoint.bringing import parts_in
 from onward.checkpoint.format import load_content
 from onward.checkpoint.spool import Spool
@@ -85,7 +86,11 @@ def fork_spool(
     opening = Opening(tracking, Launch(), None, reporter)
     tags = forked_from(record.run_id, newest.epoch)
     contents[-1] = with_all_history(tracking, record.run_id, newest)
-    run = from_contents(opening, subject, contents, tags, record.experiment_id)
+    try:
+        run = from_contents(opening, subject, contents, tags, record.experiment_id)
+    except BaseException as error:  # a stop by Ctrl-C must close the run too
+        opening.abandon(status_after(error))
+        raise
     opening.abandon("KILLED")
     opening.folder(tracking.get_run(run.run_id)).spool(1).discard()
     spool.discard()

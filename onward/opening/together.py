@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onward.attempts.last_word import status_after
 from onward.checkpoint.bringing import rank_folder
 from onward.checkpoint.content import Content
 from onward.checkpoint.manifest import Manifest
 from onward.checkpoint.others import Bringer, ask_for_lease
 from onward.checkpoint.spool import RunFolder
-from onward.errors import Interrupted
 from onward.metrics import History
 from onward.opening import open as opening
 from onward.opening.begin import fresh_start, rank_files, start_from
@@ -25,6 +25,7 @@ from onward.opening.fetching import fetch_asked, host_files
 from onward.opening.finishing import bring_waiting
 from onward.options.request import Launch
 from onward.options.run_options import RunOptions
+from onward.run import signals
 from onward.run.following import Followed, Following, RankPipeline
 from onward.run.lifecycle import Lifecycle
 from onward.run.run import Run
@@ -70,32 +71,34 @@ def open_run(
     world.open()
     if not world.is_leader:
         try:
-            return _follow(kind, reporter, world)
+            run = _follow(kind, reporter, world)
+            signals.hold()
+            return run
         except BaseException as error:  # whatever it is, the others wait for this rank
             world.end(error)
             raise
-    run: Run | None = None
+    opened: Run | None = None
 
     def lead() -> Mapping[str, Any]:
-        nonlocal run
-        run = opening.open_run(kind, given, _gone_on(launch, world), reporter, world)
-        world.lives.remember(run.run_id, 0)
-        return _facts(run)
+        nonlocal opened
+        opened = opening.open_run(kind, given, _gone_on(launch, world), reporter, world)
+        world.lives.remember(opened.run_id, 0)
+        return _facts(opened)
 
-    world.from_leader(OPENED, lead)
-    assert run is not None
-    if world.is_alone:
-        return run
     try:
-        _connect(world, run.options)
-        content = run.start.content
-        world.broadcast(None if content is None else content.to_dict())
+        world.from_leader(OPENED, lead)
+        assert opened is not None
+        if not world.is_alone:
+            _connect(world, opened.options)
+            content = opened.start.content
+            world.broadcast(None if content is None else content.to_dict())
+        signals.hold()
+        return opened
     except BaseException as error:  # such as a signal: the run must not stay RUNNING
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        run.life.abandon("KILLED" if stopped else "FAILED")
-        world.end(error)
+        if opened is not None:
+            opened.life.abandon(status_after(error))
+            world.end(error)
         raise
-    return run
 
 
 def _gone_on(launch: Launch, world: World) -> Launch:

@@ -5,18 +5,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from onward.attempts.attempt import Attempt
 from onward.attempts.heartbeat import Heartbeat
+from onward.attempts.last_word import status_after
 from onward.checkpoint.pipeline import Pipeline
-from onward.errors import CheckpointError, Interrupted, Superseded
+from onward.checkpoint.spool import Spool
+from onward.errors import CheckpointError, Superseded
 from onward.options.run_options import RunOptions
 from onward.run.state import TrainState
 from onward.run.summary import tell_costs, tell_end, tell_kept, tell_late, tell_waiting
 from onward.words.language import _
 
 log = logging.getLogger(__name__)
+
+
+def abandon(attempt: Attempt, spool: Spool, status: str) -> None:
+    """End an attempt that was claimed, and has trained nothing."""
+    last_epoch = attempt.first_epoch - 1
+    attempt.try_to_end(status, last_epoch)
+    _record(spool, attempt.journal(status, last_epoch))
+
+
+def _record(spool: Spool, journal: Mapping[str, object]) -> None:
+    try:
+        spool.write_journal(journal)
+    except OSError as full:  # the end can still reach the server, where it counts
+        log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
 
 
 class Closing:
@@ -53,10 +69,7 @@ class Closing:
         Raises:
             BaseException: What ended one of the threads, if `error` is None.
         """
-        status = "FINISHED"
-        if error is not None:
-            stopped = isinstance(error, Interrupted | KeyboardInterrupt | Superseded)
-            status = "KILLED" if stopped else "FAILED"
+        status = "FINISHED" if error is None else status_after(error)
         last_epoch = state.epoch if state else self._attempt.first_epoch - 1
         failure = self._pipeline.end_writing(self.options.drain_seconds)
         if status == "FINISHED" and (failure or self._pipeline.is_paused):
@@ -88,12 +101,8 @@ class Closing:
 
     def _close(self, status: str, last_epoch: int) -> None:
         """Wait until all is in the store, or tell what waits."""
-        try:
-            self._spool.write_journal(
-                self._attempt.journal(status, last_epoch) | {"system": self._heartbeat.waiting()}
-            )
-        except OSError as full:  # the end can still reach the server, where it counts
-            log.warning(_("The end of the attempt is not recorded on this disk: %s"), full)
+        journal = self._attempt.journal(status, last_epoch)
+        _record(self._spool, journal | {"system": self._heartbeat.waiting()})
         ending = functools.partial(self._end, status, last_epoch)
         is_closed = self._pipeline.close(ending, self.options.drain_seconds)
         tell_costs(self._pipeline.uploader.totals, self._pipeline.publisher.manifests)
@@ -109,11 +118,9 @@ class Closing:
 
     def _close_after(self, failure: BaseException, last_epoch: int) -> None:
         """Close the run after one of the threads has ended with an error."""
-        status = "FAILED"
         if isinstance(failure, Superseded):
-            status = "KILLED"
             tell_kept(self._attempt.run_id, self._spool.folder)
-        self._attempt.try_to_end(status, last_epoch)
+        self._attempt.try_to_end(status_after(failure), last_epoch)
 
     def _end(self, status: str, last_epoch: int) -> None:
         if status == "FINISHED" and not self._has_finished:

@@ -11,7 +11,7 @@ from onward.checkpoint.pipeline import Pipeline
 from onward.checkpoint.spool import RunFolder
 from onward.errors import RankLost, RankStopped
 from onward.options.run_options import RunOptions
-from onward.run.closing import Closing
+from onward.run.closing import Closing, abandon
 from onward.run.signals import StopRequest
 from onward.run.state import TrainState
 from onward.system import environment, invocation
@@ -72,7 +72,7 @@ class Lifecycle:
 
     def abandon(self, status: str = "KILLED") -> None:
         """End an attempt that was opened, and never entered."""
-        self._attempt.try_to_end(status, self._attempt.first_epoch - 1)
+        abandon(self._attempt, self._pipeline.spool, status)
         self.release()
 
     def release(self) -> None:

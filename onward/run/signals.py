@@ -32,11 +32,13 @@ class _AtOnce:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.is_held = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         _say(number, _("stopping"))
-        raise StoppedAtOnce
+        if not self.is_held:
+            raise StoppedAtOnce
 
 
 def stop_at_once() -> None:
@@ -45,6 +47,45 @@ def stop_at_once() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, at_once)
+
+
+def hold() -> None:
+    """From here on only remember such a signal, until the run that was opened takes it over.
+
+    IMPORTANT: raised between the two, it would leave a run RUNNING that nobody closes.
+    """
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if isinstance(handler, _AtOnce):
+            handler.is_held = True
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let a signal that raises wait for the end of a block; a second one of its kind does not."""
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if number in came:
+            give_back()
+            signal.raise_signal(number)
+        came.append(number)
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    found = {number: signal.getsignal(number) for number in SIGNALS if is_main}
+    before = {number: handler for number, handler in found.items() if callable(handler)}
+    try:
+        for number in before:
+            signal.signal(number, remember)
+        yield
+    finally:
+        give_back()
+    if came:
+        signal.raise_signal(came[0])
 
 
 def ignore() -> None:

@@ -94,6 +94,7 @@ def open_run(
     world = World(ranks)
     reporter = Reporter(has_bar=False) if world.is_leader else Reporter.silent()
     reporter.open_log()
+    run = None
     try:
         given = _given(options)
         launch = Launch(**{k: given.pop(k) for k in options_of(Launch) if k in given})
@@ -106,13 +107,15 @@ def open_run(
         )  # fmt: skip
         with seldom_searched():
             run = open_any(ScriptKind(script), given, launch, reporter, world)
+        run.parts, run.random_state = parts, random_state
+        return _remembered(run, reporter)
     except BaseException as error:  # whatever it is, nothing is logged from here on
+        if run is not None:  # Ctrl-C, at the last moment
+            run.life.abandon()
         reporter.close_log()
         if isinstance(error, TrainError):  # its line says it all
             raise error from None
         raise
-    run.parts, run.random_state = parts, random_state
-    return _remembered(run, reporter)
 
 
 def _require_closed() -> None:
