@@ -31,6 +31,7 @@ from onward.run.lifecycle import Lifecycle
 from onward.run.run import Run
 from onward.run.subject import NO_FILES, Kind, Stored
 from onward.system import environment
+from onward.system.allocator import keep_freed_memory
 from onward.system.files import atomic_write, read_plain
 from onward.system.untrusted import path_part
 from onward.terminal.report import Reporter
@@ -72,7 +73,7 @@ def open_run(
     if not world.is_leader:
         try:
             run = _follow(kind, reporter, world)
-            signals.hold()
+            _get_ready()
             return run
         except BaseException as error:  # whatever it is, the others wait for this rank
             world.end(error)
@@ -92,13 +93,19 @@ def open_run(
             _connect(world, opened.options)
             content = opened.start.content
             world.broadcast(None if content is None else content.to_dict())
-        signals.hold()
+        _get_ready()
         return opened
     except BaseException as error:  # such as a signal: the run must not stay RUNNING
         if opened is not None:
             opened.life.abandon(status_after(error))
             world.end(error)
         raise
+
+
+def _get_ready() -> None:
+    """Prepare this process for training, which begins as the run is entered."""
+    keep_freed_memory()
+    signals.hold()
 
 
 def _gone_on(launch: Launch, world: World) -> Launch:

@@ -275,10 +275,14 @@ def run_name() -> str | None:
 
 def experiment() -> tuple[str | None, str | None]:
     """Return the (ID, name) of the experiment that MLflow's variables choose."""
-    return (
-        os.environ.get("MLFLOW_EXPERIMENT_ID") or None,
-        os.environ.get("MLFLOW_EXPERIMENT_NAME") or None,
-    )
+    get = os.environ.get
+    return get("MLFLOW_EXPERIMENT_ID") or None, get("MLFLOW_EXPERIMENT_NAME") or None
+
+
+def tunes_malloc() -> bool:
+    """Tell whether whoever started this process has set what glibc's malloc does."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return "glibc.malloc" in tunables or any(name.startswith("MALLOC_") for name in os.environ)
 
 
 def hostname() -> str:
