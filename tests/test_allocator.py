@@ -62,5 +62,5 @@ def test_a_step_asks_the_system_for_no_memory(tracking, tmp_path):
 
 
 def test_what_a_user_has_set_of_malloc_stays(tracking, tmp_path):
-    """The same steps are given more than a page for each of 100."""
+    """The same steps have their blocks mapped anew each time, as it says."""
     assert faults(tracking, tmp_path, MALLOC_MMAP_THRESHOLD_="131072") > 10_000

@@ -1,5 +1,6 @@
 """A signal that comes while a run is opened leaves none RUNNING, whenever it comes."""
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from support import SMALL, cli, write_table
 
 import onward
 from onward.opening.begin import Opening
+from onward.opening.source import local_folder
+from onward.publish.publisher import Publisher
 from onward.run.run import Run
 from onward.run.signals import SIGNALS
 from onward.script import open as script_open
@@ -107,6 +110,23 @@ def test_a_finished_run_that_is_extended_stays_finished(tracking, fresh):
         assert now.pop(run_id) == "FINISHED", where
         assert set(now.values()) <= {"KILLED", "FINISHED"}, where
     assert train(*words, "--epochs", "4").exit_code == 0
+
+
+def test_a_fork_of_what_waits_that_is_stopped_is_killed(tracking, fresh, tmp_path, monkeypatch):
+    """The run that `sync --as_fork true` makes is closed where it does not come to its end."""
+    (run_id,) = statuses(tracking)
+    spool = local_folder(tracking, tracking.get_run(run_id)).spool(1)
+    (stored,) = (tmp_path / "mlruns").rglob("checkpoints/epoch_2")
+    shutil.copytree(stored, spool.path("epoch_2"))
+    spool.write_journal({})
+    tracking.claim_attempt(run_id, 2, run_id)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Publisher, "commit", stop)
+    assert cli("sync", run_id, "--as_fork", "true").exit_code == 75
+    assert sorted(statuses(tracking).values()) == ["FINISHED", "KILLED"]
 
 
 def test_ctrl_c_in_a_loop_of_ones_own_does_the_same(tracking):
