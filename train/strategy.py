@@ -120,17 +120,24 @@ class Averaged:
 
     def backward(self, task: Task, indices: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Add the gradient up, in `accumulation_steps` parts."""
-        losses, weight = [], self._run.batch_weight
-        parts = indices.tensor_split(min(self._num_parts, len(indices)))
-        for number, part in enumerate(parts, 1):
-            with self._apart(number < len(parts)):
-                loss = task.loss(self._model, part)
-                if len(parts) > 1:
-                    loss = loss * (len(part) / len(indices))
-                (loss if weight == 1 else loss * weight).backward()
-            losses.append(loss.detach())
-        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        return total, len(indices) if weight else 0
+        number = min(self._num_parts, len(indices))
+        if number == 1:
+            total = self._add_up(task, indices)
+        else:
+            losses = []
+            for i, part in enumerate(indices.tensor_split(number), 1):
+                with self._apart(i < number):
+                    losses.append(self._add_up(task, part, len(part) / len(indices)))
+            total = torch.stack(losses).sum()
+        return total, len(indices) if self._run.batch_weight else 0
+
+    def _add_up(self, task: Task, part: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+        """Add the gradient of a part of a batch up, and return what of the batch's loss it is."""
+        loss, weight = task.loss(self._model, part), self._run.batch_weight
+        if share != 1:
+            loss = loss * share
+        (loss if weight == 1 else loss * weight).backward()
+        return loss.detach()
 
     @contextlib.contextmanager
     def _apart(self, is_apart: bool) -> Iterator[None]:

@@ -48,22 +48,23 @@ class Mean:
         world: The ranks, over all of which it is.
     """
 
-    def __init__(self, sums: dict[str, torch.Tensor], name: str, world: World = ALONE) -> None:
+    def __init__(
+        self, sums: dict[str, torch.Tensor | float], name: str, world: World = ALONE
+    ) -> None:
         self._sums, self._name, self._world = sums, name, world
 
     def add(self, value: torch.Tensor | float, num: int = 1) -> None:
         """Add the mean of `num` values: a number, or a scalar tensor on any device."""
-        count = f"{self._name}{_COUNT}"
-        if self._name not in self._sums:
-            self._sums[self._name] = torch.zeros((), dtype=torch.float64)
-            self._sums.setdefault(count, torch.zeros((), dtype=torch.int64))
-        total = self._sums[self._name]
-        if isinstance(value, torch.Tensor):
-            value = value.detach()  # a loss, whose graph would stay as long as the sum
-            total = total.to(value.device)
-        total += value * num  # in float64, without a wait for the device
-        self._sums[self._name] = total
-        self._sums[count] += num
+        count, added = f"{self._name}{_COUNT}", value * num
+        if isinstance(added, torch.Tensor):
+            added = added.detach()  # a loss, whose graph would stay as long as the sum
+            # A device is not waited for: there the sum is a tensor, in float64 as well.
+            added = added.item() if added.device.type == "cpu" else added.double()
+        total = self._sums.get(self._name, 0.0)
+        if isinstance(total, torch.Tensor) and isinstance(added, torch.Tensor):
+            total = total.to(added.device)
+        self._sums[self._name] = total + added
+        self._sums[count] = self._sums.get(count, 0) + num
 
     @property
     def value(self) -> float:
@@ -111,7 +112,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     epoch_step: int = 0
-    epoch_sums: dict[str, torch.Tensor] = field(default_factory=dict)  # running sums, by name
+    epoch_sums: dict[str, torch.Tensor | float] = field(default_factory=dict)  # by name
     epoch_seconds: float = 0.0  # spent on it by attempts before this one
     best: Best | None = None
     history: History = field(default_factory=History)
@@ -193,7 +194,7 @@ class TrainState:
         size, num_larger = divmod(num_samples, num_batches)
         done = self.epoch_step * size + min(self.epoch_step, num_larger)
         for name in [name for name in self.epoch_sums if not name.endswith(_COUNT)]:
-            self.epoch_sums.setdefault(f"{name}{_COUNT}", torch.tensor(done))
+            self.epoch_sums.setdefault(f"{name}{_COUNT}", done)
 
     def end_epoch(self) -> None:
         """Count the epoch under way as completed."""
@@ -208,7 +209,7 @@ class TrainState:
             epoch=self.epoch,
             step=self.step,
             epoch_step=self.epoch_step,
-            epoch_sums=dict(self.epoch_sums),
+            epoch_sums={name: _tensor_of(total) for name, total in self.epoch_sums.items()},
             epoch_seconds=self.epoch_seconds,
             parts={name: capture(part) for name, part in self.parts.items()},
             history=self.history,
@@ -251,10 +252,16 @@ class TrainState:
         self.axes = dict(content.axes)
         self.feeds, self.saved_feeds = {}, dict(content.feeds)
         self.epoch_step = content.epoch_step
-        self.epoch_sums = {k: v.clone() for k, v in content.epoch_sums.items()}
+        self.epoch_sums = {name: total.item() for name, total in content.epoch_sums.items()}
         self.epoch_seconds = content.epoch_seconds
         # IMPORTANT: random state comes last, since loading the rest may draw from it.
         rng.restore(dict(content.rng))
+
+
+def _tensor_of(total: torch.Tensor | float) -> torch.Tensor:
+    if isinstance(total, torch.Tensor):
+        return total
+    return torch.tensor(total, dtype=torch.float64 if isinstance(total, float) else torch.int64)
 
 
 def require_same_names(

@@ -371,6 +371,8 @@ def set_threads(num_threads: int) -> None:
     else:  # does the same, without importing torch's compiler, which takes more than a second
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # for whoever compiles later
         torch.set_deterministic_debug_mode("warn")
+    # Else each tensor that an operation makes is filled with NaN first, a hundredth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def describe(device: str, threads: int, num_ranks: int = 1) -> dict[str, object]:

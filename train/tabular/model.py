@@ -73,9 +73,11 @@ class TabularMLP(nn.Module):
 
     def forward(self, numeric: torch.Tensor, categorical: torch.Tensor) -> torch.Tensor:
         """Predict on the scale the target is trained on."""
-        codes = categorical.long()  # they may be kept in smaller numbers
-        embedded = [embed(codes[:, i]) for i, embed in enumerate(self.embeddings)]
-        inputs = torch.cat([numeric, *embedded], dim=1)
+        inputs = numeric
+        if len(self.embeddings):
+            codes = categorical.long()  # they may be kept in smaller numbers
+            embedded = [embed(codes[:, i]) for i, embed in enumerate(self.embeddings)]
+            inputs = torch.cat([numeric, *embedded], dim=1)
         hidden = self.hidden(inputs) if self.hidden is not None else None
         # The sums over all inputs and all hidden units stay in float32 under bf16: with the 8 bits
         # of bf16 a prediction would be off by up to 0.4 %.
