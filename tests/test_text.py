@@ -5,6 +5,7 @@ import gzip
 import os
 import random
 import signal
+import tempfile
 import threading
 import zipfile
 
@@ -14,7 +15,10 @@ import pytest
 from support import wait_for
 
 from onward.errors import DataError
+from train.tabular.data import scratch as scratch_module
+from train.tabular.data import text
 from train.tabular.data.dataset import prepare, source_fingerprint
+from train.tabular.data.scratch import Scratch
 from train.tabular.data.table import index_columns, read_raw, read_table
 from train.tabular.data.text import read_text
 from train.tabular.options import Config
@@ -234,3 +238,61 @@ def test_the_same_rows_train_the_same_however_they_are_written(tmp_path):
         assert features.categorical.tobytes() == first.train.features.categorical.tobytes()
     assert "The table is text in GBK (GB18030), separated by ';'" in others[2].report[1]
     assert source_fingerprint(Config(data="e.xlsx", target="y"))
+
+
+LONG = {
+    "of one type each": "a,b,c,d\n" + "1,2.5,x,2024-01-05\n,-1e3,NA,2024-01-06 10:00\n" * 300,
+    "whole numbers, then others": "a,b\n" + "1,2\n" * 300 + "1.5,2\n" * 3,
+    "nothing, then numbers": "a,b\n" + ",2\n" * 300 + "7,2\n",
+    "numbers, then words": "a,b\n" + "1,2\n" * 300 + "x,2\n",
+    "days, then times": "a\n" + "2024-01-05\n" * 300 + "2024-01-06 10:00:00\n",
+    "lines in quotes": "a,b\n" + '"x\ny, ""z""\n",2\n' * 300,
+    "a row longer than a block": "a,b\n" + "1,x\n" * 300 + f"1,{'long ' * 1000}\n",
+    "names alone": "a,b\n",
+    "semicolons and commas": "a;b\n" + "1,5;北京\n1.234,5;上海\n" * 300,
+    "two rows of other lengths": "a,b\n" + "1,2\n" * 300 + "1,2,3\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "utf-16"])
+@pytest.mark.parametrize("name", LONG)
+def test_a_text_that_is_read_block_by_block_is_the_same(tmp_path, monkeypatch, name, encoding):
+    """Types are those of all rows, and so is what is wrong with it."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(LONG[name].encode(encoding))
+
+    def read(scratch):
+        try:
+            return read_text(path, path, ["b"], scratch)
+        except (DataError, pyarrow.ArrowException) as error:
+            return str(error)
+
+    whole = read(None)
+    monkeypatch.setattr(text, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(text, "_STREAMED_BYTES", 1000)
+    monkeypatch.setattr(scratch_module, "BLOCK_ROWS", 400)
+    found = read(Scratch(tmp_path))
+    assert found == whole
+    if not isinstance(whole, str):
+        assert found[0].schema == whole[0].schema
+
+
+def test_a_large_text_is_not_held_in_memory(tmp_path):
+    """Its rows are pages of a file without a name, in the folder where there is room for them."""
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "0.123456789,a word of some length\n" * 1_200_000)
+    before = pyarrow.total_allocated_bytes()
+    table = read_raw(str(path), scratch=Scratch(tmp_path)).table
+    assert len(table) == 1_200_000
+    assert pyarrow.total_allocated_bytes() - before < table.nbytes / 10
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_a_disk_that_is_full_is_no_damage_of_the_table(tmp_path, monkeypatch):
+    """It is told as what it is: the file is complete."""
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n" + "1,2\n" * 1000)
+    monkeypatch.setattr(text, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left"):
+        read_raw(str(path), scratch=Scratch(tmp_path))

@@ -5,6 +5,7 @@ The only module that reads or sets `os.environ`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -308,10 +309,8 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """
     found = {"python": platform.python_version()}
     for name in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a folder
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # running from a folder, not installed
-            continue
     if "torch" in found:
         import torch
 
@@ -339,11 +338,8 @@ def choose_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         found = " ".join(str(error).split())[:100]
-        raise UsageError(
-            _("device='{name}' cannot be used here ({found}): try auto").format(
-                name=name, found=found
-            )
-        ) from error
+        told = _("device='{name}' cannot be used here ({found}): try auto")
+        raise UsageError(told.format(name=name, found=found)) from error
     return name
 
 

@@ -129,8 +129,8 @@ def prepare(
 ) -> Dataset:
     """Read the table, split it, and preprocess it.
 
-    Of Parquet some rows are in memory at a time, and of what is made of it some parts; tables of
-    other kinds are read whole.
+    Of Parquet, and of a large CSV, some rows are in memory at a time, and of what is made of it
+    some parts; tables of other kinds are read whole.
 
     Args:
         config: The options; those of the group Data count.
@@ -147,7 +147,7 @@ def prepare(
         OSError: The disk is full.
     """
     scratch = Scratch(folder)
-    source, target, index, told = _open(config, preprocessing)
+    source, target, index, told = _open(config, preprocessing, scratch)
     targets = target_values(source, target, scratch)
     has_target = np.isfinite(targets)
     num_dropped = int(len(targets) - has_target.sum())
@@ -192,14 +192,14 @@ def prepare(
 
 
 def _open(
-    config: Config, preprocessing: Preprocessing | None
+    config: Config, preprocessing: Preprocessing | None, scratch: Scratch
 ) -> tuple[Source, str, list[str], tuple[str, ...]]:
     """Return the rows, the target, the index to leave out, and sentences on how they are read."""
     parquet = None if config.odd_values == "missing" else open_parquet(config.data)
     if parquet is not None:
         target = _require_target(config, parquet.rows.schema.names)
         return parquet.rows, target, _index_of(config, preprocessing), parquet.told
-    raw = read_raw(config.data, _text_columns(preprocessing))
+    raw = read_raw(config.data, _text_columns(preprocessing), scratch)
     target = _require_target(config, raw.table.column_names)
     index = _index_of(config, preprocessing)
     as_text = {*config.drop, *index, *_text_columns(preprocessing)}

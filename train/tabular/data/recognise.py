@@ -169,9 +169,11 @@ def _may_be(column: pa.ChunkedArray, pattern: str) -> bool:
     It cannot where they have more words than the few that all rows might, and thus more than one.
     """
     head = texts(column.slice(0, int(_HEAD * len(column)) + _MANY))
-    fits = pc.or_(_matches(head, pattern), _matches(head, _PLACEHOLDER))
-    num_words = len(head) - head.null_count - (pc.sum(fits).as_py() or 0)
-    return bool(num_words <= max(1, (1 - _NEARLY) * len(column)))
+    counted = head.drop_null().value_counts()
+    values = pa.chunked_array([counted.field("values")])
+    fits = pc.or_(_matches(values, pattern), _matches(values, _PLACEHOLDER))
+    num_words = pc.sum(counted.field("counts").filter(pc.invert(fits).combine_chunks())).as_py()
+    return bool((num_words or 0) <= max(1, (1 - _NEARLY) * len(column)))
 
 
 def _is_text(kind: pa.DataType) -> bool:

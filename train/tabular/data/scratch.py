@@ -10,12 +10,15 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
+
+from train.tabular.data.parquet import BLOCK_ROWS
 
 _IN_MEMORY_BYTES: Final = 1 << 27  # of all arrays together; what is more lies in files
 _PART_BYTES: Final = 1 << 26  # of the parts of arrays that are put in order at a time
@@ -65,12 +68,40 @@ class Scratch:
             self._reused[name] = self.array(length, dtype)
         return self._reused[name][:length].reshape(shape)
 
+    def table(self, schema: pa.Schema, blocks: Iterable[pa.RecordBatch]) -> pa.Table:
+        """Return blocks of whatever sizes as a table that lies in a file.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            # Arrow's format is that of its memory: what is mapped is neither read nor decoded.
+            with pa.ipc.new_stream(file, schema) as stream:
+                for block in _of_rows(BLOCK_ROWS // 4, schema, blocks):
+                    stream.write_table(block)
+            file.flush()
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return pa.ipc.open_stream(pa.py_buffer(memory)).read_all()
+
     def clear(self) -> None:
         """Give back what `reused` returned."""
         self._reused.clear()
 
     def _give_back(self, num_bytes: int) -> None:
         self._num_bytes -= num_bytes
+
+
+def _of_rows(
+    num_rows: int, schema: pa.Schema, blocks: Iterable[pa.RecordBatch]
+) -> Iterator[pa.Table]:
+    """Yield the rows of the blocks, so many at a time, each column in one piece."""
+    waiting = schema.empty_table()
+    for block in blocks:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([block])])
+        while len(waiting) >= num_rows:
+            yield waiting.slice(0, num_rows).combine_chunks()
+            waiting = waiting.slice(num_rows)
+    yield waiting.combine_chunks()
 
 
 class Arranged:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import re
@@ -27,6 +28,7 @@ from onward.words.language import _
 from train.tabular.data.excel import read_sheet
 from train.tabular.data.npz import check_declared
 from train.tabular.data.parquet import Parquet, read_schema
+from train.tabular.data.scratch import Scratch
 from train.tabular.data.source import Source
 from train.tabular.data.text import column_names, read_text
 
@@ -80,7 +82,7 @@ def read_table(data: str, text_columns: Sequence[str] = ()) -> pa.Table:
     return read_raw(data, text_columns).table
 
 
-def read_raw(data: str, text_columns: Sequence[str] = ()) -> Raw:
+def read_raw(data: str, text_columns: Sequence[str] = (), scratch: Scratch | None = None) -> Raw:
     """Read a table whole.
 
     Args:
@@ -89,6 +91,7 @@ def read_raw(data: str, text_columns: Sequence[str] = ()) -> Raw:
             file or folder, to ``.npz`` (each 1-D array is a column, each 2-D array ``x`` gives the
             columns ``x_0``, ``x_1``, …), or the name of a shipped table.
         text_columns: Columns of a text or workbook that are text, whatever they look like.
+        scratch: Where the rows of a large text are to lie; default: in memory.
 
     Raises:
         DataNotFound: There is nothing at that path.
@@ -99,7 +102,7 @@ def read_raw(data: str, text_columns: Sequence[str] = ()) -> Raw:
     kind = _kind_of(path)
     with _told_of(path, kind):
         if kind == "CSV":
-            table, told = read_text(path, path, text_columns)
+            table, told = read_text(path, path, text_columns, scratch)
         elif kind == "Excel":
             sheet, told = read_sheet(path)
             table = read_text(sheet, path, text_columns)[0]
@@ -183,6 +186,8 @@ def _told_of(path: Path, kind: str) -> Iterator[None]:
     except DataError:
         raise
     except (OSError, EOFError, ValueError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as e:
+        if getattr(e, "errno", None) == errno.ENOSPC:  # of the disk where its rows are to lie
+            raise
         reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
         raise DataError(
             _(

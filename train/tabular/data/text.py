@@ -6,8 +6,10 @@ A plain one, of UTF-8 and commas, is read as it stands. What else was found is t
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import re
@@ -24,8 +26,11 @@ from onward.system.threads import each
 from onward.words.language import _
 from train.tabular.data.columns import MISSING_WORDS
 from train.tabular.data.recognise import is_nearly_all
+from train.tabular.data.scratch import Scratch
 
 _BLOCK_BYTES: Final = 2**21  # parsed at a time; larger ones take twice the time
+_WHOLE_BYTES: Final = 2**25  # of a file that is parsed all at once, which takes twice its size
+_STREAMED_BYTES: Final = 2**20  # parsed at a time of a larger one
 _MAX_ROW_BYTES: Final = 2**24  # a megabyte is little for a row of a wide table
 _HEAD_BYTES: Final = 2**18  # enough to tell how a file is written
 _HEAD_ROWS: Final = 50
@@ -66,7 +71,10 @@ class Dialect:
 
 
 def read_text(
-    source: Source, path: Path, text_columns: Sequence[str] = ()
+    source: Source,
+    path: Path,
+    text_columns: Sequence[str] = (),
+    scratch: Scratch | None = None,
 ) -> tuple[pa.Table, list[str]]:
     """Read a table of text.
 
@@ -74,6 +82,7 @@ def read_text(
         source: The file, or what is in it.
         path: The file, as it is named in messages. A name that ends in .gz is unpacked.
         text_columns: Columns that are text, whatever they look like.
+        scratch: Where the table of a large file is to lie; default: in memory.
 
     Returns:
         The table, types inferred from all rows; and a sentence on how it is written, if that is
@@ -85,7 +94,7 @@ def read_text(
     """
     dialect = find_dialect(source)
     try:
-        table = _parse(source, dialect, text_columns)
+        table = _parse(source, dialect, text_columns, scratch)
     except _NotInEncoding:
         if not _is_chinese(source):
             raise DataError(
@@ -96,7 +105,7 @@ def read_text(
             ) from None
         dialect = dataclasses.replace(find_dialect(source, "gb18030"), encoding="gb18030")
         try:
-            table = _parse(source, dialect, text_columns)
+            table = _parse(source, dialect, text_columns, scratch)
         except _NotInEncoding as error:
             raise DataError(
                 _("data '{path}' is GBK in its beginning, and not all of it: save it as UTF-8")
@@ -151,42 +160,59 @@ def _rows(text: str, separator: str) -> list[list[str]]:
     return found
 
 
-def _parse(source: Source, dialect: Dialect, text_columns: Sequence[str]) -> pa.Table:
+def _parse(
+    source: Source, dialect: Dialect, text_columns: Sequence[str], scratch: Scratch | None
+) -> pa.Table:
     """Parse the whole text; raise `_NotInEncoding` where bytes are none of the encoding."""
 
-    def parse(block_bytes: int) -> pa.Table:
-        return _parse_blocks(source, dialect, text_columns, block_bytes)
+    def parse(block_bytes: int, scratch: Scratch | None = None) -> pa.Table:
+        # IMPORTANT: not in the main thread. There pyarrow takes signals over while it reads, and
+        # one that comes as a small table is read is lost one time in five.
+        act = functools.partial(_parse_blocks, source, dialect, text_columns, scratch=scratch)
+        [table] = each(act, [block_bytes], 1)
+        return table
 
-    # IMPORTANT: not in the main thread. There pyarrow takes signals over while it reads, and one
-    # that comes as a small table is read is lost one time in five.
+    if scratch is not None and isinstance(source, Path) and source.stat().st_size > _WHOLE_BYTES:
+        # Types are those of the first block there. What comes later may be of another one, or a
+        # row longer: then it is read whole.
+        with contextlib.suppress(pa.ArrowInvalid):
+            return parse(_STREAMED_BYTES, scratch)
     try:
-        [table] = each(parse, [_BLOCK_BYTES], 1)
+        return parse(_BLOCK_BYTES)
     except pa.ArrowInvalid:  # a row may be longer than a block
-        [table] = each(parse, [_MAX_ROW_BYTES], 1)
-    return table
+        return parse(_MAX_ROW_BYTES)
 
 
 def _parse_blocks(
-    source: Source, dialect: Dialect, text_columns: Sequence[str], block_bytes: int
+    source: Source,
+    dialect: Dialect,
+    text_columns: Sequence[str],
+    block_bytes: int,
+    scratch: Scratch | None,
 ) -> pa.Table:
+    """Parse block by block, into a file of `scratch` if there is one; else all at once."""
+    options: dict[str, Any] = {
+        "read_options": pyarrow.csv.ReadOptions(
+            block_size=block_bytes,
+            skip_rows=dialect.skip_rows,
+            encoding=dialect.encoding.removesuffix("-sig"),  # pyarrow skips the mark
+        ),
+        "parse_options": pyarrow.csv.ParseOptions(
+            newlines_in_values=True, delimiter=dialect.separator
+        ),
+        "convert_options": pyarrow.csv.ConvertOptions(
+            null_values=list(MISSING_WORDS),
+            strings_can_be_null=True,
+            column_types=dict.fromkeys(text_columns, pa.string()),
+        ),
+    }
     with _open(source) as stream:
         try:
-            table = pyarrow.csv.read_csv(
-                stream,
-                read_options=pyarrow.csv.ReadOptions(
-                    block_size=block_bytes,
-                    skip_rows=dialect.skip_rows,
-                    encoding=dialect.encoding.removesuffix("-sig"),  # pyarrow skips the mark
-                ),
-                parse_options=pyarrow.csv.ParseOptions(
-                    newlines_in_values=True, delimiter=dialect.separator
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    null_values=list(MISSING_WORDS),
-                    strings_can_be_null=True,
-                    column_types=dict.fromkeys(text_columns, pa.string()),
-                ),
-            )
+            if scratch is None:
+                table = pyarrow.csv.read_csv(stream, **options)
+            else:
+                blocks = pyarrow.csv.open_csv(stream, **options)
+                table = scratch.table(blocks.schema, blocks)
             names = table.column_names
         except UnicodeDecodeError as error:
             raise _NotInEncoding from error
@@ -194,6 +220,7 @@ def _parse_blocks(
             if "invalid UTF8" in str(error):
                 raise _NotInEncoding from error
             raise
+    pa.default_memory_pool().release_unused()  # what it keeps of the blocks that were parsed
     if any(pa.types.is_binary(field.type) for field in table.schema):
         raise _NotInEncoding
     unique = _unique(names)
