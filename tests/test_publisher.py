@@ -13,6 +13,7 @@ from onward.checkpoint.store import CheckpointStore
 from onward.errors import StoreUnavailable, Superseded
 from onward.metrics import History, Point
 from onward.monitor import Monitor
+from onward.publish import publisher as publisher_module
 from onward.publish.publisher import Publisher
 from onward.tracking.names import LATEST_CHECKPOINT_TAG
 
@@ -325,6 +326,41 @@ def test_several_commits_share_what_follows(attempt, calls, tracking, record):
     assert gone == [f"delete checkpoints/epoch_{n}" for n in (1, 2)]
     assert calls.names.count("upload checkpoints/index.json") == 1
     assert [m.epoch for m in store.list()] == [3]
+
+
+def test_a_long_index_is_not_written_for_each_commit(attempt, calls, tracking, record, monkeypatch):
+    """What it lacks a listing reads by itself; the end, a deletion and the next attempt write it.
+
+    Killed at any of these moments the run has all its checkpoints.
+    """
+    monkeypatch.setattr(publisher_module, "LISTED_SHARE", 3)
+    one, run_id = attempt(), record.run_id
+    store = CheckpointStore(one.publisher.store._artifacts, run_id)
+    num_written = []
+    for epoch in range(1, 13):
+        calls.arm(None)
+        one.train_to(epoch, kept=True)
+        num_written.append(calls.names.count("upload checkpoints/index.json"))
+        index_sha256 = tracking.get_run(run_id).index_sha256
+        listed = [m.epoch for m in store.list(index=index_sha256)]
+        assert listed == [m.epoch for m in store.indexed()] == [*range(1, epoch + 1)]
+    assert num_written == [1, 1, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
+
+    def num_in_index():
+        store.list()
+        return len(store._proven(tracking.get_run(run_id).index_sha256))
+
+    assert num_in_index() == 11
+    again = attempt()
+    assert num_in_index() == 12, "the next attempt writes it"
+    again.train_to(13, kept=True)
+    assert num_in_index() == 12
+    again.publisher.tidy()
+    assert num_in_index() == 13, "and the end"
+    again.train_to(14)
+    again.train_to(15)
+    assert [m.epoch for m in store.indexed()] == [*range(1, 14), 15]
+    assert num_in_index() == 14, "and a deletion"
 
 
 def test_an_index_never_keeps_another_checkpoint_of_a_name(attempt, record):

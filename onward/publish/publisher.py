@@ -42,6 +42,7 @@ PAGE_SECONDS = 60.0
 LOG_SECONDS = 10.0
 COMMIT_LEASE_SECONDS = 0.1  # for which an answer that the attempt has its run is enough to commit
 PRUNE_SECONDS = 60.0  # until a store that refuses to delete is asked again
+LISTED_SHARE = 100  # the index may lack one of so many checkpoints: a long one costs time
 
 
 class Publisher:
@@ -84,6 +85,7 @@ class Publisher:
         self._prune_at = -math.inf  # when the store is asked again to delete
         self._is_tidy = True  # whether the store has refused nothing of it
         self._is_stale = False  # whether the index has another one of a name that was committed
+        self._num_unlisted = 1 + len(self.manifests)  # that the index lacks, as far as is known
 
     def add(self, points: Iterable[Point], order: Order | None = None) -> None:
         """Note metric values, to be published once a checkpoint that holds them is committed.
@@ -118,7 +120,8 @@ class Publisher:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed; nothing more may be published.
         """
-        if not any(m.is_same(manifest) for m in self.manifests):
+        known = next((m for m in self.manifests if m.name == manifest.name), None)
+        if known is None or not known.is_same(manifest):
             previous = self.manifests[-1] if self.manifests else None
 
             def link(cut: Manifest) -> Manifest:
@@ -127,16 +130,20 @@ class Publisher:
 
             folder = self._spool.path(manifest.name)
             stored = self.store.put(folder, manifest, self._require_lease, link)
-            others = [m for m in self.manifests if m.name != manifest.name]
-            self._is_stale |= len(others) < len(self.manifests)
-            self.manifests = [*others, stored]
+            self._is_stale |= known is not None
+            self.manifests = [*(m for m in self.manifests if m is not known), stored]
+            self._num_unlisted += 1
         if self._is_stale:
             self.settle()
 
-    def settle(self) -> None:
+    def settle(self, is_last: bool = False) -> None:
         """Do what follows commits: publish, point, prune.
 
         A resume begins with it, since the attempt before may have died in between.
+
+        Args:
+            is_last: Whether the index is to have all; else it may lack a few of the newest, which a
+                listing reads one by one.
 
         Raises:
             StoreUnavailable: Call again later.
@@ -144,16 +151,20 @@ class Publisher:
         if not self.manifests:
             return
         newest, gone = self.manifests[-1], self.retention.to_prune(self.manifests)
-        index = listed.to_text(m for m in self.manifests if m not in gone)
+        may_lack = 0 if is_last else len(self.manifests) // LISTED_SHARE
+        index = None
+        if gone or self._is_stale or self._num_unlisted > may_lack:
+            index = listed.to_text(m for m in self.manifests if m not in gone)
         # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
         # at any point; a request that was under way then is all that can still land.
         self._require_lease()
         self._publish(newest, index)
-        self._require_lease()
-        self._prune(gone, index)
-        self._is_stale = False
+        if index is not None:
+            self._require_lease()
+            self._prune(gone, index)
+            self._is_stale = False
 
-    def _publish(self, newest: Manifest, index: bytes) -> None:
+    def _publish(self, newest: Manifest, index: bytes | None) -> None:
         """Publish what a checkpoint holds, and point to it.
 
         IMPORTANT: metrics follow the commit, the pointer follows the metrics.
@@ -170,10 +181,11 @@ class Publisher:
         with self._lock:
             self._unpublished = [row for row in self._unpublished if not is_due(*row)]
 
-    def _pointers(self, newest: Manifest, index: bytes) -> dict[str, str]:
+    def _pointers(self, newest: Manifest, index: bytes | None) -> dict[str, str]:
         """Return the tags by which the run names its newest checkpoint, its best, and its index."""
         tags = {**self.tags, EPOCH_TAG: str(newest.epoch), MANIFEST_TAG: newest.digest}
-        tags[INDEX_TAG] = listed.digest(index)
+        if index is not None:
+            tags[INDEX_TAG] = listed.digest(index)
         if self._points_here:
             name = newest.files[0].path.split("/")[0]
             tags[LATEST_CHECKPOINT_TAG] = f"{ROOT}/{newest.name}/{name}"
@@ -191,7 +203,9 @@ class Publisher:
         """
         write_index = functools.partial(self.store.write_index, index, self._spool.folder)
         self._is_tidy = self.store.try_to("index", write_index)
-        if not (self._is_tidy or self.store.try_to("old index", self.store.delete_index)):
+        if self._is_tidy:
+            self._num_unlisted = 0
+        elif not self.store.try_to("old index", self.store.delete_index):
             return
         if time.monotonic() < self._prune_at:
             self._is_tidy = False
@@ -206,15 +220,15 @@ class Publisher:
             self.manifests = [m for m in self.manifests if m.name != name]
 
     def tidy(self) -> None:
-        """Write the index and prune once more, where the store has refused it.
+        """Write the index and prune once more, where it lacks some or the store has refused it.
 
         Raises:
             StoreUnavailable: Call again later.
             Superseded: A later attempt was claimed.
         """
-        if not self._is_tidy:
+        if self._num_unlisted or not self._is_tidy:
             self._prune_at = -math.inf
-            self.settle()
+            self.settle(is_last=True)
 
     def silent_seconds(self) -> float:
         """Return for how long the tracking server has owed an answer."""
