@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -123,3 +125,13 @@ def test_a_locked_database_is_told_in_one_line(tracking, capfd, monkeypatch):
     finally:
         holder.close()
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_for_a_server_no_database_is_imported():
+    """Which would take a quarter of a second of each command."""
+    code = (
+        "import sys; from onward.tracking.client import Tracking; Tracking()\n"
+        "assert 'mlflow' in sys.modules and 'sqlalchemy' not in sys.modules\n"
+    )
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)

@@ -42,7 +42,10 @@ def open_store(uri: str) -> Any:
         StoreRefused: The database would live in memory only, or is half made.
     """
     from mlflow import MlflowClient
-    from sqlalchemy.engine import make_url
+
+    if uri.startswith(("http:", "https:")):
+        return MlflowClient(uri)
+    from sqlalchemy.engine import make_url  # a quarter of a second, which no server needs
 
     if not uri.startswith("sqlite"):
         with _few_tries():
