@@ -249,7 +249,11 @@ def draw(found: dict[str, dict[str, Points]], path: Path) -> None:
             one.loglog(*zip(*series["MB"], strict=True), "s--", color="#e0a040", label="MB")
         one.set_title(f"{growth.cost.replace('`', '')}, by {growth.what}", fontsize=9)
         one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelsize=7)
+        low, high = one.get_ylim()
+        if high < 10 * low:  # a tenth more is to look like a tenth more
+            middle = (low * high) ** 0.5
+            one.set_ylim(middle / 10**0.5, middle * 10**0.5)
+        one.tick_params(which="both", labelsize=7)
         one.legend(frameon=False, fontsize=7)
     for one in list(axes.flat)[len(found) :]:
         one.set_visible(False)
