@@ -363,6 +363,27 @@ def test_a_long_index_is_not_written_for_each_commit(attempt, calls, tracking, r
     assert num_in_index() == 14, "and a deletion"
 
 
+def test_what_a_failed_upload_has_left_goes_though_its_deletion_failed_too(
+    attempt, artifacts, calls
+):
+    """Whoever settles again after an outage deletes it, also where the index is complete."""
+    one = attempt()
+    one.train_to(1, kept=True)
+    lost = one.write(2)
+    calls.arm(1)
+    with pytest.raises(StoreUnavailable, match="upload checkpoints/epoch_2"):
+        one.publisher.commit(lost)
+    calls.arm(None)
+    assert artifacts.list("checkpoints/epoch_2")
+    third = one.write(3, kept=True)
+    calls.arm(6)
+    with pytest.raises(StoreUnavailable, match="delete checkpoints/epoch_2"):
+        one.publisher.commit(third)
+    calls.arm(None)
+    one.publisher.settle()
+    assert not artifacts.list("checkpoints/epoch_2")
+
+
 def test_an_index_never_keeps_another_checkpoint_of_a_name(attempt, record):
     """One that is saved again, as one that stays, is in the index at once."""
     one = attempt()

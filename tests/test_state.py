@@ -162,6 +162,20 @@ def test_a_mean_is_that_of_all_values_wherever_the_epoch_was_stopped(added, data
     assert whole.mean("loss").value == pytest.approx(sum(values) / len(values), abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "value", [np.float32(0.1), np.array(0.1, np.float32), torch.tensor(0.1), torch.tensor(1), True]
+)
+def test_a_mean_is_of_numbers_of_any_kind(value):
+    """Added up in float64, counted in whole numbers of any size, and saved as such."""
+    state = TrainState({})
+    for _ in range(1000):
+        state.mean("loss").add(value, np.int32(10**7))
+    saved = state.capture().epoch_sums
+    assert (saved["loss"].dtype, saved["loss/count"].dtype) == (torch.float64, torch.int64)
+    assert saved["loss/count"].item() == 10**10
+    assert state.mean("loss").value == pytest.approx(float(value), rel=1e-7)
+
+
 def test_means_of_different_names_are_different_and_begin_without_a_value():
     """Nothing was added: that is no number, not 0."""
     state = TrainState({})

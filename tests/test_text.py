@@ -250,6 +250,7 @@ LONG = {
     "a row longer than a block": "a,b\n" + "1,x\n" * 300 + f"1,{'long ' * 1000}\n",
     "names alone": "a,b\n",
     "semicolons and commas": "a;b\n" + "1,5;北京\n1.234,5;上海\n" * 300,
+    "whole numbers, then what sounds like an error": "a,b\n" + "1,2\n" * 300 + "invalid UTF8,2\n",
     "two rows of other lengths": "a,b\n" + "1,2\n" * 300 + "1,2,3\n",
 }
 
@@ -270,7 +271,7 @@ def test_a_text_that_is_read_block_by_block_is_the_same(tmp_path, monkeypatch, n
     whole = read(None)
     monkeypatch.setattr(text, "_WHOLE_BYTES", 0)
     monkeypatch.setattr(text, "_STREAMED_BYTES", 1000)
-    monkeypatch.setattr(scratch_module, "BLOCK_ROWS", 400)
+    monkeypatch.setattr(scratch_module, "_JOINED_ROWS", 100)
     found = read(Scratch(tmp_path))
     assert found == whole
     if not isinstance(whole, str):
@@ -289,10 +290,16 @@ def test_a_large_text_is_not_held_in_memory(tmp_path):
 
 
 def test_a_disk_that_is_full_is_no_damage_of_the_table(tmp_path, monkeypatch):
-    """It is told as what it is: the file is complete."""
+    """It is told as what it is: the file is complete. One that is damaged is told as that."""
     path = tmp_path / "a.csv"
     path.write_text("a,b\n" + "1,2\n" * 1000)
     monkeypatch.setattr(text, "_WHOLE_BYTES", 0)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        read_raw(str(path), scratch=Scratch(tmp_path / "no such folder"))
+    packed = tmp_path / "a.csv.gz"
+    packed.write_bytes(gzip.compress(random.Random(0).randbytes(10_000).hex().encode())[:-2000])
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        read_raw(str(packed), scratch=Scratch(tmp_path))
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
         read_raw(str(path), scratch=Scratch(tmp_path))

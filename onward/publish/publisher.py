@@ -153,7 +153,7 @@ class Publisher:
         newest, gone = self.manifests[-1], self.retention.to_prune(self.manifests)
         may_lack = 0 if is_last else len(self.manifests) // LISTED_SHARE
         index = None
-        if gone or self._is_stale or self._num_unlisted > may_lack:
+        if gone or self._is_stale or not self._is_tidy or self._num_unlisted > may_lack:
             index = listed.to_text(m for m in self.manifests if m not in gone)
         # IMPORTANT: the lease is checked before each change, since an attempt may have been frozen
         # at any point; a request that was under way then is all that can still land.
@@ -162,7 +162,6 @@ class Publisher:
         if index is not None:
             self._require_lease()
             self._prune(gone, index)
-            self._is_stale = False
 
     def _publish(self, newest: Manifest, index: bytes | None) -> None:
         """Publish what a checkpoint holds, and point to it.
@@ -201,23 +200,24 @@ class Publisher:
         cannot be written, as it is too long for a gateway, goes. A store that refuses to delete is
         asked again now and then: nothing waits for it.
         """
+        self._is_tidy = False
         write_index = functools.partial(self.store.write_index, index, self._spool.folder)
-        self._is_tidy = self.store.try_to("index", write_index)
-        if self._is_tidy:
+        is_written = self.store.try_to("index", write_index)
+        if is_written:
             self._num_unlisted = 0
         elif not self.store.try_to("old index", self.store.delete_index):
             return
+        self._is_stale = False
         if time.monotonic() < self._prune_at:
-            self._is_tidy = False
             return
         left = self.store.leftovers(self.manifests) if self.sweeps else []
         for name in [*(m.name for m in gone), *left]:
             self._attempt.check_lease()  # nothing brings back what is deleted
             if not self.store.try_to("prune", functools.partial(self.store.delete, name)):
                 self._prune_at = time.monotonic() + PRUNE_SECONDS
-                self._is_tidy = False
                 return
             self.manifests = [m for m in self.manifests if m.name != name]
+        self._is_tidy = is_written
 
     def tidy(self) -> None:
         """Write the index and prune once more, where it lacks some or the store has refused it.

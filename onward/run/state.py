@@ -55,11 +55,13 @@ class Mean:
 
     def add(self, value: torch.Tensor | float, num: int = 1) -> None:
         """Add the mean of `num` values: a number, or a scalar tensor on any device."""
-        count, added = f"{self._name}{_COUNT}", value * num
-        if isinstance(added, torch.Tensor):
-            added = added.detach()  # a loss, whose graph would stay as long as the sum
-            # A device is not waited for: there the sum is a tensor, in float64 as well.
-            added = added.item() if added.device.type == "cpu" else added.double()
+        count, num = f"{self._name}{_COUNT}", int(num)
+        added = value * num
+        if isinstance(added, torch.Tensor) and added.device.type != "cpu":
+            # The device is not waited for: there the sum is a tensor, in float64 as well.
+            added = added.detach().double()
+        else:
+            added = float(added.detach() if isinstance(added, torch.Tensor) else added)
         total = self._sums.get(self._name, 0.0)
         if isinstance(total, torch.Tensor) and isinstance(added, torch.Tensor):
             total = total.to(added.device)
@@ -243,6 +245,7 @@ class TrainState:
             saved = join_parts(content, self.parts, shards)
             for name, part in self.parts.items():
                 put_back(part, saved[name], name)
+            sums = {name: total.item() for name, total in content.epoch_sums.items()}
         except MISFITS as error:
             raise CheckpointError(
                 _("the checkpoint of epoch {epoch} does not fit this program's model: {reason}")
@@ -252,7 +255,7 @@ class TrainState:
         self.axes = dict(content.axes)
         self.feeds, self.saved_feeds = {}, dict(content.feeds)
         self.epoch_step = content.epoch_step
-        self.epoch_sums = {name: total.item() for name, total in content.epoch_sums.items()}
+        self.epoch_sums = sums
         self.epoch_seconds = content.epoch_seconds
         # IMPORTANT: random state comes last, since loading the rest may draw from it.
         rng.restore(dict(content.rng))

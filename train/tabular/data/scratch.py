@@ -21,7 +21,21 @@ from numpy.typing import DTypeLike, NDArray
 from train.tabular.data.parquet import BLOCK_ROWS
 
 _IN_MEMORY_BYTES: Final = 1 << 27  # of all arrays together; what is more lies in files
+_JOINED_ROWS: Final = BLOCK_ROWS // 4  # of a table's blocks, which may be of a few rows each
+_JOINED_BLOCKS: Final = 4
 _PART_BYTES: Final = 1 << 26  # of the parts of arrays that are put in order at a time
+
+
+class NotWritten(Exception):
+    """A file of the scratch cannot be written.
+
+    Args:
+        reason: What the system says.
+    """
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Scratch:
@@ -72,15 +86,30 @@ class Scratch:
         """Return blocks of whatever sizes as a table that lies in a file.
 
         Raises:
-            OSError: The disk is full.
+            NotWritten: The file cannot be written.
+            Exception: What is wrong with the blocks, as it is.
         """
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            # Arrow's format is that of its memory: what is mapped is neither read nor decoded.
-            with pa.ipc.new_stream(file, schema) as stream:
-                for block in _of_rows(BLOCK_ROWS // 4, schema, blocks):
-                    stream.write_table(block)
-            file.flush()
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        unread: list[OSError] = []
+
+        def read() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from blocks
+            except OSError as error:
+                unread.append(error)
+                raise
+
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                # Arrow's format is that of its memory: what is mapped is neither read nor decoded.
+                with pa.ipc.new_stream(file, schema) as stream:
+                    for block in _joined(read()):
+                        stream.write_table(block)
+                file.flush()
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if unread:
+                raise
+            raise NotWritten(error) from error
         return pa.ipc.open_stream(pa.py_buffer(memory)).read_all()
 
     def clear(self) -> None:
@@ -91,17 +120,16 @@ class Scratch:
         self._num_bytes -= num_bytes
 
 
-def _of_rows(
-    num_rows: int, schema: pa.Schema, blocks: Iterable[pa.RecordBatch]
-) -> Iterator[pa.Table]:
-    """Yield the rows of the blocks, so many at a time, each column in one piece."""
-    waiting = schema.empty_table()
+def _joined(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield the rows some thousand at a time, if that is a few blocks, a column in one piece."""
+    waiting: list[pa.RecordBatch] = []
     for block in blocks:
-        waiting = pa.concat_tables([waiting, pa.Table.from_batches([block])])
-        while len(waiting) >= num_rows:
-            yield waiting.slice(0, num_rows).combine_chunks()
-            waiting = waiting.slice(num_rows)
-    yield waiting.combine_chunks()
+        waiting.append(block)
+        if len(waiting) == _JOINED_BLOCKS or sum(map(len, waiting)) >= _JOINED_ROWS:
+            yield pa.Table.from_batches(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting).combine_chunks()
 
 
 class Arranged:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import itertools
 import re
@@ -28,7 +27,7 @@ from onward.words.language import _
 from train.tabular.data.excel import read_sheet
 from train.tabular.data.npz import check_declared
 from train.tabular.data.parquet import Parquet, read_schema
-from train.tabular.data.scratch import Scratch
+from train.tabular.data.scratch import NotWritten, Scratch
 from train.tabular.data.source import Source
 from train.tabular.data.text import column_names, read_text
 
@@ -185,9 +184,9 @@ def _told_of(path: Path, kind: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except NotWritten as error:  # the disk where its rows are to lie: the file is complete
+        raise error.reason from error
     except (OSError, EOFError, ValueError, pa.ArrowException, zipfile.BadZipFile, zlib.error) as e:
-        if getattr(e, "errno", None) == errno.ENOSPC:  # of the disk where its rows are to lie
-            raise
         reason = (str(e).splitlines() or [type(e).__name__])[0].rstrip(".")
         raise DataError(
             _(
