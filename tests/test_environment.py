@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from onward.opening.identity import machine_tags, upload_code
 from onward.options.run_options import RunOptions
@@ -424,3 +425,17 @@ def test_a_gpu_has_no_instructions_of_a_processor(monkeypatch):
     told = environment.describe("cuda:0", 3)
     assert told["device"] == "a card at cuda:0"
     assert "instructions" not in told
+
+
+def test_the_order_of_sums_repeats_and_new_memory_is_not_filled(monkeypatch):
+    """Torch fills each new tensor otherwise, a hundredth of a step."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    try:
+        environment.set_threads(1)
+        assert torch.get_deterministic_debug_mode() == 1, "it warns of what has no order"
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.set_num_threads(threads)
