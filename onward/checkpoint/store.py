@@ -4,9 +4,9 @@ A checkpoint exists if and only if its `manifest.json` does and every file has t
 hash that it lists. So the manifest is uploaded last and deleted first, and a folder without one
 (a killed upload, a half-done deletion) is nothing.
 
-`index.json` holds the manifests of all checkpoints, so that a listing costs two calls. What is gone
-on from, deleted or given away is chosen by it only where the run's tag proves it (see `listed`);
-else by the manifests themselves.
+`index.json` holds the manifests of all checkpoints, but for a few of the newest, so that a listing
+costs few calls. What is gone on from, deleted or given away is chosen by it only where the run's
+tag proves it (see `listed`); else by the manifests themselves.
 """
 
 from __future__ import annotations

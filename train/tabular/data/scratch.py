@@ -121,7 +121,7 @@ class Scratch:
 
 
 def _joined(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the rows some thousand at a time, if that is a few blocks, a column in one piece."""
+    """Yield some thousand rows at a time, or those of a few blocks, each column in one piece."""
     waiting: list[pa.RecordBatch] = []
     for block in blocks:
         waiting.append(block)
